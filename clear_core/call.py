@@ -1,0 +1,111 @@
+"""One call of local attention: its tensors, checked once, as every backend gets it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .pattern import LocalPattern
+from .pooling import Pooled
+
+DEFAULT_BUDGET = 256 * 2**20
+"""Bytes of temporary memory a backend may take for what it gathers."""
+
+
+class AttentionResult(NamedTuple):
+    """out: [batch, queries, heads * head_dim] in the query's dtype.
+
+    lse: float32 [batch, heads, queries], the natural log of the sum of exp(score), or None if not asked for.
+    """
+
+    out: Tensor
+    lse: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionCall:
+    """Tensors and numbers of one call; see `clear_core.attention.local_attention` for their meaning."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    pattern: LocalPattern
+    scale: float
+    pooled: Pooled | None = None
+    mask: Tensor | None = None
+    return_lse: bool = False
+    budget: int = DEFAULT_BUDGET
+
+    def __post_init__(self) -> None:
+        _check_tensors(self)
+        if self.pooled is not None:
+            _check_pooled(self, self.pooled)
+        if self.mask is not None:
+            _check_mask(self, self.mask)
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"the softmax scale must be a positive number, got {self.scale}")
+        if self.budget < 1:
+            raise ValueError(f"the memory budget must be at least 1 byte, got {self.budget}")
+
+    @property
+    def batch(self) -> int:
+        return self.query.shape[0]
+
+    @property
+    def heads(self) -> int:
+        return self.query.shape[1]
+
+    @property
+    def head_dim(self) -> int:
+        return self.query.shape[3]
+
+    def masked(self, queries: slice = slice(None), keys: slice = slice(None)) -> Tensor | None:
+        """The caller's mask as an additive float bias, cut to some queries and keys; None without one."""
+        if self.mask is None:
+            return None
+        part = self.mask
+        part = part[:, :, queries if part.shape[2] > 1 else slice(None), keys if part.shape[3] > 1 else slice(None)]
+        if part.dtype == torch.bool:
+            return torch.zeros_like(part, dtype=self.query.dtype).masked_fill_(~part, -math.inf)
+        return part.to(self.query.dtype)
+
+
+def _check_tensors(call: AttentionCall) -> None:
+    query, key, value, pattern = call.query, call.key, call.value, call.pattern
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if not query.ndim == key.ndim == value.ndim == 4:
+        raise ValueError(f"query, key and value must be [batch, heads, tokens, head_dim], got {shapes}")
+    batch, heads, _, head_dim = query.shape
+    if key.shape != value.shape or (key.shape[0], key.shape[1], key.shape[3]) != (batch, heads, head_dim):
+        raise ValueError(f"query, key and value must agree in batch, heads and head_dim, got {shapes}")
+    if query.shape[2] != pattern.query_tokens or key.shape[2] != pattern.key_tokens:
+        raise ValueError(
+            f"the layout has {pattern.query_tokens} queries and {pattern.key_tokens} keys "
+            f"(text {pattern.layout.text}, image {pattern.layout.image}), got {shapes}"
+        )
+    if not query.dtype == key.dtype == value.dtype or not query.is_floating_point():
+        raise ValueError(
+            f"query, key and value need one floating dtype, got {query.dtype}, {key.dtype}, {value.dtype}"
+        )
+    if not query.device == key.device == value.device:
+        raise ValueError(f"query, key and value must share a device, got {query.device}, {key.device}, {value.device}")
+
+
+def _check_pooled(call: AttentionCall, pooled: Pooled) -> None:
+    batch, heads, _, head_dim = call.query.shape
+    expected = (batch, heads, call.pattern.pooled, head_dim)
+    if tuple(pooled.key.shape) != expected or tuple(pooled.value.shape) != expected:
+        raise ValueError(
+            f"down-sampled keys and values must be {expected}, "
+            f"got {tuple(pooled.key.shape)} and {tuple(pooled.value.shape)}"
+        )
+
+
+def _check_mask(call: AttentionCall, mask: Tensor) -> None:
+    full = (call.batch, call.heads, call.pattern.query_tokens, call.pattern.key_tokens)
+    if mask.ndim != 4 or any(have not in (1, want) for have, want in zip(mask.shape, full, strict=True)):
+        raise ValueError(f"the attention mask must broadcast to {full}, got {tuple(mask.shape)}")

@@ -1,0 +1,100 @@
+"""Where each token lies: FLUX's joint sequence of text, image and reference images.
+
+    [ text : T ] [ image, row-major : H x W ] [ reference 1 : H1 x W1 ] [ reference 2 ] ...
+
+One FLUX.1 image token covers 16 x 16 pixels, so a 1024 px image is a 64 x 64 grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A row-major grid of tokens, in tokens (not pixels)."""
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"a token grid needs at least 1 x 1 tokens, got {self.height} x {self.width}")
+
+    @property
+    def tokens(self) -> int:
+        return self.height * self.width
+
+    @property
+    def rows(self) -> Band:
+        """All rows, as a band."""
+        return Band(0, self.height)
+
+    def __str__(self) -> str:
+        return f"{self.height} x {self.width}"
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Rows `start` up to, not including, `stop` of a grid."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"a band needs 0 <= start < stop, got start {self.start}, stop {self.stop}")
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def grown(self, halo: int, grid: Grid) -> Band:
+        """This band and `halo` rows on either side, clipped at the grid's border."""
+        return Band(max(0, self.start - halo), min(grid.height, self.stop + halo))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLayout:
+    """The whole sequence one attention layer works on.
+
+    text: number of text tokens, 0 or more. It changes with the prompt and with plugins that
+        append tokens, so it is always counted per call.
+    image: the grid that is being denoised.
+    references: grids of reference images (Kontext), each with its own size.
+    """
+
+    text: int
+    image: Grid
+    references: tuple[Grid, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.text < 0:
+            raise ValueError(f"the text length cannot be negative, got {self.text}")
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        """The image, then the references."""
+        return (self.image, *self.references)
+
+    @property
+    def reference_tokens(self) -> int:
+        return sum(grid.tokens for grid in self.references)
+
+    @property
+    def tokens(self) -> int:
+        return self.text + self.image.tokens + self.reference_tokens
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The first token of each grid in the sequence."""
+        sizes = (grid.tokens for grid in self.grids[:-1])
+        return tuple(accumulate(sizes, initial=self.text))
+
+
+def same_place(index: int, size: int, other_size: int) -> int:
+    """The cell of an axis of `other_size` cells that holds the centre of cell `index` of `size`.
+
+    Integer arithmetic, so that every backend agrees exactly; the identity for equal sizes.
+    """
+    return (2 * index + 1) * other_size // (2 * size)
