@@ -1,0 +1,251 @@
+"""Demo model files: FLUX.1-dev's architecture at full width, one block of each kind, random weights.
+
+FLUX is twelve billion parameters behind a licence. What a demonstration and a test need of it is its
+shape: hidden size 3072, 24 heads, the 16-channel VAE, CLIP-L, all in files that ComfyUI's own loader
+nodes accept. The weights are random, from fixed seeds, and scaled so that every layer has a say; the
+pictures are textures, not photographs.
+
+Runs with the host on the path: the tensors' names and shapes are asked of the host's own classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+HIDDEN = 3072
+HEADS = 24
+RADIUS = 8
+DOWN_FACTOR = 4
+
+FLUX = "diffusion_models/demo_flux_1_double_1_single.safetensors"
+VAE = "vae/demo_ae.safetensors"
+CLIP_L = "text_encoders/demo_clip_l.safetensors"
+CLEAR = f"clear/clear_local_{RADIUS}_demo.safetensors"
+CLEAR_DOWN = f"clear/clear_local_{RADIUS}_down_{DOWN_FACTOR}_demo.safetensors"
+LORA = "loras/demo_lora.safetensors"
+
+# Counts up when a recipe below changes: files made by an older one are made again.
+_RECIPE = "1"
+_RECIPE_KEY = "clear.demo"
+
+Tensors = dict[str, Tensor]
+
+
+def make_demo_files(models: Path, say: Callable[[str], None] = print) -> None:
+    """Put every demo file that is missing, or of an older recipe, below `models`.
+
+    A file appears complete or not at all. Same names, same bytes on every machine with the same torch.
+    """
+    for name, recipe in _recipes(models).items():
+        path = models / name
+        if _is_current(path):
+            continue
+        started = time.perf_counter()
+        tensors, metadata = recipe()
+        _save(path, tensors, metadata)
+        size = path.stat().st_size / 1e6
+        say(f"made {name} ({size:,.0f} MB, {time.perf_counter() - started:.1f} s)")
+
+
+def _recipes(models: Path) -> Mapping[str, Callable[[], tuple[Tensors, dict[str, str]]]]:
+    """In the order in which they need each other."""
+    return {
+        FLUX: lambda: (_flux(), {}),
+        VAE: lambda: (_vae(), {}),
+        CLIP_L: lambda: (_clip_l(), {}),
+        CLEAR: lambda: (_clear(models / FLUX), _variant(1)),
+        CLEAR_DOWN: lambda: (_clear(models / FLUX) | _spatial_weights(), _variant(DOWN_FACTOR)),
+        LORA: lambda: (_lora(models / FLUX), {}),
+    }
+
+
+# ---- the recipes -------------------------------------------------------------------------------------
+
+
+def _flux() -> Tensors:
+    import comfy.ops
+    from comfy.ldm.flux.model import Flux
+
+    model = Flux(
+        in_channels=16,
+        out_channels=16,
+        vec_in_dim=768,
+        context_in_dim=4096,
+        hidden_size=HIDDEN,
+        mlp_ratio=4.0,
+        num_heads=HEADS,
+        depth=1,
+        depth_single_blocks=1,
+        axes_dim=[16, 56, 56],
+        theta=10000,
+        patch_size=2,
+        qkv_bias=True,
+        guidance_embed=True,
+        dtype=torch.bfloat16,
+        device="meta",
+        operations=comfy.ops.disable_weight_init,
+    )
+    tensors = _random_like(model.state_dict())
+    for key, tensor in tensors.items():
+        if key.endswith("norm.scale"):
+            # Queries and keys a little long, so that attention picks instead of averaging everything.
+            tensor.fill_(1.5)
+        elif "mod.lin.weight" in key or "modulation.lin.weight" in key:
+            # The gates: with a unit gain every block would be a whisper beside its own residual.
+            tensor.mul_(3)
+    return tensors
+
+
+def _vae() -> Tensors:
+    from comfy.ldm.models.autoencoder import AutoencodingEngine
+
+    config = {
+        "double_z": True,
+        "z_channels": 16,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 128,
+        "ch_mult": [1, 2, 4, 4],
+        "num_res_blocks": 2,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    with torch.device("meta"):
+        model = AutoencodingEngine(
+            regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
+            encoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Encoder", "params": config},
+            decoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Decoder", "params": config},
+        )
+    return _random_like(model.state_dict())
+
+
+def _clip_l() -> Tensors:
+    import comfy.clip_model
+    import comfy.ops
+    import comfy.sd1_clip
+
+    folder = Path(comfy.sd1_clip.__file__).parent
+    config = json.loads((folder / "sd1_clip_config.json").read_text(encoding="utf-8"))
+    model = comfy.clip_model.CLIPTextModel(
+        config, dtype=torch.bfloat16, device="meta", operations=comfy.ops.disable_weight_init
+    )
+    return _random_like(model.state_dict())
+
+
+def _clear(flux: Path) -> Tensors:
+    """The base model's own image attention, one tenth of it replaced by noise: as if distilled, a little."""
+    out: Tensors = {}
+    with safe_open(str(flux), framework="pt") as base:
+        for kind in ("weight", "bias"):
+            qkv = base.get_tensor(f"double_blocks.0.img_attn.qkv.{kind}").chunk(3)
+            single = base.get_tensor(f"single_blocks.0.linear1.{kind}")[: 3 * HIDDEN].chunk(3)
+            proj = base.get_tensor(f"double_blocks.0.img_attn.proj.{kind}")
+            for name, first, second in zip(("to_q", "to_k", "to_v"), qkv, single, strict=True):
+                out[f"transformer_blocks.0.attn.{name}.{kind}"] = first
+                out[f"single_transformer_blocks.0.attn.{name}.{kind}"] = second
+            out[f"transformer_blocks.0.attn.to_out.0.{kind}"] = proj
+    return {key: _nudged(key, tensor) for key, tensor in out.items()}
+
+
+def _spatial_weights() -> Tensors:
+    f = DOWN_FACTOR
+    out: Tensors = {}
+    for kind in ("transformer_blocks", "single_transformer_blocks"):
+        key = f"{kind}.0.attn.processor.spatial_weight"
+        noise = torch.randn(1, 1, 1, f, 1, f, 1, generator=_seeded(key))
+        out[key] = ((1 + 0.2 * noise) / f**2).to(torch.bfloat16)
+    return out
+
+
+def _lora(flux: Path) -> Tensors:
+    """Rank 4 on attention and MLP of both kinds of block, in kohya's names, strong enough to see."""
+    rank = 4
+    out: Tensors = {}
+    with safe_open(str(flux), framework="pt") as base:
+        for layer in (
+            "double_blocks.0.img_attn.qkv",
+            "double_blocks.0.img_mlp.0",
+            "single_blocks.0.linear1",
+            "single_blocks.0.linear2",
+        ):
+            rows, columns = base.get_slice(f"{layer}.weight").get_shape()
+            name = "lora_unet_" + layer.replace(".", "_")
+            down = torch.randn(rank, columns, generator=_seeded(name + "down")) / columns**0.5
+            up = torch.randn(rows, rank, generator=_seeded(name + "up"))
+            out[f"{name}.lora_down.weight"] = down.to(torch.bfloat16)
+            out[f"{name}.lora_up.weight"] = up.to(torch.bfloat16)
+            out[f"{name}.alpha"] = torch.tensor(float(rank))
+    return out
+
+
+def _variant(down_factor: int) -> dict[str, str]:
+    return {"clear.radius": str(RADIUS), "clear.down_factor": str(down_factor)}
+
+
+# ---- random numbers and files ------------------------------------------------------------------------
+
+
+def _random_like(shapes: Mapping[str, Tensor]) -> Tensors:
+    """Norms one, biases zero, everything else normal and divided by the square root of its fan-in."""
+    out: Tensors = {}
+    for key, meta in shapes.items():
+        if meta.ndim < 2:
+            one = key.endswith(("weight", "scale"))
+            out[key] = torch.full(meta.shape, 1.0 if one else 0.0, dtype=torch.bfloat16)
+            continue
+        fan_in = meta[0].numel()
+        noise = torch.randn(meta.shape, generator=_seeded(key))
+        out[key] = noise.mul_(fan_in**-0.5).to(torch.bfloat16)
+    return out
+
+
+def _nudged(key: str, tensor: Tensor) -> Tensor:
+    noise = torch.randn(tensor.shape, generator=_seeded(key))
+    values = tensor.float()
+    spread = values.std() if tensor.ndim > 1 else 0.1
+    return (values + 0.1 * spread * noise).to(tensor.dtype)
+
+
+def _seeded(key: str) -> torch.Generator:
+    """A generator of its own for each tensor: no tensor depends on the order in which they are made."""
+    return torch.Generator().manual_seed(zlib.crc32(key.encode()))
+
+
+def _is_current(path: Path) -> bool:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return (file.metadata() or {}).get(_RECIPE_KEY) == _RECIPE
+    except Exception:  # absent, cut short, or something else by that name: make it again
+        return False
+
+
+def _save(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(whole, str(unfinished), metadata | {_RECIPE_KEY: _RECIPE})
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e9
+        raise SystemExit(f"cannot write {path} ({need:.1f} GB): {error}. Make room and start again.") from error
+
+
+if __name__ == "__main__":
+    from comfy.cli_args import args
+
+    args.cpu = True  # only shapes are asked of the host: no need to wake a GPU
+    make_demo_files(Path(sys.argv[1]))
