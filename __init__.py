@@ -1,0 +1,17 @@
+"""CLEAR Attention for FLUX: the list of nodes, and the folder of the page's files."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .nodes.apply import CLEARApply
+from .nodes.weights_loader import CLEARWeightsLoader
+
+WEB_DIRECTORY = "./web"
+
+
+class ClearAttentionExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [CLEARWeightsLoader, CLEARApply]
+
+
+async def comfy_entrypoint() -> ClearAttentionExtension:
+    return ClearAttentionExtension()

@@ -1,0 +1,88 @@
+"""The real host in the test's own process, and the core as a package of its own.
+
+The repository's root must not come before the host on the path: its `nodes/` would hide the host's
+`nodes.py`. So the host goes first, and `clear_core` is registered by its file instead of by the path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import settings
+
+ROOT = Path(__file__).parents[1]
+HOST = Path(os.environ.get("CLEAR_HOST", ROOT / ".dev" / "host"))
+
+if not (HOST / "comfy").is_dir():
+    raise pytest.UsageError(f"There is no ComfyUI host in {HOST}. Run the tests with: python dev.py test")
+
+sys.path[:0] = [str(HOST), str(ROOT / "tests")]
+
+from comfy.cli_args import args  # noqa: E402 - the host's options come before anything else of the host
+
+args.cpu = not torch.cuda.is_available()
+
+_spec = importlib.util.spec_from_file_location("clear_core", ROOT / "clear_core" / "__init__.py")
+assert _spec is not None and _spec.loader is not None
+sys.modules["clear_core"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sys.modules["clear_core"])
+
+# Slow machines are no failures; examples are the same in every run.
+settings.register_profile("clear", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("clear")
+
+
+@pytest.fixture(scope="session")
+def host() -> Any:
+    """The host's `nodes` module, imported as its server does."""
+    import utils.extra_config
+    import utils.install_util  # noqa: F401 - before `nodes`, which puts a `utils.py` of its own on the path
+
+    import nodes
+
+    return nodes
+
+
+@pytest.fixture(scope="session")
+def pack(host: Any) -> dict[str, Any]:
+    """This pack's node classes by id, loaded as the server loads them."""
+    loaded = asyncio.run(host.load_custom_node(str(ROOT)))
+    assert loaded, "the host could not load the pack; its log says why"
+    return host.NODE_CLASS_MAPPINGS
+
+
+class NodesApi:
+    """The nodes as plain functions: their defaults, their errors, their outputs."""
+
+    def __init__(self, classes: dict[str, Any]) -> None:
+        self._apply, self._loader = classes["CLEARApply"], classes["CLEARWeightsLoader"]
+
+    def defaults(self) -> dict[str, Any]:
+        """The values of Apply CLEAR Attention's widgets on a new node."""
+        return {i.id: i.default for i in self._apply.define_schema().inputs if hasattr(i, "default")}
+
+    def apply(self, model: Any, weights: Any = None, **inputs: Any) -> Any:
+        return self.apply_output(model, weights, **inputs).args[0]
+
+    def apply_output(self, model: Any, weights: Any = None, **inputs: Any) -> Any:
+        clone = self._apply.PREPARE_CLASS_CLONE({})
+        return clone.execute(model=model, weights=weights, **{**self.defaults(), **inputs})
+
+    def module(self, name: str) -> Any:
+        """A module of the pack as the host loaded it, such as "clear_core.weights"."""
+        return sys.modules[f"{self._apply.__module__.rsplit('.', 2)[0]}.{name}"]
+
+    def weights(self, path: Path) -> Any:
+        return self.module("clear_core.weights").read_weights(path)
+
+
+@pytest.fixture(scope="session")
+def nodes_api(pack: dict[str, Any]) -> NodesApi:
+    return NodesApi(pack)

@@ -1,0 +1,55 @@
+"""The authors' own outputs: a model of the host's classes, patched through the nodes, reproduces them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from einops import rearrange
+from host.rounding import golden_timestep_embedding
+from host.tiny import Golden, run_forward
+from safetensors.torch import save_file
+
+FILES = sorted((Path(__file__).parents[1] / "data" / "golden").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_authors_output_is_reproduced(
+    path: Path, backend: str, tmp_path: Path, nodes_api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comfy.ldm.flux.model.timestep_embedding", golden_timestep_embedding)
+    golden = Golden.read(path)
+    file = tmp_path / f"clear_local_{golden.radius}.safetensors"
+    if golden.down_factor > 1:
+        file = tmp_path / f"clear_local_{golden.radius}_down_{golden.down_factor}.safetensors"
+    save_file(golden.part("clear."), file)
+
+    patched = nodes_api.apply(
+        golden.model(),
+        nodes_api.weights(file),
+        backend=backend,
+        ntk_factor=golden.ntk_factor,
+        proportional_attention=golden.proportional,
+    )
+    tensors = golden.tensors
+    latent = rearrange(
+        tensors["x"], "b (h w) (c p q) -> b c (h p) (w q)", h=golden.height, w=golden.width, p=2, q=2
+    )
+    out = run_forward(patched, latent, tensors["t"], tensors["context"], tensors["y"], tensors["guidance"])
+    out = rearrange(out, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+
+    error = (out - tensors["out"]).norm() / tensors["out"].norm()
+    assert error < 1e-5
+    assert torch.isfinite(out).all()
+
+
+def test_there_are_golden_files() -> None:
+    assert {path.stem for path in FILES} == {
+        "down4_r4_ntk10_prop",
+        "down4_r8",
+        "local_r3",
+        "local_r8_ntk10_prop",
+    }

@@ -1,0 +1,147 @@
+"""Small FLUX models from the host's own classes, as MODELs that nodes can patch and samplers can run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+
+@dataclass
+class Golden:
+    """One file of the authors' own output, and the tiny model that made it."""
+
+    name: str
+    tensors: dict[str, Tensor]
+    height: int
+    width: int
+    text: int
+    radius: int
+    down_factor: int
+    proportional: bool
+    ntk_factor: float
+    config: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Golden:
+        with safe_open(str(path), framework="pt") as file:
+            meta = file.metadata()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return cls(
+            path.stem,
+            tensors,
+            int(meta["h"]),
+            int(meta["w"]),
+            int(meta["txt"]),
+            int(meta["window"]),
+            int(meta["down"]),
+            meta["prop"] == "1",
+            float(meta["ntk"]),
+            json.loads(meta["cfg"]),
+        )
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors under a prefix, cloned: the host's converter swaps some of them in place."""
+        return {k[len(prefix) :]: v.clone() for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    def model(self) -> Any:
+        """The base model as a MODEL, without CLEAR's weights."""
+        import comfy.model_detection
+
+        config = self.config
+        dim = config["attention_head_dim"] * config["num_attention_heads"]
+        model = flux_model(
+            depth=config["num_layers"],
+            depth_single_blocks=config["num_single_layers"],
+            hidden_size=dim,
+            num_heads=config["num_attention_heads"],
+            context_in_dim=config["joint_attention_dim"],
+            vec_in_dim=config["pooled_projection_dim"],
+            axes_dim=config["axes_dims_rope"],
+            guidance_embed=config["guidance_embeds"],
+        )
+        state = comfy.model_detection.convert_diffusers_mmdit(self.part("base."), "")
+        missing, unexpected = model.model.diffusion_model.load_state_dict(state, strict=False)
+        assert not missing and not unexpected, (missing, unexpected)
+        return model
+
+
+def flux_model(**overrides: Any) -> Any:
+    """A FLUX.1 MODEL of any size from the host's classes, random but the same each time; float32, CPU."""
+    import comfy.ldm.flux.model
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.ops
+    import comfy.supported_models
+
+    config: dict[str, Any] = {
+        "image_model": "flux",
+        "in_channels": 16,
+        "out_channels": 16,
+        "patch_size": 2,
+        "mlp_ratio": 4.0,
+        "theta": 10000,
+        "qkv_bias": True,
+        "depth": 1,
+        "depth_single_blocks": 2,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "context_in_dim": 24,
+        "vec_in_dim": 12,
+        "axes_dim": [4, 6, 6],
+        "guidance_embed": True,
+    }
+    config.update(overrides)
+    if "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__dataclass_fields__:
+        config.setdefault("txt_ids_dims", [])  # hosts from 0.8 on ask for it
+    supported = comfy.supported_models.Flux(config)
+    supported.custom_operations = comfy.ops.disable_weight_init
+    supported.set_inference_dtype(torch.float32, None)
+    base = comfy.model_base.Flux(supported, device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in base.diffusion_model.named_parameters():
+            fan = parameter.shape[-1] if parameter.ndim > 1 else 1
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.1 * noise if name.endswith("scale") else noise * (0.5 / fan**0.5))
+    return comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
+
+
+def run_forward(
+    model: Any,
+    latent: Tensor,
+    timestep: Tensor,
+    context: Tensor,
+    pooled_text: Tensor | None = None,
+    guidance: Tensor | None = None,
+    **extra: Any,
+) -> Tensor:
+    """One forward of a patched MODEL, loaded and called through the host as a sampler does; the velocity."""
+    import comfy.model_management
+    import comfy.sampler_helpers
+
+    comfy.model_management.load_models_gpu([model])
+    options = {**model.model_options, "transformer_options": dict(model.model_options["transformer_options"])}
+    comfy.sampler_helpers.prepare_model_patcher(model, {}, options)
+    # Taken from the transformer itself: dividing the sampler's x - denoised by sigma would lose digits.
+    velocity: list[Tensor] = []
+    hook = model.model.diffusion_model.register_forward_hook(lambda module, args, out: velocity.append(out))
+    try:
+        with torch.no_grad():
+            model.model.apply_model(
+                latent,
+                timestep,
+                c_crossattn=context,
+                y=pooled_text,
+                guidance=guidance,
+                transformer_options=options["transformer_options"],
+                **extra,
+            )
+    finally:
+        hook.remove()
+    return velocity[0]
