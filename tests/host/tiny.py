@@ -145,3 +145,51 @@ def run_forward(
     finally:
         hook.remove()
     return velocity[0]
+
+
+def inputs(height: int, width: int, text: int = 9, batch: int = 1, channels: int = 16, seed: int = 1) -> dict[str, Tensor]:
+    """Random inputs of one forward for `flux_model`: a latent of height x width (two to a token)."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "latent": torch.randn(batch, channels, height, width, generator=generator),
+        "timestep": torch.full((batch,), 0.6),
+        "context": torch.randn(batch, text, 24, generator=generator),
+        "pooled_text": torch.randn(batch, 12, generator=generator),
+        "guidance": torch.full((batch,), 3.5),
+    }
+
+
+def sample(model: Any, height: int, width: int, *, steps: int = 2, text: int = 9, seed: int = 5, **options: Any) -> Tensor:
+    """A whole sampling run of a MODEL through the host's guider, Euler, CFG 1. The final latent."""
+    import comfy.samplers
+
+    given = inputs(height, width, text)
+    guider = comfy.samplers.CFGGuider(model)
+    positive = [[given["context"], {"pooled_output": given["pooled_text"], "guidance": 3.5}]]
+    guider.set_conds(positive, positive)
+    guider.set_cfg(1.0)
+    sampling = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", steps)
+    noise = torch.randn(1, 16, height, width, generator=torch.Generator().manual_seed(seed))
+    sampler = comfy.samplers.sampler_object("euler")
+    return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=seed, **options)
+
+
+def clear_tensors(model: Any, *, factor: int = 1, seed: int = 3) -> dict[str, Tensor]:
+    """A complete set of CLEAR weights for a MODEL, random."""
+    flux = model.model.diffusion_model
+    generator = torch.Generator().manual_seed(seed)
+    hidden = flux.hidden_size
+    tensors: dict[str, Tensor] = {}
+    for prefix, blocks, names in (
+        ("transformer_blocks", flux.double_blocks, ("to_q", "to_k", "to_v", "to_out.0")),
+        ("single_transformer_blocks", flux.single_blocks, ("to_q", "to_k", "to_v")),
+    ):
+        for i in range(len(blocks)):
+            for name in names:
+                tensors[f"{prefix}.{i}.attn.{name}.weight"] = torch.randn(hidden, hidden, generator=generator) * 0.2
+                tensors[f"{prefix}.{i}.attn.{name}.bias"] = torch.randn(hidden, generator=generator) * 0.2
+            if factor > 1:
+                weight = torch.rand(1, 1, 1, factor, 1, factor, 1, generator=generator)
+                tensors[f"{prefix}.{i}.attn.processor.spatial_weight"] = weight / weight.sum()
+    return tensors
