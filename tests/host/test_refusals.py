@@ -56,7 +56,7 @@ def test_weights_of_another_depth_or_width_are_refused(model: Any, nodes_api: An
     with pytest.raises(ValueError, match="2 double and 2 single blocks, the model has 1 and 2"):
         nodes_api.apply(model, deep)
     wide = saved(nodes_api, tmp_path, flux_model(hidden_size=64, num_heads=4), "clear_local_4.safetensors")
-    with pytest.raises(ValueError, match=r"to_q.weight has shape \(64, 64\), the model needs \(32, 32\)"):
+    with pytest.raises(ValueError, match=r"has shape \(64,.*the model needs \(32,"):
         nodes_api.apply(model, wide)
     assert not model.patches
 
@@ -127,6 +127,7 @@ def test_other_models_are_named(host: Any, nodes_api: Any, kind: str) -> None:
             channel_mult=(1,),
             transformer_depth=[0],
             transformer_depth_output=[0, 0],
+            transformer_depth_middle=-2,
             operations=operations,
             device="meta",
         )
