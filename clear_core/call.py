@@ -88,9 +88,7 @@ def _check_tensors(call: AttentionCall) -> None:
             f"(text {pattern.layout.text}, image {pattern.layout.image}), got {shapes}"
         )
     if not query.dtype == key.dtype == value.dtype or not query.is_floating_point():
-        raise ValueError(
-            f"query, key and value need one floating dtype, got {query.dtype}, {key.dtype}, {value.dtype}"
-        )
+        raise ValueError(f"query, key and value need one floating dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
     if not query.device == key.device == value.device:
         raise ValueError(f"query, key and value must share a device, got {query.device}, {key.device}, {value.device}")
 

@@ -57,7 +57,8 @@ class LocalPattern:
         for name, band in (("query", self.query_rows), ("key", self.key_rows)):
             if band.stop > self.layout.image.height:
                 raise ValueError(
-                    f"the {name} rows {band.start}..{band.stop} reach beyond the image's {self.layout.image.height} rows"
+                    f"the {name} rows {band.start}..{band.stop} reach beyond the image's "
+                    f"{self.layout.image.height} rows"
                 )
         if self.references not in ("window", "all"):
             raise ValueError(f"references must be 'window' or 'all', got {self.references!r}")
@@ -109,7 +110,9 @@ class LocalPattern:
                 dys = _axis_distances(rows, grid.height, key_rows, key_grid.height, self.window.halo)
                 columns, key_columns = Band(0, grid.width), Band(0, key_grid.width)
                 dxs = _axis_distances(columns, grid.width, key_columns, key_grid.width, self.window.halo)
-                total += sum(ny * nx for dy, ny in dys.items() for dx, nx in dxs.items() if self.window.contains(dy, dx))
+                total += sum(
+                    ny * nx for dy, ny in dys.items() for dx, nx in dxs.items() if self.window.contains(dy, dx)
+                )
         return total
 
     def mask(self, device: torch.device | str = "cpu", queries: slice = slice(None)) -> Tensor:

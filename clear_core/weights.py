@@ -106,7 +106,9 @@ def parse_weights(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], na
         )
     for key, tensor in attention.items():
         if tensor.dtype not in _DTYPES:
-            raise WeightsError(f"{name}: {key} has dtype {tensor.dtype}; CLEAR weights are float32, float16 or bfloat16")
+            raise WeightsError(
+                f"{name}: {key} has dtype {tensor.dtype}; CLEAR weights are float32, float16 or bfloat16"
+            )
         if tensor.ndim != (2 if key.endswith(".weight") else 1):
             raise WeightsError(f"{name}: {key} has shape {tuple(tensor.shape)}, which no linear layer has")
     pooling = _pooling(spatial, blocks, name)

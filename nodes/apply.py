@@ -33,9 +33,7 @@ class CLEARApply(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, start_percent: float | None = None, end_percent: float | None = None
-    ) -> bool | str:
+    def validate_inputs(cls, start_percent: float | None = None, end_percent: float | None = None) -> bool | str:
         # A value that comes through a link is not known yet; `execute` checks it.
         if start_percent is None or end_percent is None:
             return True

@@ -98,7 +98,7 @@ def _own_radius(weights: ClearWeights | None) -> int:
     if weights is None:
         raise ValueError(
             "radius is 0, which means the weights' own radius, but no weights are connected. Connect Load CLEAR "
-            f"Weights, or set radius to 1..{MAX_RADIUS} (8, 16 and 32 are the trained ones) to use the window untrained."
+            f"Weights, or set radius to 1..{MAX_RADIUS} to use the window untrained (8, 16, 32 are the trained ones)."
         )
     if weights.variant.radius is None:
         raise ValueError(

@@ -25,7 +25,7 @@ if not (HOST / "comfy").is_dir():
 
 sys.path[:0] = [str(HOST), str(ROOT / "tests")]
 
-from comfy.cli_args import args  # noqa: E402 - the host's options come before anything else of the host
+from comfy.cli_args import args
 
 args.cpu = not torch.cuda.is_available()
 

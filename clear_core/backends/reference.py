@@ -41,8 +41,6 @@ class ReferenceBackend:
             extra = call.masked(part)
             if extra is not None:
                 bias = bias + extra.float()
-            out[:, :, part], lse[:, :, part] = explicit_attention(
-                call.query[:, :, part], key, value, call.scale, bias
-            )
+            out[:, :, part], lse[:, :, part] = explicit_attention(call.query[:, :, part], key, value, call.scale, bias)
         merged = out.transpose(1, 2).flatten(2, 3)
         return AttentionResult(merged, lse if call.return_lse else None)

@@ -224,9 +224,7 @@ def _starts(first: int, grids: tuple[tuple[Grid, Band], ...]) -> tuple[int, ...]
     return tuple(accumulate((len(rows) * grid.width for grid, rows in grids), initial=first))
 
 
-def _grid_view(
-    tokens: Tensor, grids: tuple[tuple[Grid, Band], ...], starts: tuple[int, ...], index: int
-) -> Tensor:
+def _grid_view(tokens: Tensor, grids: tuple[tuple[Grid, Band], ...], starts: tuple[int, ...], index: int) -> Tensor:
     """One grid's tokens as [batch, heads, rows, columns, channels], without copying."""
     grid, rows = grids[index]
     return tokens[:, :, starts[index] : starts[index + 1]].unflatten(2, (len(rows), grid.width))

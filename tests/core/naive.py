@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from clear_core.layout import Band, Grid, TokenLayout
 from torch import Tensor
+
+from clear_core.layout import Band, Grid, TokenLayout
 
 Token = tuple[int, int, int]  # index of its grid (-1 for text), row, column
 

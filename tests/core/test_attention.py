@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from math import sqrt
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
 from clear_core.attention import local_attention
 from clear_core.backends import BackendError, backend_names, choose_backend, list_backends
 from clear_core.call import AttentionCall, AttentionResult
@@ -16,11 +22,8 @@ from clear_core.pooling import Pooled, pool_key_value
 from clear_core.scale import softmax_scale
 from clear_core.softmax import dense_attention, merge
 from clear_core.window import Window
+
 from core import naive
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
-from torch.nn import functional as F
 
 HEAD_DIM = 8
 
@@ -164,9 +167,7 @@ def test_strided_views_give_what_their_copies_give() -> None:
     packed = torch.randn(2, pattern.key_tokens, 3, 2, HEAD_DIM)
     query, key, value = packed.permute(2, 0, 3, 1, 4)
     strided = local_attention(query, key, value, pattern, backend="sdpa").out
-    copied = local_attention(
-        query.contiguous(), key.contiguous(), value.contiguous(), pattern, backend="sdpa"
-    ).out
+    copied = local_attention(query.contiguous(), key.contiguous(), value.contiguous(), pattern, backend="sdpa").out
     torch.testing.assert_close(strided, copied, rtol=0, atol=1e-6)
 
 
@@ -179,7 +180,7 @@ def test_bands_of_rows_are_the_whole_image(bands: int) -> None:
     text, width = layout.text, layout.image.width
     edges = [layout.image.height * i // bands for i in range(bands + 1)]
     images, texts = [], []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         rows = Band(start, stop)
         halo = rows.grown(window.halo, layout.image)
         pattern = LocalPattern(layout, window, rows, halo, text_queries=False)
@@ -190,7 +191,13 @@ def test_bands_of_rows_are_the_whole_image(bands: int) -> None:
         # The text asks each band's own rows once, and the text itself with the first.
         own = slice(0, mine.stop) if start == 0 else mine
         part = dense_attention(
-            query[:, :, :text], key[:, :, own], value[:, :, own], 1 / sqrt(HEAD_DIM), None, return_lse=True, budget=2**20
+            query[:, :, :text],
+            key[:, :, own],
+            value[:, :, own],
+            1 / sqrt(HEAD_DIM),
+            None,
+            return_lse=True,
+            budget=2**20,
         )
         texts.append(AttentionResult(part.out.transpose(1, 2).flatten(2), part.lse))
     out = torch.cat([merge(texts).out, *images], dim=1)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from clear_core.layout import Grid
-from clear_core.pooling import mean_weight, pool, pooled_grid
 from hypothesis import given
 from hypothesis import strategies as st
+
+from clear_core.layout import Grid
+from clear_core.pooling import mean_weight, pool, pooled_grid
 
 
 @given(height=st.integers(1, 13), width=st.integers(1, 13), factor=st.integers(1, 5), seed=st.integers(0, 99))

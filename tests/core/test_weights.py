@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
 from clear_core.weights import (
     BlockId,
     Variant,
@@ -15,8 +18,6 @@ from clear_core.weights import (
     read_weights,
     variant_from_name,
 )
-from safetensors.torch import save_file
-from torch import Tensor
 
 
 def contents(double: int = 2, single: int = 3, hidden: int = 4, factor: int = 1) -> dict[str, Tensor]:

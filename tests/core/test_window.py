@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from clear_core.layout import Band, Grid, TokenLayout, same_place
 from clear_core.pattern import LocalPattern, attention_flops
 from clear_core.window import Window
+
 from core.naive import visible
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize(("radius", "tokens"), [(1, 1), (2, 9), (8, 193), (16, 793), (32, 3205)])
@@ -83,7 +85,10 @@ def test_the_same_place_lies_inside_and_is_itself_for_equal_sizes(index: int, si
         (lambda: Grid(0, 4), "got 0 x 4"),
         (lambda: Band(3, 3), "start 3, stop 3"),
         (lambda: TokenLayout(-1, Grid(2, 2)), "got -1"),
-        (lambda: LocalPattern(TokenLayout(0, Grid(4, 4)), Window(2), Band(0, 5), Band(0, 4)), "beyond the image's 4 rows"),
+        (
+            lambda: LocalPattern(TokenLayout(0, Grid(4, 4)), Window(2), Band(0, 5), Band(0, 4)),
+            "beyond the image's 4 rows",
+        ),
     ],
 )
 def test_impossible_geometry_is_refused_with_its_value(make: object, words: str) -> None:

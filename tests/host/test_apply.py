@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from clear_core.layout import Grid
-from host.oracle import with_mask
-from host.tiny import clear_tensors, flux_model, inputs, run_forward, sample
 from safetensors.torch import save_file
 from torch import Tensor
+
+from clear_core.layout import Grid
+
+from host.oracle import with_mask
+from host.tiny import clear_tensors, flux_model, inputs, run_forward, sample
 
 
 def close(out: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
@@ -259,9 +261,7 @@ def test_another_override_gets_what_clear_leaves_and_is_named(model: Any, nodes_
     assert calls == [25, 25, 25]
 
 
-def test_an_override_that_takes_over_is_noticed(
-    model: Any, nodes_api: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_override_that_takes_over_is_noticed(model: Any, nodes_api: Any, caplog: pytest.LogCaptureFixture) -> None:
     def rude(func: Any, *args: Any, **kwargs: Any) -> Any:
         return func(*args, **kwargs)
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from einops import rearrange
+from safetensors.torch import save_file
+
 from host.rounding import golden_timestep_embedding
 from host.tiny import Golden, run_forward
-from safetensors.torch import save_file
 
 FILES = sorted((Path(__file__).parents[1] / "data" / "golden").glob("*.safetensors"))
 
@@ -35,9 +36,7 @@ def test_the_authors_output_is_reproduced(
         proportional_attention=golden.proportional,
     )
     tensors = golden.tensors
-    latent = rearrange(
-        tensors["x"], "b (h w) (c p q) -> b c (h p) (w q)", h=golden.height, w=golden.width, p=2, q=2
-    )
+    latent = rearrange(tensors["x"], "b (h w) (c p q) -> b c (h p) (w q)", h=golden.height, w=golden.width, p=2, q=2)
     out = run_forward(patched, latent, tensors["t"], tensors["context"], tensors["y"], tensors["guidance"])
     out = rearrange(out, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from host.tiny import clear_tensors, flux_model
 from safetensors.torch import save_file
+
+from host.tiny import clear_tensors, flux_model
 
 
 @pytest.fixture
@@ -82,7 +83,9 @@ def test_clear_twice_is_refused(model: Any, nodes_api: Any) -> None:
 def test_positions_that_another_node_replaced_are_not_overwritten(model: Any, nodes_api: Any) -> None:
     stretched = model.clone()
     stretched.add_object_patch("diffusion_model.pe_embedder", torch.nn.Identity())
-    with pytest.raises(ValueError, match="ntk_factor is 10.*already replaced the model's positions.*Set ntk_factor to 1"):
+    with pytest.raises(
+        ValueError, match="ntk_factor is 10.*already replaced the model's positions.*Set ntk_factor to 1"
+    ):
         nodes_api.apply(stretched, radius=4, ntk_factor=10.0)
     assert nodes_api.apply(stretched, radius=4)
 

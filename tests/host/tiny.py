@@ -147,7 +147,9 @@ def run_forward(
     return velocity[0]
 
 
-def inputs(height: int, width: int, text: int = 9, batch: int = 1, channels: int = 16, seed: int = 1) -> dict[str, Tensor]:
+def inputs(
+    height: int, width: int, text: int = 9, batch: int = 1, channels: int = 16, seed: int = 1
+) -> dict[str, Tensor]:
     """Random inputs of one forward for `flux_model`: a latent of height x width (two to a token)."""
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -159,7 +161,9 @@ def inputs(height: int, width: int, text: int = 9, batch: int = 1, channels: int
     }
 
 
-def sample(model: Any, height: int, width: int, *, steps: int = 2, text: int = 9, seed: int = 5, **options: Any) -> Tensor:
+def sample(
+    model: Any, height: int, width: int, *, steps: int = 2, text: int = 9, seed: int = 5, **options: Any
+) -> Tensor:
     """A whole sampling run of a MODEL through the host's guider, Euler, CFG 1. The final latent."""
     import comfy.samplers
 

@@ -1,0 +1,19 @@
+"""ComfyUI's internals, all that this pack touches: files, models, weight patches, hooks, messages.
+
+How a patched model works, from the outside in:
+
+    OUTER_SAMPLE wrapper      a sampling run begins and ends: the report
+    APPLY_MODEL wrapper       knows the noise level and the schedule: is the window on in this step?
+    DIFFUSION_MODEL wrapper   knows the latent's size: the token grids of this forward -> Frame
+    attention override        gets q, k, v of one layer; with the Frame it knows who sees whom
+
+The frame travels in `transformer_options`, never in a global, so that models, sizes, batches and threads
+may change from one call to the next. Everything the hooks remember is in closures: hosts up to 0.12
+deep-copy what lies in `model_options`, and functions are left alone.
+"""
+
+from .files import NO_FILES, file_fingerprint, weights_files, weights_path
+from .hooks import Frame
+from .patch import apply_clear
+
+__all__ = ["NO_FILES", "Frame", "apply_clear", "file_fingerprint", "weights_files", "weights_path"]

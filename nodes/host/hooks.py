@@ -1,0 +1,198 @@
+"""What runs inside the host's forward: three wrappers and the attention override."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+from torch import Tensor
+
+from ...clear_core.backends import AUTO, BackendError, choose_backend
+from ...clear_core.call import AttentionCall
+from ...clear_core.layout import Grid, TokenLayout
+from ...clear_core.pattern import LocalPattern
+from ...clear_core.pooling import pool_key_value, pooled_grid
+from ...clear_core.scale import proportional_gain, softmax_scale
+from ...clear_core.weights import BlockId
+from ..report import RunReport
+from ..settings import ClearSettings
+from .messages import name_of
+
+KEY = "clear_attention"
+OVERRIDE = "optimized_attention_override"
+Pooling = Callable[[BlockId], Tensor]
+"""A block's pooling weight, [f, f]."""
+
+# Arguments of the host's attention that change nothing here: they say how, not what.
+_HARMLESS = frozenset({"attn_precision", "low_precision_attention", "transformer_options", "_inside_attn_wrapper"})
+_HANDLED = frozenset({"mask", "skip_reshape", "skip_output_reshape"})
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One forward of the model: the grids of its latent and reference latents, and whether the window is on."""
+
+    image: Grid
+    references: tuple[Grid, ...]
+    active: bool
+
+
+def run_wrapper(report: RunReport) -> Callable[..., Any]:
+    def clear_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        report.begin()
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            report.end()
+
+    return clear_run
+
+
+def schedule_wrapper(settings: ClearSettings) -> Callable[..., Any]:
+    def clear_schedule(
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: Mapping[str, Any] = {},
+        **kwargs: Any,
+    ) -> Any:
+        active = True
+        if not settings.whole_schedule:
+            # Asked here, not when the node ran: a node further down may have changed the schedule.
+            sampling = executor.class_obj.model_sampling
+            start = sampling.percent_to_sigma(settings.start_percent)
+            end = sampling.percent_to_sigma(settings.end_percent)
+            active = float(end) <= float(t.max()) <= float(start)
+        options = {**transformer_options, KEY + "_active": active}
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    return clear_schedule
+
+
+def frame_wrapper(report: RunReport) -> Callable[..., Any]:
+    def clear_frame(
+        executor: Any,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        y: Tensor | None = None,
+        guidance: Tensor | None = None,
+        ref_latents: list[Tensor] | None = None,
+        control: Any = None,
+        transformer_options: Mapping[str, Any] = {},
+        **kwargs: Any,
+    ) -> Any:
+        patch = executor.class_obj.patch_size
+        frame = Frame(
+            _grid(x, patch),
+            tuple(_grid(latent, patch) for latent in ref_latents or ()),
+            transformer_options.get(KEY + "_active", True),
+        )
+        report.forward(name_of(transformer_options.get(OVERRIDE)))
+        options = {**transformer_options, KEY + "_frame": frame}
+        return executor(x, timestep, context, y, guidance, ref_latents, control, options, **kwargs)
+
+    return clear_frame
+
+
+def _grid(latent: Tensor, patch: int) -> Grid:
+    """A latent's token grid: [batch, channels, height, width], padded up to whole patches by the host."""
+    return Grid(-(-latent.shape[-2] // patch), -(-latent.shape[-1] // patch))
+
+
+def attention_override(
+    settings: ClearSettings,
+    pooling: Pooling | None,
+    report: RunReport,
+    previous: Callable[..., Any] | None,
+) -> Callable[..., Any]:
+    def clear_attention(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Any:
+        # Long steps at high resolution: look at every layer whether the person has cancelled.
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        frame = kwargs.get("transformer_options", {}).get(KEY + "_frame")
+        outcome = _attend(settings, pooling, report, frame, q, k, v, heads, args, kwargs)
+        if isinstance(outcome, Tensor):
+            return outcome
+        if outcome.reason:
+            report.dense(outcome.reason, asked=outcome.asked)
+        if outcome.gain != 1.0:
+            q = q * outcome.gain
+        if previous is not None:
+            return previous(func, q, k, v, heads, *args, **kwargs)
+        return func(q, k, v, heads, *args, **kwargs)
+
+    return clear_attention
+
+
+@dataclass(frozen=True, slots=True)
+class _Dense:
+    """A call left to the host. reason: "" for one that is not ours at all. gain: proportional attention."""
+
+    reason: str = ""
+    asked: bool = False
+    gain: float = 1.0
+
+
+def _attend(
+    settings: ClearSettings,
+    pooling: Pooling | None,
+    report: RunReport,
+    frame: Frame | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Tensor | _Dense:
+    """One layer through the window, or why not."""
+    if frame is None:
+        return _Dense()
+    known = _HARMLESS | _HANDLED
+    odd = [name for name, value in kwargs.items() if name not in known and value is not None and value is not False]
+    if args or odd:
+        what = ", ".join(odd) or "positional arguments"
+        return _Dense(f"the host passed attention arguments this version of CLEAR does not know ({what})")
+    text = q.shape[-2] - frame.image.tokens - sum(grid.tokens for grid in frame.references)
+    if not kwargs.get("skip_reshape") or q.ndim != 4 or q.shape != k.shape or text < 0:
+        return _Dense(f"an attention of {q.shape[-2]} queries over {k.shape[-2]} keys is not FLUX's joint attention")
+    layout = TokenLayout(text, frame.image, frame.references)
+    gain = proportional_gain(layout.tokens) if settings.proportional else 1.0
+    if not frame.active:
+        percent = f"{settings.start_percent:g} to {settings.end_percent:g}"
+        return _Dense(f"as asked: steps outside {percent}", asked=True, gain=gain)
+    pooled, cells = None, 0
+    if pooling is not None:
+        image = slice(text, text + frame.image.tokens)
+        block = BlockId(kwargs["transformer_options"]["block_type"], kwargs["transformer_options"]["block_index"])
+        cells = pooled_grid(frame.image, settings.down_factor).tokens
+        pooled = pool_key_value(k[:, :, image], v[:, :, image], frame.image, pooling(block))
+    pattern = LocalPattern.whole(layout, settings.window, references=settings.references, pooled=cells)
+    scale = softmax_scale(
+        q.shape[-1], layout.tokens, proportional=settings.proportional, down_factor=settings.down_factor
+    )
+    try:
+        call = AttentionCall(q, k, v, pattern, scale=scale, pooled=pooled, mask=_mask(kwargs.get("mask")))
+    except ValueError as error:
+        return _Dense(str(error), gain=gain)
+    try:
+        backend = choose_backend(call, settings.backend).backend
+    except BackendError as error:
+        if settings.backend != AUTO:
+            raise
+        return _Dense(str(error), gain=gain)
+    out = backend.run(call).out
+    report.local(backend.name)
+    return out.unflatten(2, (heads, -1)).transpose(1, 2) if kwargs.get("skip_output_reshape") else out
+
+
+def _mask(mask: Tensor | None) -> Tensor | None:
+    """The host's mask with batch and heads spelled out, as its own attention reads it."""
+    if mask is None or mask.ndim == 4:
+        return mask
+    return mask[None, None] if mask.ndim == 2 else mask[:, None]

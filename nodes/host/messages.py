@@ -1,0 +1,26 @@
+"""Words for the person: on the node, and the names of other packs as a person knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def messenger(node_id: str | None) -> Callable[[str], None]:
+    """Shows text on the node, where there is a page and a node."""
+
+    def show(text: str) -> None:
+        from server import PromptServer
+
+        server = getattr(PromptServer, "instance", None)
+        if server is not None and node_id is not None:
+            server.send_progress_text(text, node_id)
+
+    return show
+
+
+def name_of(function: Any) -> str:
+    """A callable by the pack or module it comes from: what a person can find and remove."""
+    module = getattr(function, "__module__", None) or type(function).__module__
+    parts = str(module).replace("\\", "/").split("custom_nodes/")
+    return parts[-1].replace("/", ".")
