@@ -56,7 +56,7 @@ class DevError(Exception):
 
 def setup() -> None:
     """Make what is missing below .dev. Whatever was interrupted before is finished or made again."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - an older Python may well read this line
+    if sys.version_info < (3, 11):
         raise DevError(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]} ({sys.executable}).")
     wanted = _fingerprint()
     have = STAMP.read_text(encoding="utf-8").strip() if STAMP.is_file() else ""

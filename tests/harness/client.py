@@ -22,7 +22,14 @@ _PREVIEW, _TEXT = 1, 3
 
 
 class ClientError(Exception):
-    """The server refused a request, or a node failed; the text is the server's own, made readable."""
+    """The server refused a request, or a node failed; the text is the server's own, made readable.
+
+    body: the server's answer as it came, for a refused request.
+    """
+
+    def __init__(self, text: str, body: str = "") -> None:
+        super().__init__(text)
+        self.body = body
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,13 @@ class ComfyClient:
         return self.get_json("/object_info")
 
     def history(self, prompt_id: str) -> dict[str, Any]:
-        return self.get_json(f"/history/{prompt_id}").get(prompt_id, {})
+        """What the server remembers of a run; it writes that down a moment after the run's last message."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if entry := self.get_json(f"/history/{prompt_id}").get(prompt_id):
+                return entry
+            time.sleep(0.05)
+        raise ClientError(f"the server knows nothing of prompt {prompt_id}")
 
     def image(self, reference: dict[str, str]) -> bytes:
         return self.get("/view?" + urllib.parse.urlencode(reference))
@@ -128,7 +141,7 @@ class ComfyClient:
         try:
             answer = json.loads(self.post("/prompt", {"prompt": prompt, "client_id": self._id}))
         except ClientError as error:
-            raise ClientError(_explain_refusal(error, prompt)) from error
+            raise ClientError(_explain_refusal(error.body, prompt) or str(error)) from error
         if answer.get("node_errors"):
             # The server starts with what is valid; a person wants to know of the rest.
             raise ClientError(_explain_node_errors(answer["node_errors"], prompt))
@@ -147,7 +160,8 @@ class ComfyClient:
             with urllib.request.urlopen(request, timeout=self._timeout) as answer:
                 return answer.read()
         except urllib.error.HTTPError as error:
-            raise ClientError(f"{request.full_url}: {error.code}: {error.read().decode(errors='replace')}") from error
+            body = error.read().decode(errors="replace")
+            raise ClientError(f"{request.full_url}: {error.code}: {body}", body) from error
         except (urllib.error.URLError, OSError) as error:
             raise ClientError(f"{request.full_url}: no answer ({error})") from error
 
@@ -185,15 +199,14 @@ def _read_text(message: dict[str, Any], run: Run) -> bool:
     return False
 
 
-def _explain_refusal(error: ClientError, prompt: Prompt) -> str:
+def _explain_refusal(body: str, prompt: Prompt) -> str:
+    """The reasons in the server's answer to a prompt, a line each; "" where it gave none."""
     try:
-        answer = json.loads(str(error)[str(error).index("{") :])
-    except ValueError:
-        return str(error)
-    if not isinstance(answer, dict):
-        return str(error)
-    lines = [answer.get("error", {}).get("message", "the prompt was refused")]
-    return "\n".join([*lines, _explain_node_errors(answer.get("node_errors") or {}, prompt)]).strip()
+        answer = json.loads(body)
+        reasons = _explain_node_errors(answer.get("node_errors") or {}, prompt)
+        return f"{answer['error']['message']}\n{reasons}".strip()
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return ""
 
 
 def _explain_node_errors(errors: dict[str, Any], prompt: Prompt) -> str:

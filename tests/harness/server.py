@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-HOST = ROOT / ".dev" / "host"
+HOST = Path(os.environ.get("CLEAR_HOST", ROOT / ".dev" / "host"))
 BASE = ROOT / ".dev" / "base"
 PACK_FOLDER = "clear-attention"
 
@@ -114,7 +115,7 @@ class ComfyServer:
         if process is None:
             return
         try:
-            family = [child for child in psutil.Process(process.pid).children(recursive=True)]
+            family = psutil.Process(process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             family = []
         if process.stdin is not None:
@@ -125,10 +126,8 @@ class ComfyServer:
             process.kill()
             process.wait()
         for child in family:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
-            except psutil.NoSuchProcess:
-                pass
 
     def __enter__(self) -> ComfyServer:
         self.start()

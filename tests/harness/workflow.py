@@ -30,6 +30,8 @@ class Files:
     clip_type: str
     vae: str
     clear: str
+    radius: int  # of the CLEAR file
+    text_tokens: int  # what these text encoders make of the shipped prompt
 
     def changes(self) -> Changes:
         return {
@@ -54,6 +56,8 @@ DEMO = Files(
     clip_type="sd3",
     vae=Path(checkpoints.VAE).name,
     clear=Path(checkpoints.CLEAR).name,
+    radius=checkpoints.RADIUS,
+    text_tokens=77,
 )
 SHIPPED = Files(
     flux="flux1-dev.safetensors",
@@ -62,6 +66,8 @@ SHIPPED = Files(
     clip_type="flux",
     vae="ae.safetensors",
     clear="clear_local_16.safetensors",
+    radius=16,
+    text_tokens=256,
 )
 
 

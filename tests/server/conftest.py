@@ -1,0 +1,73 @@
+"""One real server for all tests of this folder, on the demo checkpoint, with its own output folders."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness import workflow
+from harness.checkpoints import make_demo_files
+from harness.client import ComfyClient, Run
+from harness.server import BASE, PACK_FOLDER, ComfyServer
+
+Picture = np.ndarray
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    pack = BASE / "custom_nodes" / PACK_FOLDER
+    assert (pack / "__init__.py").is_file(), f"{pack} is not there: run the tests with python dev.py test"
+    make_demo_files(BASE / "models")
+    folder = tmp_path_factory.mktemp("server")
+    options = ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_FOLDER]
+    options += ["--use-pytorch-cross-attention", "--preview-method", "latent2rgb"]
+    for name in ("output", "input", "temp", "user"):
+        (folder / name).mkdir()
+        options += [f"--{name}-directory", str(folder / name)]
+    with ComfyServer(folder / "server.log", options=options, cpu=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: ComfyServer) -> ComfyClient:
+    return ComfyClient(server.address)
+
+
+@pytest.fixture(scope="session")
+def object_info(client: ComfyClient) -> dict[str, Any]:
+    return client.object_info()
+
+
+@pytest.fixture(scope="session")
+def demo_prompt() -> Callable[..., dict[str, Any]]:
+    """The shipped workflow on the demo checkpoint; keyword arguments are those of `workflow.sampling`."""
+
+    def make(*changes: workflow.Changes, **asked: Any) -> dict[str, Any]:
+        asked = {"width": 128, "height": 128, "steps": 2, "seed": 1} | asked
+        return workflow.changed(workflow.load(), workflow.DEMO.changes(), workflow.sampling(**asked), *changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def picture(client: ComfyClient) -> Callable[[Run], Picture]:
+    """The one image a run saved, as PIL reads it: uint8 [height, width, 3]."""
+
+    def fetch(run: Run) -> Picture:
+        (reference,) = run.images()
+        with Image.open(io.BytesIO(client.image(reference))) as image:
+            assert image.format == "PNG"
+            return np.asarray(image.convert("RGB"))
+
+    return fetch
+
+
+@pytest.fixture(scope="session")
+def pack_folder() -> Path:
+    return BASE / "custom_nodes" / PACK_FOLDER

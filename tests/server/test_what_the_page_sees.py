@@ -1,0 +1,117 @@
+"""What the server tells the page about the pack: nodes, templates, refusals, uploads."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from harness import workflow
+from harness.client import ClientError
+from harness.server import PACK_FOLDER
+
+# Saved workflows store widget values by position: this list may grow at its end and never change otherwise.
+APPLY = {
+    "model": ("MODEL", None),
+    "weights": ("CLEAR_WEIGHTS", None),
+    "radius": ("INT", 0),
+    "down_factor": ("INT", 0),
+    "strength": ("FLOAT", 1.0),
+    "backend": ("COMBO", "auto"),
+    "ntk_factor": ("FLOAT", 1.0),
+    "proportional_attention": ("BOOLEAN", False),
+    "start_percent": ("FLOAT", 0.0),
+    "end_percent": ("FLOAT", 1.0),
+    "references": ("COMBO", "window"),
+}
+LIMITS = {
+    "radius": (0, 128),
+    "down_factor": (0, 8),
+    "strength": (0, 1),
+    "ntk_factor": (1, 100),
+    "start_percent": (0, 1),
+    "end_percent": (0, 1),
+}
+
+
+def declared(object_info: dict[str, Any], node: str) -> dict[str, Any]:
+    groups = object_info[node]["input"]
+    return {**groups.get("required", {}), **groups.get("optional", {})}
+
+
+def test_apply_node(object_info: dict[str, Any]) -> None:
+    info = object_info["CLEARApply"]
+    inputs = declared(object_info, "CLEARApply")
+    assert info["display_name"] == "Apply CLEAR Attention"
+    assert info["output"] == ["MODEL"]
+    assert inputs.keys() == APPLY.keys()
+    for name, (kind, default) in APPLY.items():
+        assert inputs[name][0] == kind
+        assert inputs[name][1].get("default") == default
+        assert inputs[name][1]["tooltip"]
+    for name, (low, high) in LIMITS.items():
+        assert (inputs[name][1]["min"], inputs[name][1]["max"]) == (low, high)
+    assert set(info["input"]["optional"]) == {"weights", "references"}
+    assert inputs["backend"][1]["options"][0] == "auto"
+    assert {"sdpa", "reference"} <= set(inputs["backend"][1]["options"])
+    assert inputs["references"][1]["options"] == ["window", "all tokens"]
+
+
+def test_widgets_keep_their_positions(object_info: dict[str, Any]) -> None:
+    order = [name for name, (kind, _) in APPLY.items() if kind not in ("MODEL", "CLEAR_WEIGHTS")]
+    assert list(workflow.widget_names("CLEARApply", object_info))[: len(order)] == order
+
+
+def test_loader_node(object_info: dict[str, Any]) -> None:
+    info = object_info["CLEARWeightsLoader"]
+    inputs = declared(object_info, "CLEARWeightsLoader")
+    assert info["display_name"] == "Load CLEAR Weights"
+    assert info["output"] == ["CLEAR_WEIGHTS"]
+    assert inputs.keys() == {"weights_name"}
+    assert workflow.DEMO.clear in inputs["weights_name"][1]["options"]
+
+
+def test_template_browser_lists_and_serves_the_workflow(client: Any) -> None:
+    assert client.get_json("/workflow_templates")[PACK_FOLDER] == ["clear_text_to_image"]
+    served = client.get(f"/api/workflow_templates/{PACK_FOLDER}/clear_text_to_image.json")
+    assert json.loads(served) == workflow.load(workflow.UI_FILE)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"CLEARApply": {"start_percent": 0.8, "end_percent": 0.2}}, ("start_percent", "0.8", "end_percent", "0.2")),
+        ({"CLEARApply": {"radius": 129}}, ("radius", "129", "128")),
+    ],
+)
+def test_impossible_inputs_are_refused_when_queued(
+    client: Any, demo_prompt: Any, change: workflow.Changes, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(ClientError) as refusal:
+        client.run(demo_prompt(change))
+    for word in words:
+        assert word in str(refusal.value)
+
+
+def test_absent_weights_file_is_named(client: Any, demo_prompt: Any) -> None:
+    with pytest.raises(ClientError, match=r"CLEARWeightsLoader \(node 2\).*nowhere\.safetensors"):
+        client.run(demo_prompt({"CLEARWeightsLoader": {"weights_name": "nowhere.safetensors"}}))
+
+
+def test_failing_node_says_what_to_do(client: Any, demo_prompt: Any) -> None:
+    """An error in the middle of a prompt names the node, the value and the mend."""
+    prompt = demo_prompt()
+    prompt[workflow.node_id(prompt, "CLEARApply")]["inputs"].pop("weights")
+    prompt.pop(workflow.node_id(prompt, "CLEARWeightsLoader"))
+    with pytest.raises(ClientError, match=r"CLEARApply \(node 5\).*radius is 0.*no weights"):
+        client.run(prompt)
+
+
+def test_uploaded_image_comes_back(client: Any) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (3, 2), (10, 20, 30)).save(data, "PNG")
+    name = client.upload("small.png", data.getvalue())
+    assert client.image({"filename": name, "type": "input"}) == data.getvalue()
