@@ -53,6 +53,11 @@ class Task:
 ON_CPU = Task(896, 896, 3)
 ON_GPU = Task(2048, 2048, 10)
 
+_DEMO_NOTE = """
+**This copy** uses the demo checkpoint: FLUX.1-dev's shape, one block of each kind, random weights. Its pictures \
+are textures; what it shows is that everything runs, and how fast.
+"""
+
 
 def main(arguments: list[str]) -> int:
     options = _parse(arguments)
@@ -134,6 +139,9 @@ def _put_workflow(client: ComfyClient, files: workflow.Files) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         small = workflow.sampling(width=768, height=768, steps=4, seed=1) if files is workflow.DEMO else {}
         ui = workflow.changed_ui(workflow.load(workflow.UI_FILE), client.object_info(), files.changes(), small)
+        if files is workflow.DEMO:
+            for note in (node for node in ui["nodes"] if node["type"] == "MarkdownNote"):
+                note["widgets_values"][0] += _DEMO_NOTE
         path.write_text(json.dumps(ui, indent=2), encoding="utf-8")
     return path
 
