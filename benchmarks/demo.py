@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -267,7 +268,7 @@ def _watch_memory(server: ComfyServer, client: ComfyClient) -> Iterator[_Memory]
 def report(task: Task, files: workflow.Files, device: dict[str, Any], dense: Measured, clear: Measured) -> str:
     """A short table: what a step, a layer and the memory cost both ways."""
     grid = Grid(-(-task.height // PIXELS_PER_TOKEN), -(-task.width // PIXELS_PER_TOKEN))
-    layout = TokenLayout(files.text_tokens, grid)
+    layout = TokenLayout(_text_tokens(clear.said), grid)
     dense_flops, clear_flops = attention_flops(layout, None), attention_flops(layout, Window(files.radius))
     demo = " (demo: 1 double and 1 single block, random weights)" if files is workflow.DEMO else ""
     rows = [
@@ -289,6 +290,14 @@ def report(task: Task, files: workflow.Files, device: dict[str, Any], dense: Mea
     lines += ["", *(f"  {line}" for line in clear.said.splitlines()), ""]
     lines += [f"images: {dense.image}, {clear.image}"]
     return "\n".join(lines)
+
+
+def _text_tokens(said: str) -> int:
+    """The text length that the node saw: it depends on the prompt and the text encoders."""
+    found = re.search(r"window: .*\((\d+) text", said)
+    if found is None:
+        raise ClientError(f"The run used no window; the node says:\n{said}")
+    return int(found[1])
 
 
 def _device_name(device: dict[str, Any]) -> str:

@@ -72,6 +72,10 @@ class TokenLayout:
         if self.text < 0:
             raise ValueError(f"the text length cannot be negative, got {self.text}")
 
+    def __str__(self) -> str:
+        references = "".join(f" + {grid} reference" for grid in self.references)
+        return f"{self.text} text + {self.image} image{references} tokens"
+
     @property
     def grids(self) -> tuple[Grid, ...]:
         """The image, then the references."""

@@ -6,11 +6,19 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..clear_core.backends import backend_names
+from ..clear_core.backends import AUTO, backend_names
 from ..clear_core.weights import ClearWeights
 from . import host
 from .schema import make
-from .settings import MAX_DOWN_FACTOR, MAX_NTK_FACTOR, MAX_RADIUS, REFERENCE_VIEWS, check_range, resolve_settings
+from .settings import (
+    MAX_DOWN_FACTOR,
+    MAX_NTK_FACTOR,
+    MAX_RADIUS,
+    REFERENCE_VIEWS,
+    check_choices,
+    check_range,
+    resolve_settings,
+)
 from .types import CATEGORY, CLEAR_WEIGHTS
 
 
@@ -33,12 +41,18 @@ class CLEARApply(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, start_percent: float | None = None, end_percent: float | None = None) -> bool | str:
-        # A value that comes through a link is not known yet; `execute` checks it.
-        if start_percent is None or end_percent is None:
-            return True
+    def validate_inputs(
+        cls,
+        start_percent: float | None = None,
+        end_percent: float | None = None,
+        backend: str | None = None,
+        references: str | None = None,
+    ) -> bool | str:
+        # A value that comes through a link is None here, not known yet; `execute` checks it.
         try:
-            check_range(start_percent, end_percent)
+            check_choices(backend or AUTO, references or "window")
+            if start_percent is not None and end_percent is not None:
+                check_range(start_percent, end_percent)
         except ValueError as error:
             return str(error)
         return True

@@ -62,10 +62,7 @@ def resolve_settings(
     _within("strength", strength, 0.0, 1.0)
     _within("ntk_factor", ntk_factor, 1.0, MAX_NTK_FACTOR)
     check_range(start_percent, end_percent)
-    if backend not in backend_names():
-        raise ValueError(f"backend is {backend!r}; choose one of: {', '.join(backend_names())}")
-    if references not in REFERENCE_VIEWS:
-        raise ValueError(f"references is {references!r}; choose one of: {', '.join(REFERENCE_VIEWS)}")
+    check_choices(backend, references)
     if radius == 0:
         radius = _own_radius(weights)
     if down_factor == 0:
@@ -81,6 +78,14 @@ def resolve_settings(
         end_percent=end_percent,
         references=REFERENCE_VIEWS[references],
     )
+
+
+def check_choices(backend: str, references: str) -> None:
+    """Raises ValueError unless both are among the node's options."""
+    if backend not in backend_names():
+        raise ValueError(f"backend is {backend!r}; choose one of: {', '.join(backend_names())}")
+    if references not in REFERENCE_VIEWS:
+        raise ValueError(f"references is {references!r}; choose one of: {', '.join(REFERENCE_VIEWS)}")
 
 
 def check_range(start_percent: float, end_percent: float) -> None:

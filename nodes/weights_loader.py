@@ -35,6 +35,16 @@ class CLEARWeightsLoader(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, weights_name: str | None = None) -> bool | str:
+        # Said when the prompt is queued, before anything loads; None comes through a link and is not known yet.
+        try:
+            if weights_name is not None:
+                host.weights_path(weights_name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def fingerprint_inputs(cls, weights_name: str) -> str:
         # A file replaced under the same name is read again.
         return host.file_fingerprint(weights_name)

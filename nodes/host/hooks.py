@@ -187,7 +187,7 @@ def _attend(
             raise
         return _Dense(str(error), gain=gain)
     out = backend.run(call).out
-    report.local(backend.name)
+    report.local(f"{backend.name} ({layout})")
     return out.unflatten(2, (heads, -1)).transpose(1, 2) if kwargs.get("skip_output_reshape") else out
 
 

@@ -120,7 +120,7 @@ class ComfyClient:
         """
         socket = self._connect()
         try:
-            run = Run(self._queue(prompt))
+            run = Run(self.queue(prompt))
             while True:
                 message = self._receive(socket)
                 if isinstance(message, bytes):
@@ -137,7 +137,8 @@ class ComfyClient:
         address = self._address.replace("http", "ws", 1)
         return websocket.create_connection(f"{address}/ws?clientId={self._id}", timeout=self._timeout)
 
-    def _queue(self, prompt: Prompt) -> str:
+    def queue(self, prompt: Prompt) -> str:
+        """Queue `prompt` and return its id. Raises ClientError, naming the node, when the server refuses it."""
         try:
             answer = json.loads(self.post("/prompt", {"prompt": prompt, "client_id": self._id}))
         except ClientError as error:

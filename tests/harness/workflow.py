@@ -31,7 +31,6 @@ class Files:
     vae: str
     clear: str
     radius: int  # of the CLEAR file
-    text_tokens: int  # what these text encoders make of the shipped prompt
 
     def changes(self) -> Changes:
         return {
@@ -57,7 +56,6 @@ DEMO = Files(
     vae=Path(checkpoints.VAE).name,
     clear=Path(checkpoints.CLEAR).name,
     radius=checkpoints.RADIUS,
-    text_tokens=77,
 )
 SHIPPED = Files(
     flux="flux1-dev.safetensors",
@@ -67,7 +65,6 @@ SHIPPED = Files(
     vae="ae.safetensors",
     clear="clear_local_16.safetensors",
     radius=16,
-    text_tokens=256,
 )
 
 

@@ -97,8 +97,9 @@ def test_impossible_inputs_are_refused_when_queued(
 
 
 def test_absent_weights_file_is_named(client: Any, demo_prompt: Any) -> None:
-    with pytest.raises(ClientError, match=r"CLEARWeightsLoader \(node 2\).*nowhere\.safetensors"):
-        client.run(demo_prompt({"CLEARWeightsLoader": {"weights_name": "nowhere.safetensors"}}))
+    refused = r"CLEARWeightsLoader.*Put clear_local_16.safetensors.*into .*clear and reload the page"
+    with pytest.raises(ClientError, match=refused):
+        client.queue(demo_prompt({"CLEARWeightsLoader": {"weights_name": "nowhere.safetensors"}}))
 
 
 def test_failing_node_says_what_to_do(client: Any, demo_prompt: Any) -> None:

@@ -1,0 +1,1 @@
+"""What the pack costs: `python dev.py bench` and `python dev.py run --headless`."""
