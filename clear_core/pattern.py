@@ -6,7 +6,8 @@
 | image or reference token | all text; the window around its place in every grid; all down-sampled tokens |
 
 A reference image of another size is seen through the window at the same relative place. With
-`references="all"` image and reference queries see every reference token instead.
+`references="all"` image and reference queries see every reference token instead. Down-sampled tokens are
+those of the image that is being denoised, never of references.
 
 The queries may be a band of the image's rows, and so may the keys: one device is the band that
 covers everything, and several bands need nothing else. Positions are always those of the whole
