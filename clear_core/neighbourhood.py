@@ -33,6 +33,11 @@ class KeySpan:
     step: int
     centres: tuple[int, ...]
 
+    @property
+    def reach(self) -> int:
+        """The largest distance from a query's centre to a key; 0 where there are no keys."""
+        return max((max(centre, self.length - 1 - centre) for centre in self.centres if self.length), default=0)
+
 
 @dataclass(frozen=True, slots=True)
 class AxisRun:
@@ -71,6 +76,10 @@ class TileGroup:
     def box_tokens(self) -> tuple[int, ...]:
         """Keys of one tile in each key grid: the window's bounding box, clipped."""
         return tuple(y.length * x.length for y, x in zip(self.rows.keys, self.columns.keys, strict=True))
+
+    def sees_all(self, radius: int) -> bool:
+        """Whether every query of a tile sees every key of its boxes: no mask is needed. Asks no device."""
+        return all(y.reach**2 + x.reach**2 < radius**2 for y, x in zip(self.rows.keys, self.columns.keys, strict=True))
 
     def mask(self, radius: int, device: torch.device) -> Tensor:
         """Which keys of the boxes each query of a tile sees: bool [queries, sum of box_tokens].

@@ -161,9 +161,10 @@ class _Run:
     def _bias(self, group: TileGroup, keys: int) -> Tensor | None:
         """The window as an additive bias [1, 1, queries, keys]; None where the boxes are seen whole."""
         query = self.call.query
-        visible = group.mask(self.call.pattern.window.radius, query.device)
-        if bool(visible.all()):
+        radius = self.call.pattern.window.radius
+        if group.sees_all(radius):
             return None
+        visible = group.mask(radius, query.device)
         bias = query.new_zeros(group.queries, -(-keys // _ALIGN) * _ALIGN)[:, :keys]
         bias[:, keys - visible.shape[1] :].masked_fill_(~visible, -torch.inf)
         return bias[None, None]
