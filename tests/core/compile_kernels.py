@@ -1,0 +1,99 @@
+"""Compile every configuration of the triton backend for chips that are not here; JSON lines on stdout.
+
+Run as a script in a process of its own: the interpreter's tests change what `triton.jit` makes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from clear_core.backends.triton import KernelConfig, config_for
+from clear_core.backends.triton_kernel import window_kernel
+
+CHIPS = {80: "sm_80", 86: "sm_86", 89: "sm_89", 90: "sm_90a", 100: "sm_100a", 120: "sm_120a"}
+TYPES = {"fp16": 2, "bf16": 2, "fp32": 4}
+
+
+def source(config: KernelConfig, dtype: str, head_dim: int) -> ASTSource:
+    """The kernel as `launch` calls it: pointers and strides divisible by 16, sizes unknown."""
+    names = window_kernel.arg_names
+    boxes = {"query_source": config.tile, "key_source": config.box, "value_source": config.box}
+    boxes |= dict.fromkeys(("text_key", "text_value", "pooled_key", "pooled_value"), (config.block,))
+    constants = {
+        "HEADS": 24,
+        "D": head_dim,
+        "TILE_H": config.tile[0],
+        "TILE_W": config.tile[1],
+        "KEY_H": config.box[0],
+        "KEY_W": config.box[1],
+        "BLOCK": config.block,
+        "TMA": config.descriptors,
+        "IEEE": dtype == "fp32",
+        "LSE": True,
+    }
+    signature: dict[str, str] = {}
+    aligned = []
+    for name in names:
+        if name in boxes:
+            shape = [1, 1, *boxes[name], head_dim]
+            signature[name] = f"tensordesc<{dtype}{shape}>" if config.descriptors else f"*{dtype}"
+        elif name in ("out", "lse"):
+            signature[name] = f"*{dtype}" if name == "out" else "*fp32"
+        elif name in constants:
+            signature[name] = "constexpr"
+        else:
+            signature[name] = "fp32" if name == "scale" else "i32"
+        if signature[name].startswith("*") or re.fullmatch(r"[qkvpo]_[bhn]", name):
+            aligned.append(name)
+    return ASTSource(
+        window_kernel,
+        signature,
+        {(names.index(name),): value for name, value in constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+
+
+def main() -> None:
+    ptxas = next((Path(triton.__file__).parent / "backends" / "nvidia" / "bin").glob("ptxas*"))
+    for chip, architecture in CHIPS.items():
+        for dtype in TYPES if chip in (80, 90) else ("bf16",):
+            config = config_for(divmod(chip, 10), TYPES[dtype])
+            kernel: Any = triton.compile(
+                source(config, dtype, 128),
+                target=GPUTarget("cuda", chip, 32),
+                options={"num_warps": config.warps, "num_stages": config.stages},
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                text = Path(folder) / "kernel.ptx"
+                text.write_text(kernel.asm["ptx"])
+                command = [ptxas, "-v", "-arch", architecture, text, "-o", Path(folder) / "kernel.cubin"]
+                said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+            found = re.search(r"(\d+) bytes spill stores", said)
+            print(
+                json.dumps(
+                    {
+                        "chip": chip,
+                        "dtype": dtype,
+                        "shared": kernel.metadata.shared,
+                        "spilled": int(found[1]) if found else None,
+                        "serialised": "serialized" in said,
+                        "wgmma": kernel.asm["ptx"].count("wgmma.mma_async"),
+                        "bulk_copies": kernel.asm["ptx"].count("cp.async.bulk.tensor"),
+                    }
+                ),
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
