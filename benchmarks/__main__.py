@@ -18,7 +18,7 @@ from .timing import device_name
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the table as JSON")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed runs of each, the median counts")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each, the median counts")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="PIXELS", help="only these image sizes, such as 2048")
     options = parser.parse_args(arguments)
     if options.repeats < 1:

@@ -119,15 +119,12 @@ class _Run:
         indices = _Indices(self, index, group) if call.mask is not None else None
         for rows, columns, heads in self._parts(group, keys):
             part = (slice(None), heads, rows, columns)
-            query = tiles[part].movedim(1, 3).flatten(4, 5).flatten(0, 2)
-            key = self._gather(self.shared_key[:, heads], [box[part] for box in key_boxes])
-            value = self._gather(self.shared_value[:, heads], [box[part] for box in value_boxes])
-            tile_bias = bias
-            if indices is not None:
-                extra = indices.bias(rows, columns, heads)
-                tile_bias = extra if bias is None else extra + bias
-            result, part_lse = dense_attention(
-                query, key, value, call.scale, tile_bias, return_lse=call.return_lse, budget=call.budget
+            extra = None if indices is None else indices.bias(rows, columns, heads)
+            result, part_lse = self._attend(
+                tiles[part],
+                (self.shared_key[:, heads], [box[part] for box in key_boxes]),
+                (self.shared_value[:, heads], [box[part] for box in value_boxes]),
+                bias if extra is None else extra if bias is None else extra + bias,
             )
             # [batch * tiles, heads, queries, ...] back to the blocks of the image.
             block = out[part].movedim(1, 3)
@@ -135,6 +132,24 @@ class _Run:
             if lse is not None and part_lse is not None:
                 block = lse[part].movedim(1, 3)
                 block.copy_(part_lse.view(block.shape))
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: tuple[Tensor, list[Tensor]],
+        value: tuple[Tensor, list[Tensor]],
+        bias: Tensor | None,
+    ) -> AttentionResult:
+        """Gather and attend. A function of its own so that one part's copies are gone before the next one's."""
+        return dense_attention(
+            query.movedim(1, 3).flatten(4, 5).flatten(0, 2),
+            self._gather(*key),
+            self._gather(*value),
+            self.call.scale,
+            bias,
+            return_lse=self.call.return_lse,
+            budget=self.call.budget,
+        )
 
     def _boxes(self, tokens: Tensor, group: TileGroup) -> list[Tensor]:
         """Views of each windowed key grid's boxes: [batch, heads, tile rows, tile columns, kh, kw, head_dim]."""
@@ -176,7 +191,8 @@ class _Run:
         if call.return_lse or call.mask is not None:
             per_tile += 8 * group.queries * keys
         budget = min(call.budget, _CPU_BLOCK) if call.query.device.type == "cpu" else call.budget
-        fit = max(1, budget // (per_tile * call.batch))
+        bias = call.query.element_size() * group.queries * keys  # one for all tiles
+        fit = max(1, (budget - bias) // (per_tile * call.batch))
         columns = min(group.columns.count, fit)
         rows = min(group.rows.count, fit // columns)
         heads = min(call.heads, fit // (columns * rows))
