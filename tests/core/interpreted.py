@@ -1,0 +1,112 @@
+"""The triton backend in Triton's interpreter, held against the reference.
+
+Run by `test_triton.py` in a process of its own: whether Triton interprets is settled once, when it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clear_core.backends import BackendError, choose_backend
+from clear_core.backends.reference import ReferenceBackend
+from clear_core.backends.triton import KernelConfig, TritonBackend, config_for, launch
+from clear_core.call import AttentionCall
+from clear_core.layout import Band, Grid, TokenLayout
+from clear_core.pattern import LocalPattern
+from clear_core.pooling import pool_key_value
+from clear_core.window import Window
+
+assert os.environ.get("TRITON_INTERPRET") == "1", "run by test_triton.py, which sets this"
+
+POINTERS = KernelConfig((4, 8), (4, 4), 16, 4, 1, descriptors=False)
+DESCRIPTORS = replace(POINTERS, descriptors=True)
+
+
+def make_call(
+    pattern: LocalPattern, *, batch: int = 1, factor: int = 1, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> AttentionCall:
+    """Random strided tensors [batch, 2 heads, tokens, 16], as a packed qkv projection gives them."""
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(batch, pattern.query_tokens, 2, 16, generator=generator).transpose(1, 2)
+    packed = torch.randn(batch, pattern.key_tokens, 2, 2, 16, generator=generator).permute(2, 0, 3, 1, 4)
+    query, key, value = query.to(dtype), *packed.to(dtype)
+    pooled = None
+    if factor > 1:
+        text = pattern.layout.text
+        grid = Grid(len(pattern.key_rows), pattern.layout.image.width)
+        weight = torch.rand(factor, factor, generator=generator)
+        pooled = pool_key_value(key[:, :, text:], value[:, :, text:], grid, weight)
+        pattern = replace(pattern, pooled=pooled.tokens)
+    return AttentionCall(query, key, value, pattern, scale=0.3, pooled=pooled, return_lse=True)
+
+
+def check(call: AttentionCall, config: KernelConfig, tolerance: float = 1e-5) -> None:
+    expected, result = ReferenceBackend().run(call), launch(call, config)
+    error = (result.out.double() - expected.out.double()).norm() / expected.out.double().norm()
+    assert error < tolerance
+    torch.testing.assert_close(result.lse, expected.lse, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=12)
+@given(
+    text=st.sampled_from([0, 1, 7, 33]),
+    height=st.integers(1, 17),
+    width=st.integers(1, 19),
+    radius=st.integers(1, 24),
+    factor=st.sampled_from([1, 3]),
+    batch=st.sampled_from([1, 2]),
+    seed=st.integers(0, 99),
+    descriptors=st.booleans(),
+)
+def test_the_kernel_is_the_reference(
+    text: int, height: int, width: int, radius: int, factor: int, batch: int, seed: int, descriptors: bool
+) -> None:
+    pattern = LocalPattern.whole(TokenLayout(text, Grid(height, width)), Window(radius))
+    call = make_call(pattern, batch=batch, factor=factor, seed=seed)
+    check(call, DESCRIPTORS if descriptors else POINTERS)
+
+
+@pytest.mark.parametrize("config", [POINTERS, DESCRIPTORS], ids=["pointers", "descriptors"])
+@pytest.mark.parametrize("text_queries", [True, False])
+def test_queries_and_keys_may_be_bands(config: KernelConfig, text_queries: bool) -> None:
+    layout = TokenLayout(5, Grid(20, 13))
+    pattern = LocalPattern(layout, Window(4), Band(7, 12), Band(4, 15), text_queries=text_queries)
+    check(make_call(pattern), config)
+
+
+def test_half_precision_is_accumulated_in_float32() -> None:
+    pattern = LocalPattern.whole(TokenLayout(20, Grid(11, 14)), Window(5))
+    check(make_call(pattern, dtype=torch.float16), DESCRIPTORS, 1e-3)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_the_tables_own_configurations_are_exact(capability: tuple[int, int]) -> None:
+    pattern = LocalPattern.whole(TokenLayout(70, Grid(9, 21)), Window(6))
+    check(make_call(pattern, factor=4), config_for(capability, 2))
+
+
+def test_what_it_cannot_do_is_refused_in_words() -> None:
+    pattern = LocalPattern.whole(TokenLayout(2, Grid(4, 4)), Window(2))
+    call = make_call(pattern)
+    assert TritonBackend().refusal(call) is None
+    mask = torch.zeros(1, 1, pattern.query_tokens, pattern.key_tokens)
+    with pytest.raises(BackendError, match="'triton' cannot.*it has no attention mask"):
+        choose_backend(replace(call, mask=mask), "triton")
+    narrow = replace(call, query=call.query[..., :12], key=call.key[..., :12], value=call.value[..., :12])
+    with pytest.raises(BackendError, match="head_dim is 12; it has 16, 32, 64, 128"):
+        choose_backend(narrow, "triton")
+    referenced = make_call(LocalPattern.whole(TokenLayout(2, Grid(4, 4), (Grid(2, 2),)), Window(2)))
+    with pytest.raises(BackendError, match="no reference images"):
+        choose_backend(referenced, "triton")
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert TritonBackend().unavailable() == "there is no GPU that Triton can use"
