@@ -27,6 +27,8 @@ class RunReport:
         self._dense: Counter[str] = Counter()
         self._logged: set[str] = set()
         self._in_charge = ""
+        self._called = False
+        self._finished = False
 
     def announce(self) -> None:
         """Show the headline: the node has run, nothing is sampled yet."""
@@ -39,6 +41,7 @@ class RunReport:
             self._local.clear()
             self._dense.clear()
             self._in_charge = ""
+            self._called = self._finished = False
         self._show(self.text())
 
     def forward(self, in_charge: str) -> None:
@@ -46,6 +49,10 @@ class RunReport:
         with self._lock:
             self._forwards += 1
             self._in_charge = in_charge
+
+    def called(self) -> None:
+        """The host asked CLEAR for a layer, whatever becomes of it."""
+        self._called = True
 
     def local(self, how: str) -> None:
         """A layer used the window, computed by `how`."""
@@ -61,10 +68,10 @@ class RunReport:
             if warn:
                 _log.warning("CLEAR runs dense here: %s", reason)
 
-    def end(self) -> None:
-        """The sampling run is over, for good or bad."""
-        unheard = self._forwards > 0 and not self._local and not self._dense
-        if unheard:
+    def end(self, *, finished: bool) -> None:
+        """The sampling run is over; `finished` unless it was cancelled or failed."""
+        self._finished = finished
+        if self._overruled():
             _log.warning("CLEAR was not used: %s took over its attention hook", self._in_charge)
         self._show(self.text())
 
@@ -74,12 +81,16 @@ class RunReport:
             lines = [self.headline]
             lines += [f"window: {count} layer calls by {how}" for how, count in self._local.items()]
             lines += [f"dense: {count} layer calls, {reason}" for reason, count in self._dense.items()]
-            if self._forwards and not self._local and not self._dense:
+            if self._overruled():
                 lines.append(
                     f"not used: another node's attention ({self._in_charge}) took over. "
                     "Put Apply CLEAR Attention after that node."
                 )
         return "\n".join(lines)
+
+    def _overruled(self) -> bool:
+        """The model ran to the end and CLEAR was never asked."""
+        return self._finished and self._forwards > 0 and not self._called
 
     def _count(self, counter: Counter[str], key: str) -> bool:
         with self._lock:

@@ -42,10 +42,13 @@ class Frame:
 def run_wrapper(report: RunReport) -> Callable[..., Any]:
     def clear_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
         report.begin()
+        finished = False
         try:
-            return executor(*args, **kwargs)
+            out = executor(*args, **kwargs)
+            finished = True
+            return out
         finally:
-            report.end()
+            report.end(finished=finished)
 
     return clear_run
 
@@ -65,9 +68,11 @@ def schedule_wrapper(settings: ClearSettings) -> Callable[..., Any]:
         if not settings.whole_schedule:
             # Asked here, not when the node ran: a node further down may have changed the schedule.
             sampling = executor.class_obj.model_sampling
-            start = sampling.percent_to_sigma(settings.start_percent)
-            end = sampling.percent_to_sigma(settings.end_percent)
-            active = float(end) <= float(t.max()) <= float(start)
+            sigma = float(t.max())
+            if settings.start_percent > 0:
+                active = sigma <= float(sampling.percent_to_sigma(settings.start_percent))
+            if settings.end_percent < 1:
+                active = active and sigma >= float(sampling.percent_to_sigma(settings.end_percent))
         options = {**transformer_options, KEY + "_active": active}
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
@@ -112,9 +117,10 @@ def attention_override(
     previous: Callable[..., Any] | None,
 ) -> Callable[..., Any]:
     def clear_attention(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Any:
+        report.called()
         # Long steps at high resolution: look at every layer whether the person has cancelled.
         comfy.model_management.throw_exception_if_processing_interrupted()
-        frame = kwargs.get("transformer_options", {}).get(KEY + "_frame")
+        frame = (kwargs.get("transformer_options") or {}).get(KEY + "_frame")
         outcome = _attend(settings, pooling, report, frame, q, k, v, heads, args, kwargs)
         if isinstance(outcome, Tensor):
             return outcome

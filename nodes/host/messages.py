@@ -21,6 +21,8 @@ def messenger(node_id: str | None) -> Callable[[str], None]:
 
 def name_of(function: Any) -> str:
     """A callable by the pack or module it comes from: what a person can find and remove."""
+    if function is None:
+        return "ComfyUI's own"
     module = getattr(function, "__module__", None) or type(function).__module__
     parts = str(module).replace("\\", "/").split("custom_nodes/")
     return parts[-1].replace("/", ".")

@@ -31,8 +31,8 @@ def apply_clear(
     options = model.model_options.get("transformer_options", {})
     if KEY in options:
         raise ValueError(
-            f"CLEAR is already applied to this model ({options[KEY]}). Connect the model from before the first "
-            "Apply CLEAR Attention node, or remove one of the two nodes."
+            f"CLEAR is already applied to this model ({_one_line(options[KEY])}). Connect the model from before the "
+            "first Apply CLEAR Attention node, or remove one of the two nodes."
         )
     patches = _weight_patches(flux, weights) if weights is not None and settings.strength > 0 else {}
     embedder = _embedder(model, settings.ntk_factor)
@@ -51,6 +51,10 @@ def apply_clear(
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, frame_wrapper(report))
     report.announce()
     return patched, report
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", "; ")
 
 
 def _flux_of(model: Any) -> Any:

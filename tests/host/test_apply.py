@@ -355,7 +355,7 @@ def test_a_whole_run_samples_previews_and_reports(model: Any, weights: Any, node
 
 
 def test_an_interruption_comes_through_at_once_and_the_model_still_works(
-    model: Any, weights: Any, nodes_api: Any
+    model: Any, weights: Any, nodes_api: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     import comfy.model_management
 
@@ -373,4 +373,5 @@ def test_an_interruption_comes_through_at_once_and_the_model_still_works(
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         sample(cancelled, 16, 16)
     assert len(layers) == 1
+    assert "CLEAR was not used" not in caplog.text
     assert torch.equal(sample(patched, 16, 16), expected)

@@ -157,7 +157,7 @@ def test_the_loader_reads_what_the_folder_lists(
     with pytest.raises(ValueError, match=r"no weights file.*Put clear_local_16.safetensors.*into"):
         pack["CLEARWeightsLoader"].execute(weights_name=host_module.NO_FILES)
 
-    (tmp_path / "clear").mkdir()
+    assert (tmp_path / "clear").is_dir(), "a person is told to put files there"
     save_file(clear_tensors(model), tmp_path / "clear" / "clear_local_3.safetensors")
     (tmp_path / "clear" / "notes.txt").write_text("not weights")
     folder_paths.filename_list_cache.clear()
