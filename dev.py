@@ -17,6 +17,7 @@ import hashlib
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -253,6 +254,8 @@ def environment() -> dict[str, str]:
 def call(*arguments: str) -> int:
     """Run the environment's Python with the host on its path, in the repository's root."""
     process = subprocess.Popen([str(PYTHON), *arguments], cwd=ROOT, env=environment())
+    # Whoever ends this process means the child as well.
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     while True:
         try:
             return process.wait()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import tomllib
 
@@ -68,6 +70,22 @@ def test_the_door_needs_the_standard_library_only() -> None:
     assert run.returncode == 0, run.stderr
     for command in ("run", "test", "bench"):
         assert re.search(rf"^\s+{command}\s", run.stdout, re.MULTILINE)
+
+
+if os.name != "nt":  # Windows ends a process without telling it: there is nothing to pass on
+
+    def test_ending_the_door_ends_what_it_started() -> None:
+        script = "import sys; sys.path.insert(0, sys.argv[1]); import dev; sys.exit(dev.call('-c', sys.argv[2]))"
+        child = "import time; print('started', flush=True); time.sleep(600)"
+        with subprocess.Popen(
+            [sys.executable, "-c", script, str(ROOT), child], stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "started\n"
+            (started,) = psutil.Process(process.pid).children()
+            process.terminate()
+            process.wait(timeout=30)
+            assert not started.is_running()
 
 
 def test_requirements_leave_torch_and_numpy_to_the_host() -> None:
