@@ -12,7 +12,7 @@ from clear_core.backends import BackendError, choose_backend, list_backends
 from clear_core.call import AttentionCall
 from clear_core.layout import Grid, TokenLayout
 from clear_core.pattern import LocalPattern, attention_flops
-from clear_core.pooling import mean_weight, pool_key_value, pooled_grid
+from clear_core.pooling import mean_weight, pool_key_value
 from clear_core.scale import softmax_scale
 from clear_core.window import Window
 
@@ -74,12 +74,11 @@ def measure(case: Case, device: torch.device, repeats: int) -> Iterator[Row]:
     shape = (3, 1, case.heads, layout.tokens, HEAD_DIM)
     query, key, value = torch.randn(shape, generator=generator, device=device, dtype=case.dtype)
     scale = softmax_scale(HEAD_DIM, layout.tokens)
-    pooled, cells = None, 0
+    pooled = None
     if case.down_factor > 1:
         weight = mean_weight(case.down_factor)
         pooled = pool_key_value(key[:, :, TEXT:], value[:, :, TEXT:], layout.image, weight)
-        cells = pooled_grid(layout.image, case.down_factor).tokens
-    pattern = LocalPattern.whole(layout, Window(case.radius), pooled=cells)
+    pattern = LocalPattern.whole(layout, Window(case.radius), pooled=0 if pooled is None else pooled.tokens)
     call = AttentionCall(query, key, value, pattern, scale=scale, pooled=pooled)
 
     functions = {"dense": lambda: F.scaled_dot_product_attention(query, key, value, scale=scale)} if case.dense else {}

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import re
 import statistics
 import subprocess
@@ -26,6 +24,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.timing import processor_name
 from clear_core.layout import Grid, TokenLayout
 from clear_core.pattern import attention_flops
 from clear_core.window import Window
@@ -301,12 +300,7 @@ def _text_tokens(said: str) -> int:
 
 
 def _device_name(device: dict[str, Any]) -> str:
-    if device["type"] != "cpu":
-        return device["name"]
-    cpuinfo = Path("/proc/cpuinfo")
-    names = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    model = next((line.partition(":")[2].strip() for line in names if line.startswith("model name")), "")
-    return f"the CPU: {model or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return device["name"] if device["type"] != "cpu" else f"the CPU: {processor_name()}"
 
 
 def _size(text: str) -> tuple[int, int]:

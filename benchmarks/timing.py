@@ -31,9 +31,14 @@ def medians(functions: Mapping[str, Callable[[], object]], device: torch.device,
 
 
 def device_name(device: torch.device) -> str:
-    """The card's name, or the processor's with its cores."""
+    """The card's name, or the processor's."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    return processor_name()
+
+
+def processor_name() -> str:
+    """The processor's model and its cores."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -63,15 +63,18 @@ class AttentionCall:
     def head_dim(self) -> int:
         return self.query.shape[3]
 
-    def masked(self, queries: slice = slice(None), keys: slice = slice(None)) -> Tensor | None:
-        """The caller's mask as an additive float bias, cut to some queries and keys; None without one."""
+    def masked(self, queries: slice) -> Tensor | None:
+        """The caller's mask as an additive float bias, cut to some queries; None without one."""
         if self.mask is None:
             return None
-        part = self.mask
-        part = part[:, :, queries if part.shape[2] > 1 else slice(None), keys if part.shape[3] > 1 else slice(None)]
-        if part.dtype == torch.bool:
-            return torch.zeros_like(part, dtype=self.query.dtype).masked_fill_(~part, -math.inf)
-        return part.to(self.query.dtype)
+        return as_bias(self.mask[:, :, queries] if self.mask.shape[2] > 1 else self.mask, self.query.dtype)
+
+
+def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as what is added to the scores: False becomes -inf, an additive mask stays."""
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
+    return mask.to(dtype)
 
 
 def _check_tensors(call: AttentionCall) -> None:

@@ -9,6 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeVar
+
+from torch import Tensor
+
+Index = TypeVar("Index", int, Tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +101,10 @@ class TokenLayout:
         return tuple(accumulate(sizes, initial=self.text))
 
 
-def same_place(index: int, size: int, other_size: int) -> int:
+def same_place(index: Index, size: int, other_size: int) -> Index:
     """The cell of an axis of `other_size` cells that holds the centre of cell `index` of `size`.
 
-    Integer arithmetic, so that every backend agrees exactly; the identity for equal sizes.
+    For one index or a tensor of them. Integer arithmetic, so that every backend agrees exactly; the
+    identity for equal sizes.
     """
     return (2 * index + 1) * other_size // (2 * size)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .layout import Band, Grid, TokenLayout, same_place
+from .pooling import pooled_grid
 from .window import Window
 
 ReferenceView = Literal["window", "all"]
@@ -132,8 +133,8 @@ class LocalPattern:
                 if k >= len(self.windowed_key_grids):
                     visible |= both
                     continue
-                dy = same_place_tensor(asks[1], query_grid.height, key_grid.height)[:, None] - gives[1][None, :]
-                dx = same_place_tensor(asks[2], query_grid.width, key_grid.width)[:, None] - gives[2][None, :]
+                dy = same_place(asks[1], query_grid.height, key_grid.height)[:, None] - gives[1][None, :]
+                dx = same_place(asks[2], query_grid.width, key_grid.width)[:, None] - gives[2][None, :]
                 visible |= both & (dy * dy + dx * dx < self.window.radius**2)
         pooled = (ask_grid >= 0).expand(-1, self.pooled)
         return torch.cat((pooled, visible), dim=1)
@@ -155,16 +156,9 @@ def attention_flops(
     """
     if window is None:
         return 4 * heads * head_dim * layout.tokens**2
-    pooled = 0
-    if down_factor > 1:
-        pooled = -(-layout.image.height // down_factor) * -(-layout.image.width // down_factor)
+    pooled = pooled_grid(layout.image, down_factor).tokens if down_factor > 1 else 0
     pattern = LocalPattern.whole(layout, window, references=references, pooled=pooled)
     return 4 * heads * head_dim * pattern.pairs()
-
-
-def same_place_tensor(index: Tensor, size: int, other_size: int) -> Tensor:
-    """`same_place` for a tensor of indices."""
-    return (2 * index + 1) * other_size // (2 * size)
 
 
 def _axis_distances(queries: Band, size: int, keys: Band, key_size: int, reach: int) -> Counter[int]:

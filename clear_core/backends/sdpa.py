@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..cache import BoundedCache
-from ..call import AttentionCall, AttentionResult
+from ..call import AttentionCall, AttentionResult, as_bias
 from ..layout import Band, Grid
 from ..neighbourhood import AxisRun, KeySpan, TileGroup, tile_groups
 from ..pattern import LocalPattern
@@ -231,9 +231,7 @@ class _Indices:
         keys = keys if mask.shape[3] > 1 else torch.zeros_like(keys)
         part = mask[:, :, queries[..., :, None], keys[..., None, :]].movedim(1, 3)
         part = part.expand(self.call.batch, -1, -1, -1, -1, -1).flatten(0, 2)
-        if part.dtype == torch.bool:
-            return torch.zeros_like(part, dtype=self.call.query.dtype).masked_fill_(~part, -torch.inf)
-        return part.to(self.call.query.dtype)
+        return as_bias(part, self.call.query.dtype)
 
 
 def _starts(first: int, grids: tuple[tuple[Grid, Band], ...]) -> tuple[int, ...]:

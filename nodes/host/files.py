@@ -45,9 +45,9 @@ def _register_folder() -> None:
         folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
     paths, extensions = folder_paths.folder_names_and_paths[FOLDER]
     own = os.path.join(folder_paths.models_dir, FOLDER)
-    with suppress(OSError):  # a folder to put files into, where it may be made
-        Path(own).mkdir(parents=True, exist_ok=True)
     if own not in paths or not extensions:
+        with suppress(OSError):  # a folder to put files into, where it may be made
+            Path(own).mkdir(parents=True, exist_ok=True)
         # The host starts a new folder with no extensions, which would list every file.
         paths = paths if own in paths else [*paths, own]
         folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors"})

@@ -13,7 +13,7 @@ from ...clear_core.backends import AUTO, BackendError, choose_backend
 from ...clear_core.call import AttentionCall
 from ...clear_core.layout import Grid, TokenLayout
 from ...clear_core.pattern import LocalPattern
-from ...clear_core.pooling import pool_key_value, pooled_grid
+from ...clear_core.pooling import pool_key_value
 from ...clear_core.scale import proportional_gain, softmax_scale
 from ...clear_core.weights import BlockId
 from ..report import RunReport
@@ -172,12 +172,12 @@ def _attend(
     if not frame.active:
         percent = f"{settings.start_percent:g} to {settings.end_percent:g}"
         return _Dense(f"as asked: steps outside {percent}", asked=True, gain=gain)
-    pooled, cells = None, 0
+    pooled = None
     if pooling is not None:
         image = slice(text, text + frame.image.tokens)
         block = BlockId(kwargs["transformer_options"]["block_type"], kwargs["transformer_options"]["block_index"])
-        cells = pooled_grid(frame.image, settings.down_factor).tokens
         pooled = pool_key_value(k[:, :, image], v[:, :, image], frame.image, pooling(block))
+    cells = 0 if pooled is None else pooled.tokens
     pattern = LocalPattern.whole(layout, settings.window, references=settings.references, pooled=cells)
     scale = softmax_scale(
         q.shape[-1], layout.tokens, proportional=settings.proportional, down_factor=settings.down_factor
