@@ -4,12 +4,12 @@ One program computes a tile of TILE_H x TILE_W image queries of one head. Its ke
 one online softmax (base 2, the scale and log2(e) folded into one factor):
 
     1. text tokens, in blocks of BLOCK
-    2. down-sampled tokens, in blocks of BLOCK
-    3. the bounding box of the tile's windows, clipped at the image's border, in boxes of KEY_H x KEY_W
+    2. extra tokens that all queries see (down-sampled ones, references seen whole), in blocks of BLOCK
+    3. the boxes of KEY_H x KEY_W that the plan lists, first those seen whole, then those that need a mask
 
 Boxes are read straight from the raster layout: nothing is permuted, padded or copied. Where the chip has a
 tensor memory accelerator a box is one descriptor load, elsewhere it is computed addresses. Tokens outside
-the circle are masked in registers by |q - k|^2 < r^2, in coordinates relative to the tile, exact in float32.
+the circle are masked in registers by |q - k|^2 < r^2, exact in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ import triton
 import triton.language as tl
 
 # Far below any score, and finite: a row whose first keys are all masked must not compute inf - inf.
-_NOTHING: tl.constexpr = tl.constexpr(-1.0e30)
+_NOTHING: tl.constexpr = tl.constexpr(-1.0e15)
+# Further than any grid and its window reach.
+_FAR: tl.constexpr = tl.constexpr(1000000)
+_CAP: tl.constexpr = tl.constexpr(2.0**80)
 _LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
@@ -127,15 +130,77 @@ def _list_part(
     return acc, top, total
 
 
-@triton.jit(do_not_specialize=["text", "pooled", "query_rows", "key_rows", "columns", "shift", "first_query", "radius"])
+@triton.jit
+def _box_part(
+    acc,
+    top,
+    total,
+    query,
+    key_source,
+    value_source,
+    boxes,
+    begin,
+    end,
+    b,
+    h,
+    key_rows,
+    columns,
+    centre_y,
+    centre_x,
+    edge,
+    k_b,
+    k_h,
+    k_n,
+    v_b,
+    v_h,
+    v_n,
+    scale,
+    KEY_H: tl.constexpr,
+    KEY_W: tl.constexpr,
+    D: tl.constexpr,
+    TMA: tl.constexpr,
+    IEEE: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """The plan's boxes `begin` up to `end`. MASKED: those that the circle's edge or the image's runs through."""
+    key_index = tl.arange(0, KEY_H * KEY_W)
+    for box in range(begin, end):
+        y = tl.load(boxes + 2 * box)
+        x = tl.load(boxes + 2 * box + 1)
+        key = _image_box(key_source, b, h, y, x, key_rows, columns, k_b, k_h, k_n, KEY_H, KEY_W, D, TMA)
+        scores = _scores(query, key, IEEE)
+        if MASKED:
+            # Visible: |q - k|^2 <= r^2 - 1. The sign of what is left decides, so a score is capped at far above any
+            # score or far below; no comparison, and a thread has few different rows and columns to square.
+            key_y = y + key_index // KEY_W
+            key_x = x + key_index % KEY_W
+            key_y = tl.where(key_y < key_rows, key_y, _FAR).to(tl.float32)
+            key_x = tl.where(key_x < columns, key_x, _FAR).to(tl.float32)
+            away_y = key_y[None, :] - centre_y[:, None]
+            away_x = key_x[None, :] - centre_x[:, None]
+            cap = (edge - away_y * away_y) * _CAP - away_x * (away_x * _CAP)
+            scores = tl.minimum(scores, cap)
+        value = _image_box(value_source, b, h, y, x, key_rows, columns, v_b, v_h, v_n, KEY_H, KEY_W, D, TMA)
+        acc, top, total = _step(acc, top, total, scores, value, scale, IEEE)
+    return acc, top, total
+
+
+@triton.jit(
+    do_not_specialize=[
+        "l_b", "l_h", "text", "extra", "query_rows", "columns", "key_rows", "key_columns", "first_row",
+        "first_key_row", "height", "key_height", "radius",
+    ]
+)  # fmt: skip
 def window_kernel(
     query_source,
     key_source,
     value_source,
     text_key,
     text_value,
-    pooled_key,
-    pooled_value,
+    extra_key,
+    extra_value,
+    ranges,
+    boxes,
     out,
     lse,
     q_b,
@@ -147,20 +212,32 @@ def window_kernel(
     v_b,
     v_h,
     v_n,
-    p_b,
-    p_h,
-    p_n,
+    tk_b,
+    tk_h,
+    tk_n,
+    tv_b,
+    tv_h,
+    tv_n,
+    ek_b,
+    ek_h,
+    ek_n,
+    ev_b,
+    ev_h,
+    ev_n,
     o_b,
     o_n,
     l_b,
     l_h,
     text,
-    pooled,
+    extra,
     query_rows,
-    key_rows,
     columns,
-    shift,
-    first_query,
+    key_rows,
+    key_columns,
+    first_row,
+    first_key_row,
+    height,
+    key_height,
     radius,
     scale,
     HEADS: tl.constexpr,
@@ -175,8 +252,9 @@ def window_kernel(
     LSE: tl.constexpr,
 ):
     """Sources are 5-D descriptors [batch, heads, rows, columns, D] or pointers to the first image token
-    (4-D and the first token for text and down-sampled tokens). shift: the queries' first row within the
-    keys' rows. first_query: the token of `out` that the first image query writes.
+    (4-D and the first token for text and extra tokens). ranges, boxes: a `plan.TilePlan`. height and
+    first_row: of the queries' whole grid and of their first row in it; the keys' have key_ before them.
+    out and lse begin at the first of these queries.
     """
     tiles_x = tl.cdiv(columns, TILE_W)
     tile = tl.program_id(0)
@@ -194,49 +272,36 @@ def window_kernel(
 
     acc, top, total = _list_part(
         acc, top, total, query, text_key, text_value, b, h, text,
-        k_b, k_h, k_n, v_b, v_h, v_n, scale, BLOCK, D, TMA, IEEE,
+        tk_b, tk_h, tk_n, tv_b, tv_h, tv_n, scale, BLOCK, D, TMA, IEEE,
     )  # fmt: skip
     acc, top, total = _list_part(
-        acc, top, total, query, pooled_key, pooled_value, b, h, pooled,
-        p_b, p_h, p_n, p_b, p_h, p_n, scale, BLOCK, D, TMA, IEEE,
+        acc, top, total, query, extra_key, extra_value, b, h, extra,
+        ek_b, ek_h, ek_n, ev_b, ev_h, ev_n, scale, BLOCK, D, TMA, IEEE,
     )  # fmt: skip
 
-    # The window's box in the keys' own rows, and the circle in coordinates relative to the tile.
-    tile_row = row + shift
-    halo = radius - 1
-    low_y = tl.maximum(tile_row - halo, 0)
-    low_x = tl.maximum(column - halo, 0)
-    high_y = tl.minimum(tl.minimum(tile_row + TILE_H, query_rows + shift) + halo, key_rows)
-    high_x = tl.minimum(column + TILE_W + halo, columns)
-    boxes_x = tl.cdiv(high_x - low_x, KEY_W)
-    boxes = tl.cdiv(tl.maximum(high_y - low_y, 0), KEY_H) * boxes_x
-    query_y = (index // TILE_W).to(tl.float32)
-    query_x = (index % TILE_W).to(tl.float32)
-    # |q - k|^2 < r^2  <=>  2 q.k - |k|^2 > |q|^2 - r^2: one side per key, one per query.
-    bound = query_y * query_y + query_x * query_x - (radius * radius).to(tl.float32)
-    key_index = tl.arange(0, KEY_H * KEY_W)
-    for box in range(0, boxes):
-        y = low_y + box // boxes_x * KEY_H
-        x = low_x + box % boxes_x * KEY_W
-        key = _image_box(key_source, b, h, y, x, key_rows, columns, k_b, k_h, k_n, KEY_H, KEY_W, D, TMA)
-        scores = _scores(query, key, IEEE)
-        key_y = y + key_index // KEY_W
-        key_x = x + key_index % KEY_W
-        near_y = (key_y - tile_row).to(tl.float32)
-        near_x = (key_x - column).to(tl.float32)
-        inside = (key_y < key_rows) & (key_x < columns)
-        size = tl.where(inside, near_y * near_y + near_x * near_x, 1.0e9)
-        dots = query_y[:, None] * (2 * near_y)[None, :] + (query_x[:, None] * (2 * near_x)[None, :] - size[None, :])
-        scores = tl.where(dots > bound[:, None], scores, float("-inf"))
-        value = _image_box(value_source, b, h, y, x, key_rows, columns, v_b, v_h, v_n, KEY_H, KEY_W, D, TMA)
-        acc, top, total = _step(acc, top, total, scores, value, scale, IEEE)
+    # Where each query looks, in the keys' own rows and columns: `layout.same_place`.
+    centre_y = (2 * (first_row + row + index // TILE_W) + 1) * key_height // (2 * height) - first_key_row
+    centre_x = (2 * (column + index % TILE_W) + 1) * key_columns // (2 * columns)
+    centre_y, centre_x = centre_y.to(tl.float32), centre_x.to(tl.float32)
+    edge = (radius * radius).to(tl.float32) - 0.5
+    begin = tl.load(ranges + tile)
+    partial = tl.load(ranges + tl.num_programs(0) + tile)
+    end = tl.load(ranges + 2 * tl.num_programs(0) + tile)
+    acc, top, total = _box_part(
+        acc, top, total, query, key_source, value_source, boxes, begin, partial, b, h, key_rows, key_columns,
+        centre_y, centre_x, edge, k_b, k_h, k_n, v_b, v_h, v_n, scale, KEY_H, KEY_W, D, TMA, IEEE, False,
+    )  # fmt: skip
+    acc, top, total = _box_part(
+        acc, top, total, query, key_source, value_source, boxes, partial, end, b, h, key_rows, key_columns,
+        centre_y, centre_x, edge, k_b, k_h, k_n, v_b, v_h, v_n, scale, KEY_H, KEY_W, D, TMA, IEEE, True,
+    )  # fmt: skip
 
     seen = total > 0
     acc = acc / tl.where(seen, total, 1.0)[:, None]
     out_y = row + index // TILE_W
     out_x = column + index % TILE_W
     inside = (out_y < query_rows) & (out_x < columns)
-    token = (first_query + out_y * columns + out_x).to(tl.int64)
+    token = (out_y * columns + out_x).to(tl.int64)
     start = out + b.to(tl.int64) * o_b + h * D
     tl.store(
         start + token[:, None] * o_n + tl.arange(0, D)[None, :], acc.to(out.dtype.element_ty), mask=inside[:, None]

@@ -28,7 +28,7 @@ def source(config: KernelConfig, dtype: str, head_dim: int) -> ASTSource:
     """The kernel as `launch` calls it: pointers and strides divisible by 16, sizes unknown."""
     names = window_kernel.arg_names
     boxes = {"query_source": config.tile, "key_source": config.box, "value_source": config.box}
-    boxes |= dict.fromkeys(("text_key", "text_value", "pooled_key", "pooled_value"), (config.block,))
+    boxes |= dict.fromkeys(("text_key", "text_value", "extra_key", "extra_value"), (config.block,))
     constants = {
         "HEADS": 24,
         "D": head_dim,
@@ -47,13 +47,13 @@ def source(config: KernelConfig, dtype: str, head_dim: int) -> ASTSource:
         if name in boxes:
             shape = [1, 1, *boxes[name], head_dim]
             signature[name] = f"tensordesc<{dtype}{shape}>" if config.descriptors else f"*{dtype}"
-        elif name in ("out", "lse"):
-            signature[name] = f"*{dtype}" if name == "out" else "*fp32"
+        elif name in ("out", "lse", "ranges", "boxes"):
+            signature[name] = f"*{dtype}" if name == "out" else "*fp32" if name == "lse" else "*i32"
         elif name in constants:
             signature[name] = "constexpr"
         else:
             signature[name] = "fp32" if name == "scale" else "i32"
-        if signature[name].startswith("*") or re.fullmatch(r"[qkvpo]_[bhn]", name):
+        if signature[name].startswith("*") or re.fullmatch(r"(q|k|v|tk|tv|ek|ev|o)_[bhn]", name):
             aligned.append(name)
     return ASTSource(
         window_kernel,

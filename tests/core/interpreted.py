@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from clear_core.backends import BackendError, choose_backend
 from clear_core.backends.reference import ReferenceBackend
-from clear_core.backends.triton import KernelConfig, TritonBackend, config_for, launch
+from clear_core.backends.triton import KernelConfig, TritonBackend, config_for
 from clear_core.call import AttentionCall
 from clear_core.layout import Band, Grid, TokenLayout
-from clear_core.pattern import LocalPattern
+from clear_core.pattern import LocalPattern, ReferenceView
+from clear_core.plan import GridPair, tile_plan
 from clear_core.pooling import pool_key_value
 from clear_core.window import Window
 
@@ -41,13 +42,14 @@ def make_call(
         text = pattern.layout.text
         grid = Grid(len(pattern.key_rows), pattern.layout.image.width)
         weight = torch.rand(factor, factor, generator=generator)
-        pooled = pool_key_value(key[:, :, text:], value[:, :, text:], grid, weight)
+        image = slice(text, text + grid.tokens)
+        pooled = pool_key_value(key[:, :, image], value[:, :, image], grid, weight)
         pattern = replace(pattern, pooled=pooled.tokens)
     return AttentionCall(query, key, value, pattern, scale=0.3, pooled=pooled, return_lse=True)
 
 
 def check(call: AttentionCall, config: KernelConfig, tolerance: float = 1e-5) -> None:
-    expected, result = ReferenceBackend().run(call), launch(call, config)
+    expected, result = ReferenceBackend().run(call), TritonBackend().launch(call, config)
     error = (result.out.double() - expected.out.double()).norm() / expected.out.double().norm()
     assert error < tolerance
     torch.testing.assert_close(result.lse, expected.lse, rtol=1e-5, atol=1e-5)
@@ -80,6 +82,44 @@ def test_queries_and_keys_may_be_bands(config: KernelConfig, text_queries: bool)
     check(make_call(pattern), config)
 
 
+@pytest.mark.parametrize("config", [POINTERS, DESCRIPTORS], ids=["pointers", "descriptors"])
+@pytest.mark.parametrize("references", ["window", "all"])
+@pytest.mark.parametrize("factor", [1, 2])
+def test_reference_images_of_other_sizes(config: KernelConfig, references: ReferenceView, factor: int) -> None:
+    layout = TokenLayout(5, Grid(14, 11), (Grid(7, 18), Grid(9, 3)))
+    check(make_call(LocalPattern.whole(layout, Window(4), references=references), factor=factor), config)
+
+
+def test_boxes_seen_whole_skip_the_mask() -> None:
+    pattern = LocalPattern.whole(TokenLayout(3, Grid(15, 25)), Window(13))
+    grids = GridPair(pattern.layout.image, pattern.query_rows, pattern.layout.image, pattern.key_rows)
+    plan = tile_plan(grids, pattern.window, POINTERS.tile, POINTERS.box)
+    assert 0 < plan.full_boxes < plan.boxes.shape[0]
+    check(make_call(pattern), POINTERS)
+    check(make_call(pattern), DESCRIPTORS)
+
+
+@pytest.mark.parametrize(("dtype", "return_lse"), [(torch.float32, True), (torch.float16, False)])
+def test_a_new_card_is_asked_a_small_question_first(dtype: torch.dtype, return_lse: bool) -> None:
+    assert TritonBackend().doubt(torch.device("cpu"), dtype, 16, return_lse=return_lse) is None
+
+
+def test_a_kernel_that_answers_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clear_core.backends.triton._LOG2_E", 1.0)
+    doubt = TritonBackend().doubt(torch.device("cpu"), torch.float16, 16, return_lse=True)
+    assert doubt is not None
+    assert "its answer on this card is wrong by" in doubt
+
+
+def test_a_kernel_that_does_not_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such instruction\nand more")
+
+    monkeypatch.setattr(TritonBackend, "run", broken)
+    doubt = TritonBackend().doubt(torch.device("cpu"), torch.float32, 16, return_lse=False)
+    assert doubt == "its kernel does not run on this card (RuntimeError: no such instruction)"
+
+
 def test_half_precision_is_accumulated_in_float32() -> None:
     pattern = LocalPattern.whole(TokenLayout(20, Grid(11, 14)), Window(5))
     check(make_call(pattern, dtype=torch.float16), DESCRIPTORS, 1e-3)
@@ -101,9 +141,10 @@ def test_what_it_cannot_do_is_refused_in_words() -> None:
     narrow = replace(call, query=call.query[..., :12], key=call.key[..., :12], value=call.value[..., :12])
     with pytest.raises(BackendError, match="head_dim is 12; it has 16, 32, 64, 128"):
         choose_backend(narrow, "triton")
-    referenced = make_call(LocalPattern.whole(TokenLayout(2, Grid(4, 4), (Grid(2, 2),)), Window(2)))
-    with pytest.raises(BackendError, match="no reference images"):
-        choose_backend(referenced, "triton")
+    with pytest.raises(BackendError, match="the radius is 2049; it has up to 2048"):
+        choose_backend(make_call(replace(pattern, window=Window(2049))), "triton")
+    with pytest.raises(BackendError, match="the softmax scale is 1e-07"):
+        choose_backend(replace(call, scale=1e-7), "triton")
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
