@@ -3,6 +3,8 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .nodes.apply import CLEARApply
+from .nodes.multi_gpu import CLEARMultiGPU
+from .nodes.tiled_sampler import CLEARTiledSampler
 from .nodes.weights_loader import CLEARWeightsLoader
 
 WEB_DIRECTORY = "./web"
@@ -10,7 +12,7 @@ WEB_DIRECTORY = "./web"
 
 class ClearAttentionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [CLEARWeightsLoader, CLEARApply]
+        return [CLEARWeightsLoader, CLEARApply, CLEARMultiGPU, CLEARTiledSampler]
 
 
 async def comfy_entrypoint() -> ClearAttentionExtension:

@@ -1,4 +1,4 @@
-"""`python dev.py bench [--json PATH]`: one table, and the same as JSON."""
+"""`python dev.py bench [--json PATH]`: tables for a person, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -6,59 +6,107 @@ import argparse
 import json
 import platform
 import sys
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from .attention import Row, cases, measure, table
-from .timing import device_name
+from . import attention, step, tune
+from .timing import device_name, matrix_rate
+
+Item = TypeVar("Item")
+PARTS = ("setup", "attention", "step")
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the table as JSON")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write everything as JSON")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each, the median counts")
     parser.add_argument("--sizes", type=int, nargs="+", metavar="PIXELS", help="only these image sizes, such as 2048")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="only these parts")
+    parser.add_argument("--flex", action="store_true", help="FlexAttention too (always on a GPU); it must compile")
+    parser.add_argument("--tune", action="store_true", help="instead: try configurations of the fused kernel (GPU)")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats is {options.repeats}; 1 or more is needed")
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    wanted = [case for case in cases(device) if not options.sizes or case.side * 16 in options.sizes]
-    if not wanted:
-        parser.error(f"--sizes has none of {sorted({case.side * 16 for case in cases(device)})}")
-    rows: list[Row] = []
-    for index, case in enumerate(wanted, 1):
-        if sys.stderr.isatty():
-            print(f"\r{index} of {len(wanted)} ...", end="", file=sys.stderr, flush=True)
-        rows += measure(case, device, options.repeats)
-    if sys.stderr.isatty():
-        print("\r", end="", file=sys.stderr)
+    if options.tune and device.type != "cuda":
+        parser.error("--tune needs a GPU")
+
+    every = attention.cases(device, flex=options.flex or device.type == "cuda")
+    cases = [case for case in every if not options.sizes or case.side * 16 in options.sizes]
+    steps = [task for task in step.tasks(device) if not options.sizes or task.side * 16 in options.sizes]
+    if not cases:
+        parser.error(f"--sizes has none of {sorted({case.side * 16 for case in every})}")
+
     name = device_name(device)
-    print(f"Attention of one layer, {rows[0].heads} heads of 128, {rows[0].dtype}, 512 text tokens, on {name}")
-    print(f"PyTorch {torch.__version__}, {platform.system()}; the median of {options.repeats}\n")
-    print(table(rows))
-    _growth(rows)
-    if options.json:
-        content = {
-            "date": date.today().isoformat(),
-            "command": "python dev.py bench " + " ".join(arguments),
-            "device": name,
-            "torch": torch.__version__,
-            "rows": [row.as_dict() for row in rows],
-        }
-        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content: dict[str, object] = {
+        "date": date.today().isoformat(),
+        "command": "python dev.py bench " + " ".join(arguments),
+        "device": name,
+        "torch": torch.__version__,
+    }
+    print(f"On {name}; PyTorch {torch.__version__}, {platform.system()}; the median of {options.repeats}\n")
+    if options.tune:
+        content["tuning"] = [row.as_dict() for row in tune.run(device, options.repeats)]
+        _write(options.json, content)
+        return 0
+    if "setup" in options.only:
+        content["setup"] = {}
+        for found in attention.set_up(device):
+            print(f"{found.what}: {found.seconds * 1e3:.1f} ms")
+            content["setup"][found.what] = found.seconds
+        print()
+    if "attention" in options.only:
+        rate = matrix_rate(device, cases[0].dtype)
+        content["matrix_tflops"] = rate / 1e12
+        print(
+            f"Attention of one layer, {cases[0].heads} heads of {attention.HEAD_DIM}, "
+            f"{str(cases[0].dtype).removeprefix('torch.')}, {attention.TEXT} text tokens. "
+            f"Matrix products: {rate / 1e12:.3g} TFLOP/s, which is what the floor is made of.\n"
+        )
+        rows = _each(cases, lambda case: attention.measure(case, device, options.repeats, rate))
+        print(attention.table(rows))
+        _growth(rows)
+        content["rows"] = [row.as_dict() for row in rows]
+        _write(options.json, content)
+    if "step" in options.only and steps:
+        print(f"\nA whole step of FLUX, {step.described(device)}\n")
+        bench = step.Bench(device)
+        results = _each(steps, lambda task: bench.measure(task, options.repeats))
+        print(step.table(results))
+        content["steps"] = [result.as_dict() for result in results]
+    _write(options.json, content)
     return 0
 
 
-def _growth(rows: list[Row]) -> None:
+def _each(tasks: list[Item], run: Callable[[Item], Iterable[object]]) -> list:
+    """Every task's rows, with a line of progress for a person who waits."""
+    rows: list[object] = []
+    for index, task in enumerate(tasks, 1):
+        if sys.stderr.isatty():
+            print(f"\r{index} of {len(tasks)} ...", end="", file=sys.stderr, flush=True)
+        rows += run(task)
+    if sys.stderr.isatty():
+        print("\r", end="", file=sys.stderr)
+    return rows
+
+
+def _write(path: Path | None, content: dict[str, object]) -> None:
+    """After each part, so that a run that is stopped leaves what it has."""
+    if path is not None:
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _growth(rows: list[attention.Row]) -> None:
     """How the time of a backend grows when the image's pixels grow fourfold: 4 is linear, 16 is dense."""
     times = {(row.backend, row.radius, row.down_factor, row.side): row.seconds for row in rows}
     print("\nTime for four times the pixels (4 is linear)")
     for (backend, radius, factor, side), seconds in times.items():
         larger = times.get((backend, radius, factor, side * 2))
-        if larger is not None and backend != "dense":
+        if larger is not None and not backend.startswith("dense"):
             print(
                 f"  {backend}, radius {radius}, down {factor}: {side * 16} to {side * 32} px: {larger / seconds:.2f} x"
             )

@@ -1,29 +1,32 @@
-"""Attention alone: PyTorch's dense scaled_dot_product_attention against this pack's backends, in one run."""
+"""Attention alone: PyTorch's dense kernels, FlexAttention and this pack's backends, in one run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
-from torch.nn import functional as F
+from torch import Tensor
 
-from clear_core.backends import BackendError, choose_backend, list_backends
+from clear_core.backends import BACKENDS, Backend
 from clear_core.call import AttentionCall
 from clear_core.layout import Grid, TokenLayout
 from clear_core.pattern import LocalPattern, attention_flops
+from clear_core.plan import GridPair, tile_plan
 from clear_core.pooling import mean_weight, pool_key_value
 from clear_core.scale import softmax_scale
 from clear_core.window import Window
 
-from .timing import medians
+from .rivals import authors_way, dense_kernels, tiled_flex
+from .timing import medians, wait
 
 TEXT, HEAD_DIM = 512, 128
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row's question. side: image tokens a side. dense: whether dense attention is timed beside it."""
+    """One question. side: image tokens a side. dense, flex: whether those are timed beside it."""
 
     side: int
     radius: int
@@ -31,11 +34,18 @@ class Case:
     heads: int
     dtype: torch.dtype
     dense: bool
+    flex: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row's answer. Seconds for all heads; tflops: needed arithmetic over time; speedup: over dense."""
+    """One answer. Seconds for all heads.
+
+    needed_tflops, executed_tflops: the exact mask's arithmetic, and what the kernel computes, over the time.
+    per_pair: time of an executed (query, key) pair, the best dense kernel's in the same run being 1.
+    floor: seconds that the needed arithmetic takes at the machine's own matrix rate.
+    speedup: over the best dense kernel in the same run; None where dense was not run.
+    """
 
     pixels: int
     side: int
@@ -45,21 +55,24 @@ class Row:
     dtype: str
     backend: str
     seconds: float
-    tflops: float
+    needed_tflops: float
+    executed_tflops: float | None
+    per_pair: float | None
+    floor: float
     speedup: float | None
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
-def cases(device: torch.device) -> list[Case]:
+def cases(device: torch.device, *, flex: bool) -> list[Case]:
     """On a GPU FLUX's own heads at 1K to 8K; on a CPU two heads at sizes that end within a minute."""
     if device.type == "cuda":
         sides, radii, heads, dtype, dense_up_to = (64, 128, 256, 512), (8, 16, 32), 24, torch.bfloat16, 512
     else:
-        sides, radii, heads, dtype, dense_up_to = (64, 128, 256), (8, 16), 2, torch.float32, 128
+        sides, radii, heads, dtype, dense_up_to = (32, 64, 128, 256), (8, 16), 2, torch.float32, 128
     return [
-        Case(side, radius, factor, heads, dtype, side <= dense_up_to)
+        Case(side, radius, factor, heads, dtype, side <= dense_up_to, flex)
         for side in sides
         for radius in radii
         for factor in (1, 4)
@@ -67,35 +80,43 @@ def cases(device: torch.device) -> list[Case]:
     ]
 
 
-def measure(case: Case, device: torch.device, repeats: int) -> Iterator[Row]:
-    """Dense and every fast backend that can run the case."""
+def make_call(case: Case, device: torch.device) -> AttentionCall:
+    """Random tensors for a case."""
     layout = TokenLayout(TEXT, Grid(case.side, case.side))
     generator = torch.Generator(device).manual_seed(0)
     shape = (3, 1, case.heads, layout.tokens, HEAD_DIM)
     query, key, value = torch.randn(shape, generator=generator, device=device, dtype=case.dtype)
-    scale = softmax_scale(HEAD_DIM, layout.tokens)
     pooled = None
     if case.down_factor > 1:
         weight = mean_weight(case.down_factor)
         pooled = pool_key_value(key[:, :, TEXT:], value[:, :, TEXT:], layout.image, weight)
     pattern = LocalPattern.whole(layout, Window(case.radius), pooled=0 if pooled is None else pooled.tokens)
-    call = AttentionCall(query, key, value, pattern, scale=scale, pooled=pooled)
+    scale = softmax_scale(HEAD_DIM, layout.tokens)
+    return AttentionCall(query, key, value, pattern, scale=scale, pooled=pooled)
 
-    functions = {"dense": lambda: F.scaled_dot_product_attention(query, key, value, scale=scale)} if case.dense else {}
-    for status in list_backends():
-        if status.name == "reference":
-            continue  # the oracle is quadratic and slow on purpose
-        try:
-            backend = choose_backend(call, status.name).backend
-        except BackendError:
-            continue
-        functions[status.name] = lambda backend=backend: backend.run(call).out
+
+def measure(case: Case, device: torch.device, repeats: int, rate: float) -> Iterator[Row]:
+    """Dense, FlexAttention and every backend of ours that can run the case. rate: the machine's, in FLOP/s."""
+    call = make_call(case, device)
+    functions: dict[str, Callable[[], Tensor]] = {}
+    if case.dense:
+        functions |= dense_kernels(call.query, call.key, call.value, call.scale)
+    if case.flex:
+        functions |= _flex(call)
+    ours = {backend.name: backend for backend in BACKENDS if _worth_timing(backend, call)}
+    functions |= {name: lambda backend=backend: backend.run(call).out for name, backend in ours.items()}
     seconds = medians(functions, device, repeats)
+    dense = min((taken for name, taken in seconds.items() if name.startswith("dense")), default=None)
+    unit = 4 * case.heads * HEAD_DIM
+    pairs = {name: backend.executed_pairs(call) for name, backend in ours.items()}
+    every = call.pattern.query_tokens * call.pattern.key_tokens
     for name, taken in seconds.items():
-        window = None if name == "dense" else Window(case.radius)
-        flops = attention_flops(
-            layout, window, heads=case.heads, head_dim=HEAD_DIM, down_factor=1 if window is None else case.down_factor
+        window = None if name.startswith("dense") else call.pattern.window
+        down_factor = 1 if window is None else case.down_factor
+        needed = attention_flops(
+            call.pattern.layout, window, heads=case.heads, head_dim=HEAD_DIM, down_factor=down_factor
         )
+        executed = every if window is None else pairs.get(name)
         yield Row(
             case.side * 16,
             case.side,
@@ -105,18 +126,74 @@ def measure(case: Case, device: torch.device, repeats: int) -> Iterator[Row]:
             str(case.dtype).removeprefix("torch."),
             name,
             taken,
-            flops / taken / 1e12,
-            seconds["dense"] / taken if "dense" in seconds else None,
+            needed / taken / 1e12,
+            None if executed is None else executed * unit / taken / 1e12,
+            None if executed is None or dense is None else (taken / executed) / (dense / every),
+            needed / rate,
+            None if dense is None else dense / taken,
         )
+
+
+def _flex(call: AttentionCall) -> dict[str, Callable[[], Tensor]]:
+    # Compiled functions of earlier cases count towards a limit, after which FlexAttention writes out all scores.
+    torch.compiler.reset()
+    layout, radius = call.pattern.layout, call.pattern.window.radius
+    found: dict[str, Callable[[], Tensor]] = {}
+    key, value = call.key, call.value
+    if call.pooled is None:
+        found["flex tiles"] = tiled_flex(call.query, key, value, layout.text, layout.image, radius, call.scale)
+    else:
+        key = torch.cat((key, call.pooled.key), dim=2)
+        value = torch.cat((value, call.pooled.value), dim=2)
+    authors = authors_way(call.query, key, value, layout.text, layout.image, radius, call.pattern.pooled, call.scale)
+    return found if authors is None else {"authors' way": authors, **found}
+
+
+def _worth_timing(backend: Backend, call: AttentionCall) -> bool:
+    """The oracle is quadratic and slow on purpose."""
+    return backend.name != "reference" and not (backend.unavailable() or backend.refusal(call))
+
+
+@dataclass(frozen=True, slots=True)
+class SetUp:
+    """What a new image size costs before its first call, in seconds."""
+
+    what: str
+    seconds: float
+
+
+def set_up(device: torch.device) -> Iterator[SetUp]:
+    """The plan of 8K at r = 32, and the fused kernel's first call and its first call at a new size."""
+    grid = Grid(512, 512)
+    pair = GridPair(grid, grid.rows, grid, grid.rows)
+    plan = {"plan": lambda: tile_plan(pair, Window(32), (8, 16), (8, 8))}
+    yield SetUp("plan of tiles, 8192 px, r 32, on the CPU", medians(plan, torch.device("cpu"), 5)["plan"])
+    if device.type != "cuda":
+        return
+    triton = next(backend for backend in BACKENDS if backend.name == "triton")
+    for what, side in (("first call, compiling what is not cached", 64), ("first call at another size", 100)):
+        call = make_call(Case(side, 16, 1, 24, torch.bfloat16, False, False), device)
+        wait(device)
+        started = time.perf_counter()
+        if triton.unavailable() or triton.refusal(call):
+            return
+        triton.run(call)
+        wait(device)
+        yield SetUp(f"triton: {what}", time.perf_counter() - started)
 
 
 def table(rows: list[Row]) -> str:
     """Rows for a person."""
-    lines = [f"{'image':>7} {'radius':>6} {'down':>4}  {'backend':<10}{'ms':>10}{'TFLOP/s':>9}{'against dense':>15}"]
+    lines = [
+        f"{'image':>7} {'radius':>6} {'down':>4}  {'backend':<16}{'ms':>10}{'floor':>9}{'needed':>9}{'executed':>9}"
+        f"{'per pair':>9}{'against dense':>15}"
+    ]
     for row in rows:
         against = "" if row.speedup is None else f"{row.speedup:.2f} x"
+        executed = "" if row.executed_tflops is None else f"{row.executed_tflops:.3g}"
+        per_pair = "" if row.per_pair is None else f"{row.per_pair:.2f}"
         lines.append(
-            f"{row.pixels:>7} {row.radius:>6} {row.down_factor:>4}  {row.backend:<10}"
-            f"{row.seconds * 1e3:>10.1f}{row.tflops:>9.3f}{against:>15}"
+            f"{row.pixels:>7} {row.radius:>6} {row.down_factor:>4}  {row.backend:<16}{row.seconds * 1e3:>10.2f}"
+            f"{row.floor * 1e3:>9.2f}{row.needed_tflops:>9.3g}{executed:>9}{per_pair:>9}{against:>15}"
         )
     return "\n".join(lines)

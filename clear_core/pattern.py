@@ -36,10 +36,10 @@ class LocalPattern:
 
     layout: the whole sequence.
     window: the circle around each image query.
-    query_rows: rows of the image among the queries.
-    key_rows: rows of the image among the keys; a query's window is cut to them.
-    text_queries: whether the text tokens are among the queries.
-    reference_queries: whether the reference tokens are.
+    query_rows: rows of the image among the queries, or None.
+    key_rows: rows of the image among the keys, or None; a query's window is cut to them.
+    text_queries, text_keys: whether the text tokens are among the queries, among the keys.
+    reference_queries, reference_keys: whether the reference tokens are.
     references: how image and reference queries see reference tokens.
     pooled: number of down-sampled tokens, 0 for none. They are keys only.
 
@@ -48,16 +48,18 @@ class LocalPattern:
 
     layout: TokenLayout
     window: Window
-    query_rows: Band
-    key_rows: Band
+    query_rows: Band | None
+    key_rows: Band | None
     text_queries: bool = True
     reference_queries: bool = True
+    text_keys: bool = True
+    reference_keys: bool = True
     references: ReferenceView = "window"
     pooled: int = 0
 
     def __post_init__(self) -> None:
         for name, band in (("query", self.query_rows), ("key", self.key_rows)):
-            if band.stop > self.layout.image.height:
+            if band is not None and band.stop > self.layout.image.height:
                 raise ValueError(
                     f"the {name} rows {band.start}..{band.stop} reach beyond the image's "
                     f"{self.layout.image.height} rows"
@@ -78,20 +80,30 @@ class LocalPattern:
         return self.layout.text if self.text_queries else 0
 
     @property
+    def text_key_tokens(self) -> int:
+        return self.layout.text if self.text_keys else 0
+
+    @property
     def query_grids(self) -> tuple[tuple[Grid, Band], ...]:
         """The grids whose tokens ask, each with the rows that do, in sequence order."""
-        references = self.layout.references if self.reference_queries else ()
-        return ((self.layout.image, self.query_rows), *((grid, grid.rows) for grid in references))
+        return self._grids(self.query_rows, self.reference_queries)
 
     @property
     def key_grids(self) -> tuple[tuple[Grid, Band], ...]:
         """The grids whose tokens are keys, each with the rows that are, in sequence order."""
-        return ((self.layout.image, self.key_rows), *((grid, grid.rows) for grid in self.layout.references))
+        return self._grids(self.key_rows, self.reference_keys)
+
+    def _grids(self, rows: Band | None, with_references: bool) -> tuple[tuple[Grid, Band], ...]:
+        image = () if rows is None else ((self.layout.image, rows),)
+        references = self.layout.references if with_references else ()
+        return (*image, *((grid, grid.rows) for grid in references))
 
     @property
     def windowed_key_grids(self) -> tuple[tuple[Grid, Band], ...]:
         """The key grids seen through the window; the others are seen whole, as the text is."""
-        return self.key_grids if self.references == "window" else self.key_grids[:1]
+        if self.references == "window":
+            return self.key_grids
+        return () if self.key_rows is None else self.key_grids[:1]
 
     @property
     def query_tokens(self) -> int:
@@ -99,15 +111,19 @@ class LocalPattern:
 
     @property
     def key_tokens(self) -> int:
-        return self.layout.text + sum(len(rows) * grid.width for grid, rows in self.key_grids)
+        return self.text_key_tokens + sum(len(rows) * grid.width for grid, rows in self.key_grids)
+
+    @property
+    def shared_keys(self) -> int:
+        """Keys that every image and reference query sees: text, down-sampled tokens, references seen whole."""
+        whole = self.key_grids[len(self.windowed_key_grids) :]
+        return self.text_key_tokens + self.pooled + sum(len(rows) * grid.width for grid, rows in whole)
 
     def pairs(self) -> int:
         """How many (query, key) pairs the exact mask holds, counted without building it. O(H r + r^2)."""
-        shared = self.layout.text + self.pooled
-        shared += sum(len(rows) * grid.width for grid, rows in self.key_grids[len(self.windowed_key_grids) :])
         total = self.text_query_tokens * self.key_tokens
         for grid, rows in self.query_grids:
-            total += len(rows) * grid.width * shared
+            total += len(rows) * grid.width * self.shared_keys
             for key_grid, key_rows in self.windowed_key_grids:
                 dys = _axis_distances(rows, grid.height, key_rows, key_grid.height, self.window.halo)
                 columns, key_columns = Band(0, grid.width), Band(0, key_grid.width)
@@ -124,7 +140,7 @@ class LocalPattern:
         `queries` cuts rows out, so that a caller can go through them in parts.
         """
         asks = _coordinates(self.query_grids, self.text_query_tokens, device)[:, queries]
-        gives = _coordinates(self.key_grids, self.layout.text, device)
+        gives = _coordinates(self.key_grids, self.text_key_tokens, device)
         ask_grid, give_grid = asks[0][:, None], gives[0][None, :]
         visible = (ask_grid < 0) | (give_grid < 0)  # text asks or answers
         for q, (query_grid, _) in enumerate(self.query_grids):

@@ -1,12 +1,13 @@
 """Dense attention of some queries over some keys, with the log-sum-exp where it is asked for.
 
-The pieces every backend shares: PyTorch's own kernels where only the output is wanted, and the same
-thing written out in float32 where the log-sum-exp is needed too, for PyTorch has no portable way to ask.
+The pieces every backend shares: PyTorch's own kernels, and the same thing written out in float32 where the
+log-sum-exp is wanted of a kernel that does not give it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ def dense_attention(
     """
     if not return_lse:
         return AttentionResult(F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale), None)
+    kernel = _kernel_with_lse(query, key, value) if bias is None else None
+    if kernel is not None:
+        return AttentionResult(*kernel(query, key, value, scale=scale)[:2])
     batch, heads, queries, _ = query.shape
     out = torch.empty_like(query)
     lse = torch.empty(batch, heads, queries, device=query.device, dtype=torch.float32)
@@ -36,6 +40,19 @@ def dense_attention(
         part_bias = bias if bias is None or bias.shape[2] == 1 else bias[:, :, part]
         out[:, :, part], lse[:, :, part] = explicit_attention(query[:, :, part], key, value, scale, part_bias)
     return AttentionResult(out, lse)
+
+
+def _kernel_with_lse(query: Tensor, key: Tensor, value: Tensor) -> Callable[..., tuple[Tensor, ...]] | None:
+    """PyTorch's fused kernel that also returns the log-sum-exp for these tensors; None where there is none."""
+    if key.shape[2] == 0 or query.shape[2] == 0:
+        return None
+    if query.device.type == "cpu":
+        return getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+    if query.device.type == "cuda":
+        question = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, False)
+        if torch.backends.cuda.can_use_flash_attention(question):
+            return torch.ops.aten._scaled_dot_product_flash_attention
+    return None
 
 
 def explicit_attention(
@@ -56,22 +73,40 @@ def explicit_attention(
     return out, lse.squeeze(-1).float()
 
 
-def merge(parts: list[AttentionResult]) -> AttentionResult:
-    """Join attention over disjoint sets of keys into attention over all of them, exactly.
+class RunningMerge:
+    """Attention over disjoint sets of keys, joined one part after another, exactly.
 
-    Each part's out is [batch, queries, heads * head_dim] and its lse [batch, heads, queries]; the weight
-    of a part is exp(lse - lse of all), so nothing is approximated. Queries that see nothing stay 0.
+    The weight of a part is exp(its log-sum-exp - that of all), so nothing is approximated; float32 in between.
+    Queries that see nothing stay 0.
     """
-    lses = []
-    for part in parts:
+
+    def __init__(self) -> None:
+        self._out: Tensor | None = None
+        self._lse: Tensor | None = None
+
+    def add(self, part: AttentionResult) -> None:
+        """One more part: out [batch, queries, heads * head_dim], lse [batch, heads, queries]."""
         if part.lse is None:
             raise ValueError("merging partial attention needs each part's log-sum-exp: ask for it with return_lse=True")
-        lses.append(part.lse)
-    stacked = torch.stack(lses)
-    total = torch.logsumexp(stacked, dim=0)
-    weights = (stacked - total.masked_fill(total == -math.inf, 0.0)).exp()
-    batch, heads, queries = total.shape
-    out = torch.zeros(batch, queries, heads, parts[0].out.shape[2] // heads, device=total.device)
-    for part, weight in zip(parts, weights, strict=True):
-        out += part.out.unflatten(2, (heads, -1)).float() * weight.transpose(1, 2)[..., None]
-    return AttentionResult(out.flatten(2, 3).to(parts[0].out.dtype), total)
+        out = part.out.unflatten(2, (part.lse.shape[1], -1)).to(torch.float32, copy=True)
+        if self._out is None or self._lse is None:
+            self._out, self._lse = out, part.lse
+            return
+        total = torch.logaddexp(self._lse, part.lse)
+        floor = total.masked_fill(total == -math.inf, 0.0)
+        self._out.mul_((self._lse - floor).exp().transpose(1, 2)[..., None])
+        self._out.addcmul_(out, (part.lse - floor).exp().transpose(1, 2)[..., None])
+        self._lse = total
+
+    def result(self, dtype: torch.dtype) -> AttentionResult:
+        """The whole, in a dtype. At least one part must have been added."""
+        assert self._out is not None
+        return AttentionResult(self._out.flatten(2, 3).to(dtype), self._lse)
+
+
+def merge(parts: list[AttentionResult]) -> AttentionResult:
+    """Join attention over disjoint sets of keys into attention over all of them, exactly; see `RunningMerge`."""
+    running = RunningMerge()
+    for part in parts:
+        running.add(part)
+    return running.result(parts[0].out.dtype)

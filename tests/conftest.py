@@ -65,6 +65,7 @@ class NodesApi:
     """The nodes as plain functions: their defaults, their errors, their outputs."""
 
     def __init__(self, classes: dict[str, Any]) -> None:
+        self._classes = classes
         self._apply, self._loader = classes["CLEARApply"], classes["CLEARWeightsLoader"]
 
     def defaults(self) -> dict[str, Any]:
@@ -77,6 +78,10 @@ class NodesApi:
     def apply_output(self, model: Any, weights: Any = None, **inputs: Any) -> Any:
         clone = self._apply.PREPARE_CLASS_CLONE({})
         return clone.execute(model=model, weights=weights, **{**self.defaults(), **inputs})
+
+    def execute(self, node: str, **inputs: Any) -> tuple[Any, ...]:
+        """Run a node; its outputs."""
+        return self._classes[node].PREPARE_CLASS_CLONE({}).execute(**inputs).args
 
     def module(self, name: str) -> Any:
         """A module of the pack as the host loaded it, such as "clear_core.weights"."""

@@ -28,6 +28,10 @@ class Backend(Protocol):
         """Why it cannot run this call, as a clause with the actual value in it; None where it can."""
         ...
 
+    def executed_pairs(self, call: AttentionCall) -> int:
+        """(query, key) pairs it computes, or would if it could: the needed ones and what its shape adds."""
+        ...
+
     def run(self, call: AttentionCall) -> AttentionResult:
         """Compute it. Only called when neither `unavailable` nor `refusal` objects."""
         ...

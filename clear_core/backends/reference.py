@@ -25,6 +25,9 @@ class ReferenceBackend:
     def refusal(self, call: AttentionCall) -> str | None:
         return pooled_mask_refusal(call)
 
+    def executed_pairs(self, call: AttentionCall) -> int:
+        return call.pattern.query_tokens * (call.pattern.key_tokens + call.pattern.pooled)
+
     def run(self, call: AttentionCall) -> AttentionResult:
         key, value = call.key, call.value
         if call.pooled is not None:

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from ..call import AttentionCall
 from .base import Backend
+from .masked import MaskedBackend
 from .reference import ReferenceBackend
 from .sdpa import SdpaBackend
 from .triton import TritonBackend
 
-BACKENDS: Final[tuple[Backend, ...]] = (SdpaBackend(), ReferenceBackend(), TritonBackend())
-"""In the order `auto` tries them. A new backend is a new file and a line here.
-
-`triton` stands behind one that runs everything, so only its name chooses it: its speed is not measured yet.
-"""
+BACKENDS: Final[tuple[Backend, ...]] = (SdpaBackend(), ReferenceBackend(), TritonBackend(), MaskedBackend())
+"""In the order they are listed. A new backend is a new file, a line here and one in the table below."""
 
 AUTO: Final = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Time of one executed (query, key) pair, in units of PyTorch's dense kernel. measured: on what, or ""."""
+
+    per_pair: float
+    measured: str
+
+
+COSTS: Final[Mapping[tuple[str, str], Cost]] = MappingProxyType(
+    {
+        ("masked", "cpu"): Cost(1.1, "AMD EPYC"),
+        ("sdpa", "cpu"): Cost(1.5, "AMD EPYC"),
+        ("masked", "gpu"): Cost(1.5, ""),
+        ("sdpa", "gpu"): Cost(2.0, ""),
+        ("triton", "gpu"): Cost(1.0, ""),
+    }
+)
+"""By backend and kind of device; `auto` never takes a backend that is not here.
+
+Column "per pair" of `python dev.py bench`. The GPU's are reasoned, not measured: a kernel with a mask tensor
+reads it, gathered tiles are copied first, the fused kernel does neither.
+"""
 
 
 class BackendError(RuntimeError):
@@ -40,10 +63,10 @@ class BackendStatus:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The backend that will run a call, and why the ones before it cannot."""
+    """The backend that will run a call. reason: why it and no other, in a clause for the person."""
 
     backend: Backend
-    refusals: tuple[str, ...]
+    reason: str
 
 
 def backend_names() -> tuple[str, ...]:
@@ -59,18 +82,41 @@ def list_backends() -> tuple[BackendStatus, ...]:
 def choose_backend(call: AttentionCall, name: str = AUTO, backends: Sequence[Backend] = BACKENDS) -> Choice:
     """The backend for this call.
 
-    name: "auto" takes the first that can run it; any other name is taken or refused, never replaced.
+    name: "auto" takes the one that should be fastest of those that can run it; any other name is taken or
+        refused, never replaced.
     Raises BackendError with every reason, ValueError for a name that does not exist.
     """
     known = {backend.name: backend for backend in backends}
-    if name != AUTO and name not in known:
+    if name == AUTO:
+        return _fastest(call, backends)
+    if name not in known:
         raise ValueError(f"unknown backend {name!r}; choose one of: {', '.join((AUTO, *known))}")
-    candidates = backends if name == AUTO else (known[name],)
-    refusals: list[str] = []
-    for backend in candidates:
-        reason = backend.unavailable() or backend.refusal(call)
-        if reason is None:
-            return Choice(backend, tuple(refusals))
-        refusals.append(f"{backend.name}: {reason}")
-    asked = "No backend can" if name == AUTO else f"The backend {name!r} cannot"
-    raise BackendError(f"{asked} run this attention call. " + "; ".join(refusals))
+    reason = known[name].unavailable() or known[name].refusal(call)
+    if reason is not None:
+        raise BackendError(f"The backend {name!r} cannot run this attention call. {name}: {reason}")
+    return Choice(known[name], "as asked")
+
+
+def _fastest(call: AttentionCall, backends: Sequence[Backend]) -> Choice:
+    kind = "cpu" if call.query.device.type == "cpu" else "gpu"
+    able: list[tuple[float, Backend, Cost]] = []
+    unable: list[tuple[float, str]] = []
+    for backend in backends:
+        cost = COSTS.get((backend.name, kind))
+        if cost is None:
+            continue
+        refusal = backend.unavailable() or backend.refusal(call)
+        expected = backend.executed_pairs(call) * cost.per_pair
+        if refusal is None:
+            able.append((expected, backend, cost))
+        else:
+            unable.append((expected, f"{backend.name}: {refusal}"))
+    if not able:
+        raise BackendError(f"No backend can run this attention call. {'; '.join(text for _, text in unable)}")
+    expected, backend, cost = min(able, key=lambda entry: entry[0])
+    dense = call.pattern.query_tokens * call.pattern.key_tokens
+    grounds = f"measured on {cost.measured}" if cost.measured else "not timed on this kind of card"
+    reason = f"about {expected / dense:.2g} of dense attention's time, {grounds}"
+    # Only what would have been faster is worth a person's attention.
+    missed = [text for other, text in unable if other < expected]
+    return Choice(backend, "; ".join((reason, *missed)))

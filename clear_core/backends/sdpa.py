@@ -42,10 +42,19 @@ class SdpaBackend:
     def refusal(self, call: AttentionCall) -> str | None:
         return pooled_mask_refusal(call)
 
-    def run(self, call: AttentionCall) -> AttentionResult:
+    def executed_pairs(self, call: AttentionCall) -> int:
         pattern = call.pattern
-        plan = self._plans.get(pattern, lambda: tile_groups(pattern, (_TILE, _TILE)))
-        return _Run(call).whole(plan)
+        boxes = sum(
+            group.tiles * group.queries * sum(group.box_tokens) for groups in self._plan(call) for group in groups
+        )
+        text = pattern.text_query_tokens
+        return text * pattern.key_tokens + (pattern.query_tokens - text) * pattern.shared_keys + boxes
+
+    def run(self, call: AttentionCall) -> AttentionResult:
+        return _Run(call).whole(self._plan(call))
+
+    def _plan(self, call: AttentionCall) -> tuple[tuple[TileGroup, ...], ...]:
+        return self._plans.get(call.pattern, lambda: tile_groups(call.pattern, (_TILE, _TILE)))
 
 
 class _Run:
@@ -63,13 +72,13 @@ class _Run:
             if call.return_lse
             else None
         )
-        self.key_starts = _starts(pattern.layout.text, pattern.key_grids)
+        self.key_starts = _starts(pattern.text_key_tokens, pattern.key_grids)
         self.query_starts = _starts(pattern.text_query_tokens, pattern.query_grids)
         windowed = len(pattern.windowed_key_grids)
         whole_references = slice(self.key_starts[windowed], None)
         pooled_key = () if call.pooled is None else (call.pooled.key,)
         pooled_value = () if call.pooled is None else (call.pooled.value,)
-        text = slice(0, pattern.layout.text)
+        text = slice(0, pattern.text_key_tokens)
         # What every tile sees. Down-sampled tokens stand between, and never together with a mask.
         self.shared_key = torch.cat((call.key[:, :, text], *pooled_key, call.key[:, :, whole_references]), dim=2)
         self.shared_value = torch.cat(
@@ -143,8 +152,8 @@ class _Run:
         """Gather and attend. A function of its own so that one part's copies are gone before the next one's."""
         return dense_attention(
             query.movedim(1, 3).flatten(4, 5).flatten(0, 2),
-            self._gather(*key),
-            self._gather(*value),
+            self._gather(*key, query.shape[:4]),
+            self._gather(*value, query.shape[:4]),
             self.call.scale,
             bias,
             return_lse=self.call.return_lse,
@@ -160,9 +169,9 @@ class _Run:
             boxes.append(_windows(_windows(grid, 2, y, group.rows), 3, x, group.columns).movedim(4, -1))
         return boxes
 
-    def _gather(self, shared: Tensor, boxes: list[Tensor]) -> Tensor:
+    def _gather(self, shared: Tensor, boxes: list[Tensor], tiles: tuple[int, ...]) -> Tensor:
         """Copy what all tiles share and each tile's boxes side by side: [batch * tiles, heads, keys, head_dim]."""
-        batch, heads, rows, columns = boxes[0].shape[:4]
+        batch, heads, rows, columns = tiles
         count = shared.shape[2]
         keys = count + sum(box.shape[4] * box.shape[5] for box in boxes)
         buffer = shared.new_empty(batch, rows, columns, heads, keys, shared.shape[3])
@@ -214,7 +223,7 @@ class _Indices:
         self.queries = _blocks(_grid_view(queries, pattern.query_grids, run.query_starts, index), group)[0, 0, ..., 0]
         every_key = torch.arange(pattern.key_tokens, device=device)
         whole_references = every_key[run.key_starts[len(pattern.windowed_key_grids)] :]
-        self.shared = torch.cat((every_key[: pattern.layout.text], whole_references))
+        self.shared = torch.cat((every_key[: pattern.text_key_tokens], whole_references))
         self.boxes = [box[0, 0, ..., 0] for box in run._boxes(every_key[None, None, :, None], group)]
 
     def bias(self, rows: slice, columns: slice, heads: slice) -> Tensor:

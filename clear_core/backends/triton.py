@@ -94,6 +94,8 @@ class TritonBackend:
             return f"the softmax scale is {call.scale}; it has {_SMALLEST_SCALE} and more"
         if call.mask is not None:
             return "it has no attention mask"
+        if call.pattern.query_grids and not call.pattern.windowed_key_grids:
+            return "there are no keys to see through the window"
         if call.query.device.type == "cuda":
             return self.doubt(call.query.device, call.query.dtype, call.head_dim, return_lse=call.return_lse)
         return None
@@ -113,6 +115,21 @@ class TritonBackend:
             return None if error <= allowed else f"its answer on this card is wrong by {error:.1e} of {allowed:.1e}"
 
         return self._doubts.get((device, dtype, head_dim, return_lse), ask)
+
+    def executed_pairs(self, call: AttentionCall, config: KernelConfig | None = None) -> int:
+        pattern = call.pattern
+        config = config or config_for(_capability(call.query), call.query.element_size())
+        lists = (pattern.text_key_tokens, pattern.shared_keys - pattern.text_key_tokens)
+        shared = sum(-(-length // config.block) for length in lists)
+        total = pattern.text_query_tokens * pattern.key_tokens
+        for grid, rows in pattern.query_grids:
+            for index, (key_grid, key_rows) in enumerate(pattern.windowed_key_grids):
+                pair = GridPair(grid, rows, key_grid, key_rows)
+                plan = self._plan(pair, pattern.window, config, call.query.device)
+                total += plan.executed_pairs()
+                if index == 0:
+                    total += plan.tiles * config.tile[0] * config.tile[1] * shared * config.block
+        return total
 
     def run(self, call: AttentionCall) -> AttentionResult:
         return self.launch(call, config_for(_capability(call.query), call.query.element_size()))
@@ -161,9 +178,7 @@ class TritonBackend:
         tokens = torch.randn(1, heads, sum(sizes), head_dim, generator=generator).to(device, dtype)
         query, key, value, *pooled = tokens.split(sizes, dim=2)
         scale = 1 / math.sqrt(head_dim)
-        call = AttentionCall(
-            query, key, value, pattern, scale=scale, pooled=Pooled(*pooled), return_lse=return_lse
-        )
+        call = AttentionCall(query, key, value, pattern, scale=scale, pooled=Pooled(*pooled), return_lse=return_lse)
         exact = replace(
             call,
             query=query.float(),
@@ -194,7 +209,7 @@ class _Sources:
     def __init__(self, call: AttentionCall) -> None:
         pattern = call.pattern
         key, value = _last_contiguous(call.key), _last_contiguous(call.value)
-        text = pattern.layout.text
+        text = pattern.text_key_tokens
         grids = pattern.key_grids
         starts = tuple(accumulate((len(rows) * grid.width for grid, rows in grids), initial=text))
         count = len(pattern.windowed_key_grids)

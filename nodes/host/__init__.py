@@ -12,8 +12,18 @@ may change from one call to the next. Everything the hooks remember is in closur
 deep-copy what lies in `model_options`, and functions are left alone.
 """
 
+from .bands import apply_bands, sample_in_bands
 from .files import NO_FILES, file_fingerprint, weights_files, weights_path
 from .hooks import Frame
 from .patch import apply_clear
 
-__all__ = ["NO_FILES", "Frame", "apply_clear", "file_fingerprint", "weights_files", "weights_path"]
+__all__ = [
+    "NO_FILES",
+    "Frame",
+    "apply_bands",
+    "apply_clear",
+    "file_fingerprint",
+    "sample_in_bands",
+    "weights_files",
+    "weights_path",
+]

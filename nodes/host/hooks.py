@@ -11,32 +11,27 @@ from torch import Tensor
 
 from ...clear_core.backends import AUTO, BackendError, choose_backend
 from ...clear_core.call import AttentionCall
-from ...clear_core.layout import Grid, TokenLayout
+from ...clear_core.layout import TokenLayout
 from ...clear_core.pattern import LocalPattern
 from ...clear_core.pooling import pool_key_value
 from ...clear_core.scale import proportional_gain, softmax_scale
-from ...clear_core.weights import BlockId
 from ..report import RunReport
 from ..settings import ClearSettings
+from .frame import (
+    ACTIVE,
+    FRAME,
+    OVERRIDE,
+    STEP,
+    Frame,
+    Pooling,
+    block_pooling,
+    frame_of,
+    full_mask,
+    shaped,
+    unknown_arguments,
+)
 from .messages import name_of
-
-KEY = "clear_attention"
-OVERRIDE = "optimized_attention_override"
-Pooling = Callable[[BlockId], Tensor]
-"""A block's pooling weight, [f, f]."""
-
-# Arguments of the host's attention that change nothing here: they say how, not what.
-_HARMLESS = frozenset({"attn_precision", "low_precision_attention", "transformer_options", "_inside_attn_wrapper"})
-_HANDLED = frozenset({"mask", "skip_reshape", "skip_output_reshape"})
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One forward of the model: the grids of its latent and reference latents, and whether the window is on."""
-
-    image: Grid
-    references: tuple[Grid, ...]
-    active: bool
+from .parts import attend_in_bands
 
 
 def run_wrapper(report: RunReport) -> Callable[..., Any]:
@@ -73,7 +68,7 @@ def schedule_wrapper(settings: ClearSettings) -> Callable[..., Any]:
                 active = sigma <= float(sampling.percent_to_sigma(settings.start_percent))
             if settings.end_percent < 1:
                 active = active and sigma >= float(sampling.percent_to_sigma(settings.end_percent))
-        options = {**transformer_options, KEY + "_active": active}
+        options = {**transformer_options, ACTIVE: active}
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     return clear_schedule
@@ -92,22 +87,11 @@ def frame_wrapper(report: RunReport) -> Callable[..., Any]:
         transformer_options: Mapping[str, Any] = {},
         **kwargs: Any,
     ) -> Any:
-        patch = executor.class_obj.patch_size
-        frame = Frame(
-            _grid(x, patch),
-            tuple(_grid(latent, patch) for latent in ref_latents or ()),
-            transformer_options.get(KEY + "_active", True),
-        )
         report.forward(name_of(transformer_options.get(OVERRIDE)))
-        options = {**transformer_options, KEY + "_frame": frame}
+        options = {**transformer_options, FRAME: frame_of(executor.class_obj, x, ref_latents, transformer_options)}
         return executor(x, timestep, context, y, guidance, ref_latents, control, options, **kwargs)
 
     return clear_frame
-
-
-def _grid(latent: Tensor, patch: int) -> Grid:
-    """A latent's token grid: [batch, channels, height, width], padded up to whole patches by the host."""
-    return Grid(-(-latent.shape[-2] // patch), -(-latent.shape[-1] // patch))
 
 
 def attention_override(
@@ -120,7 +104,10 @@ def attention_override(
         report.called()
         # Long steps at high resolution: look at every layer whether the person has cancelled.
         comfy.model_management.throw_exception_if_processing_interrupted()
-        frame = (kwargs.get("transformer_options") or {}).get(KEY + "_frame")
+        options = kwargs.get("transformer_options") or {}
+        frame = options.get(FRAME)
+        if frame is not None and options.get(STEP) is not None:
+            return attend_in_bands(settings, pooling, report, frame, options[STEP], q, k, v, heads, args, kwargs)
         outcome = _attend(settings, pooling, report, frame, q, k, v, heads, args, kwargs)
         if isinstance(outcome, Tensor):
             return outcome
@@ -159,11 +146,9 @@ def _attend(
     """One layer through the window, or why not."""
     if frame is None:
         return _Dense()
-    known = _HARMLESS | _HANDLED
-    odd = [name for name, value in kwargs.items() if name not in known and value is not None and value is not False]
-    if args or odd:
-        what = ", ".join(odd) or "positional arguments"
-        return _Dense(f"the host passed attention arguments this version of CLEAR does not know ({what})")
+    odd = unknown_arguments(args, kwargs)
+    if odd:
+        return _Dense(odd)
     text = q.shape[-2] - frame.image.tokens - sum(grid.tokens for grid in frame.references)
     if not kwargs.get("skip_reshape") or q.ndim != 4 or q.shape != k.shape or text < 0:
         return _Dense(f"an attention of {q.shape[-2]} queries over {k.shape[-2]} keys is not FLUX's joint attention")
@@ -173,32 +158,25 @@ def _attend(
         percent = f"{settings.start_percent:g} to {settings.end_percent:g}"
         return _Dense(f"as asked: steps outside {percent}", asked=True, gain=gain)
     pooled = None
-    if pooling is not None:
+    weight = block_pooling(pooling, kwargs["transformer_options"])
+    if weight is not None:
         image = slice(text, text + frame.image.tokens)
-        block = BlockId(kwargs["transformer_options"]["block_type"], kwargs["transformer_options"]["block_index"])
-        pooled = pool_key_value(k[:, :, image], v[:, :, image], frame.image, pooling(block))
+        pooled = pool_key_value(k[:, :, image], v[:, :, image], frame.image, weight)
     cells = 0 if pooled is None else pooled.tokens
     pattern = LocalPattern.whole(layout, settings.window, references=settings.references, pooled=cells)
     scale = softmax_scale(
         q.shape[-1], layout.tokens, proportional=settings.proportional, down_factor=settings.down_factor
     )
     try:
-        call = AttentionCall(q, k, v, pattern, scale=scale, pooled=pooled, mask=_mask(kwargs.get("mask")))
+        call = AttentionCall(q, k, v, pattern, scale=scale, pooled=pooled, mask=full_mask(kwargs.get("mask")))
     except ValueError as error:
         return _Dense(str(error), gain=gain)
     try:
-        backend = choose_backend(call, settings.backend).backend
+        choice = choose_backend(call, settings.backend)
     except BackendError as error:
         if settings.backend != AUTO:
             raise
         return _Dense(str(error), gain=gain)
-    out = backend.run(call).out
-    report.local(f"{backend.name} ({layout})")
-    return out.unflatten(2, (heads, -1)).transpose(1, 2) if kwargs.get("skip_output_reshape") else out
-
-
-def _mask(mask: Tensor | None) -> Tensor | None:
-    """The host's mask with batch and heads spelled out, as its own attention reads it."""
-    if mask is None or mask.ndim == 4:
-        return mask
-    return mask[None, None] if mask.ndim == 2 else mask[:, None]
+    out = choice.backend.run(call).out
+    report.local(f"{choice.backend.name} ({layout}; {choice.reason})")
+    return shaped(out, heads, kwargs)

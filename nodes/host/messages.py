@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,9 @@ def messenger(node_id: str | None) -> Callable[[str], None]:
     """Shows text on the node, where there is a page and a node."""
 
     def show(text: str) -> None:
-        from server import PromptServer
-
-        server = getattr(PromptServer, "instance", None)
+        # Where ComfyUI runs without its server, importing it would start half of one.
+        module = sys.modules.get("server")
+        server = getattr(getattr(module, "PromptServer", None), "instance", None)
         if server is not None and node_id is not None:
             server.send_progress_text(text, node_id)
 

@@ -14,7 +14,8 @@ from ...clear_core.pooling import mean_weight
 from ...clear_core.weights import ClearWeights
 from ..report import RunReport
 from ..settings import ClearSettings
-from .hooks import KEY, OVERRIDE, Pooling, attention_override, frame_wrapper, run_wrapper, schedule_wrapper
+from .frame import KEY, OVERRIDE, SETTINGS, Pooling
+from .hooks import attention_override, frame_wrapper, run_wrapper, schedule_wrapper
 from .messages import messenger, name_of
 
 _EMBEDDER = "diffusion_model.pe_embedder"
@@ -45,7 +46,7 @@ def apply_clear(
     previous = options.get(OVERRIDE)
     report = RunReport(_headline(settings, weights, previous), messenger(node_id))
     options[OVERRIDE] = attention_override(settings, _pooling_weights(settings, weights), report, previous)
-    options[KEY] = report.headline
+    options[KEY], options[SETTINGS] = report.headline, settings
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, run_wrapper(report))
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, schedule_wrapper(settings))
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, frame_wrapper(report))

@@ -82,4 +82,3 @@ def test_an_inner_tile_executes_what_the_design_says(radius: int, keys: int) -> 
     tile = plan.tiles // 2 + 8  # in the middle of its row
     begin, _, end = plan.ranges[:, tile].tolist()
     assert (end - begin) * 64 == keys
-

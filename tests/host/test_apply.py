@@ -13,8 +13,8 @@ from torch import Tensor
 
 from clear_core.layout import Grid
 
+from harness.models import clear_tensors, flux_model, inputs, run_forward, sample
 from host.oracle import with_mask
-from host.tiny import clear_tensors, flux_model, inputs, run_forward, sample
 
 
 def close(out: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
@@ -37,7 +37,7 @@ def weights(model: Any, nodes_api: Any, tmp_path: Path) -> Any:
     return nodes_api.weights(path)
 
 
-@pytest.mark.parametrize("backend", ["auto", "sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "masked", "reference"])
 @pytest.mark.parametrize(("height", "width"), [(24, 34), (23, 31)])
 def test_the_window_is_dense_attention_under_its_mask(
     model: Any, nodes_api: Any, backend: str, height: int, width: int

@@ -10,13 +10,13 @@ import torch
 from einops import rearrange
 from safetensors.torch import save_file
 
+from harness.models import Golden, run_forward
 from host.rounding import golden_timestep_embedding
-from host.tiny import Golden, run_forward
 
 FILES = sorted((Path(__file__).parents[1] / "data" / "golden").glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+@pytest.mark.parametrize("backend", ["reference", "sdpa", "masked"])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_authors_output_is_reproduced(
     path: Path, backend: str, tmp_path: Path, nodes_api: Any, monkeypatch: pytest.MonkeyPatch

@@ -63,7 +63,7 @@ def test_runs_end_to_end_twice(client: Any, demo_prompt: Any, picture: Any) -> N
         node, text = run.texts[-1]
         assert node == workflow.node_id(prompt, "CLEARApply")
         assert "window: 4 layer calls" in text
-        assert "dense" not in text
+        assert "\ndense: " not in text
         pictures.append(picture(run))
     for image in pictures:
         assert image.shape == (256, 256, 3)

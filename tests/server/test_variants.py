@@ -15,7 +15,7 @@ def test_down_sampled_weights_bring_their_own_factor(client: Any, demo_prompt: A
     run = client.run(demo_prompt({"CLEARWeightsLoader": {"weights_name": name}, "CLEARApply": {"radius": 3}}))
     said = run.texts[-1][1]
     assert "down-sampled 4 x 4 (learned pooling)" in said
-    assert "window: 4 layer calls by sdpa" in said
+    assert "window: 4 layer calls by masked" in said
     plain = client.run(demo_prompt({"CLEARApply": {"radius": 3}}))
     assert np.abs(picture(run).astype(int) - picture(plain).astype(int)).max() > 0
 

@@ -1,4 +1,4 @@
-"""Small FLUX models from the host's own classes, as MODELs that nodes can patch and samplers can run."""
+"""FLUX models from the host's own classes, as MODELs that nodes can patch and samplers can run."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class Golden:
         return model
 
 
-def flux_model(**overrides: Any) -> Any:
-    """A FLUX.1 MODEL of any size from the host's classes, random but the same each time; float32, CPU."""
+def flux_model(*, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
+    """A FLUX.1 MODEL of any size from the host's classes, random but the same each time. Tiny by default."""
     import comfy.ldm.flux.model
     import comfy.model_base
     import comfy.model_patcher
@@ -101,15 +101,28 @@ def flux_model(**overrides: Any) -> Any:
         config.setdefault("txt_ids_dims", [])  # hosts from 0.8 on ask for it
     supported = comfy.supported_models.Flux(config)
     supported.custom_operations = comfy.ops.disable_weight_init
-    supported.set_inference_dtype(torch.float32, None)
-    base = comfy.model_base.Flux(supported, device="cpu")
-    generator = torch.Generator().manual_seed(0)
+    supported.set_inference_dtype(dtype, None)
+    device = torch.device(device)
+    base = comfy.model_base.Flux(supported, device=device)
+    generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, parameter in base.diffusion_model.named_parameters():
             fan = parameter.shape[-1] if parameter.ndim > 1 else 1
-            noise = torch.randn(parameter.shape, generator=generator)
+            noise = torch.randn(parameter.shape, generator=generator, device=device, dtype=dtype)
             parameter.copy_(1 + 0.1 * noise if name.endswith("scale") else noise * (0.5 / fan**0.5))
-    return comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
+    return comfy.model_patcher.ModelPatcher(base, device, device)
+
+
+FULL_SIZE: dict[str, Any] = {
+    "depth": 19,
+    "depth_single_blocks": 38,
+    "hidden_size": 3072,
+    "num_heads": 24,
+    "context_in_dim": 4096,
+    "vec_in_dim": 768,
+    "axes_dim": [16, 56, 56],
+}
+"""FLUX.1-dev: 12 billion parameters."""
 
 
 def run_forward(

@@ -1,0 +1,76 @@
+"""Try configurations of the fused kernel on this card: what `config_for` in the triton backend is chosen from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import torch
+
+from clear_core.backends.triton import KernelConfig, TritonBackend
+
+from .attention import HEAD_DIM, Case, make_call
+from .timing import medians, wait
+
+_SIDE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """One configuration at one radius. compile_seconds: of the first call; executed_tflops: what it reached."""
+
+    radius: int
+    config: dict[str, object]
+    compile_seconds: float
+    seconds: float
+    executed_tflops: float
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def candidates(capability: tuple[int, int]) -> list[KernelConfig]:
+    """Tiles, boxes, warps and stages that the compiler takes without spilling much."""
+    shapes = [((8, 16), (8, 8), 64), ((8, 16), (8, 16), 128), ((8, 16), (4, 8), 64), ((8, 8), (8, 8), 64)]
+    readers = (True, False) if capability >= (9, 0) else (False,)
+    return [
+        KernelConfig(tile, box, block, warps, stages, reader)
+        for tile, box, block in shapes
+        for warps in (8, 4)
+        for stages in (3, 2)
+        for reader in readers
+        if not (warps == 8 and tile == (8, 8))
+    ]
+
+
+def run(device: torch.device, repeats: int) -> Iterator[Tuned]:
+    """Image queries only, 4096 px, every candidate; prints as it goes."""
+    backend = TritonBackend()
+    found: list[Tuned] = []
+    for radius in (16, 8, 32):
+        call = make_call(Case(_SIDE, radius, 1, 24, torch.bfloat16, False, False), device)
+        text = call.pattern.text_query_tokens
+        call = replace(call, query=call.query[:, :, text:], pattern=replace(call.pattern, text_queries=False))
+        for config in candidates(torch.cuda.get_device_capability(device)):
+            try:
+                started = time.perf_counter()
+                backend.launch(call, config)
+                wait(device)
+                compiling = time.perf_counter() - started
+                seconds = medians({"kernel": partial(backend.launch, call, config)}, device, repeats)
+            except Exception as problem:  # out of shared memory, or a shape this chip cannot have
+                print(f"r {radius:>2}  {config}  cannot: {str(problem).splitlines()[0][:80]}", flush=True)
+                continue
+            flops = 4 * 24 * HEAD_DIM * backend.executed_pairs(call, config)
+            row = Tuned(radius, asdict(config), compiling, seconds["kernel"], flops / seconds["kernel"] / 1e12)
+            print(
+                f"r {radius:>2}  {row.seconds * 1e3:8.2f} ms {row.executed_tflops:6.0f} TFLOP/s  {config}", flush=True
+            )
+            found.append(row)
+            yield row
+    for radius in (8, 16, 32):
+        best = min((row for row in found if row.radius == radius), key=lambda row: row.seconds, default=None)
+        if best is not None:
+            print(f"best at r {radius}: {best.seconds * 1e3:.2f} ms, {best.config}")

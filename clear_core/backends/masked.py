@@ -1,0 +1,66 @@
+"""PyTorch's dense kernel under the window's mask: quadratic, but nothing is cut or copied.
+
+Quickest where the image is so small that the window covers much of it (about 512 px at r = 16). The mask is
+kept between calls, for every layer of a step asks for the same one.
+
+Constraints: the mask's memory, 32 MB.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..cache import BoundedCache
+from ..call import AttentionCall, AttentionResult
+from ..softmax import dense_attention
+from .base import pooled_mask_refusal
+
+_LARGEST_MASK = 32 * 2**20  # bytes
+_ALIGN = 16  # CUDA's kernels want a mask whose rows start at multiples of this many elements
+
+
+class MaskedBackend:
+    name = "masked"
+    summary = "PyTorch's dense kernel under a mask: for small images"
+
+    def __init__(self) -> None:
+        self._masks: BoundedCache[object, Tensor] = BoundedCache(2)
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def refusal(self, call: AttentionCall) -> str | None:
+        queries, keys = _sizes(call)
+        size = queries * keys * call.query.element_size()
+        if size > _LARGEST_MASK:
+            return f"its mask would take {size / 2**20:,.0f} MB; it takes up to {_LARGEST_MASK / 2**20:.0f}"
+        return pooled_mask_refusal(call)
+
+    def executed_pairs(self, call: AttentionCall) -> int:
+        queries, keys = _sizes(call)
+        return queries * keys
+
+    def run(self, call: AttentionCall) -> AttentionResult:
+        query, key, value = call.query, call.key, call.value
+        if call.pooled is not None:
+            key = torch.cat((call.pooled.key, key), dim=2)
+            value = torch.cat((call.pooled.value, value), dim=2)
+        bias = self._masks.get((call.pattern, query.dtype, query.device), lambda: _bias(call))
+        extra = call.masked(slice(None))
+        bias = bias if extra is None else bias + extra
+        out, lse = dense_attention(query, key, value, call.scale, bias, return_lse=call.return_lse, budget=call.budget)
+        return AttentionResult(out.transpose(1, 2).flatten(2), lse)
+
+
+def _sizes(call: AttentionCall) -> tuple[int, int]:
+    return call.pattern.query_tokens, call.pattern.key_tokens + call.pattern.pooled
+
+
+def _bias(call: AttentionCall) -> Tensor:
+    """The window as an additive bias [1, 1, queries, pooled + keys]."""
+    queries, keys = _sizes(call)
+    bias = call.query.new_zeros(queries, -(-keys // _ALIGN) * _ALIGN)[:, :keys]
+    return bias.masked_fill_(~call.pattern.mask(call.query.device), -math.inf)[None, None]

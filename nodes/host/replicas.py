@@ -1,0 +1,168 @@
+"""The devices that share a forward, and the copies of the model's weights on the further ones.
+
+A replica is a ModelPatcher of its own: it has the same patches, object patches and wrappers, its own copy of the
+unpatched weights, and is loaded, moved and freed by ComfyUI's model management like any other model.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.utils
+import torch
+
+from ..band_settings import Device
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lane:
+    """A device's part in a forward. flux: the transformer whose weights lie on it; share: of the rows."""
+
+    device: torch.device
+    flux: Any
+    share: float
+
+
+class Replicas:
+    """The copies made for one sampling run and kept for the next, while model and patches stay the same."""
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        self._wanted = tuple(devices)
+        self._made: dict[torch.device, Any] = {}
+        self._of: object = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Replicas:
+        return self  # hosts up to 0.12 copy what lies in model_options; the weights must not be
+
+    def prepare(self, model: Any) -> list[Any]:
+        """The replicas for a MODEL that is about to be sampled, made where they are missing; for the host to load."""
+        home = torch.device(model.load_device)
+        of = (id(model.model), model.patches_uuid)
+        if self._of != of:
+            self._made.clear()
+            self._of = of
+        for device, _ in self._places(home)[0]:
+            if device != home and device not in self._made:
+                self._made[device] = replicate(model, device)
+        return list(self._made.values())
+
+    def lanes(self, flux: Any, home: torch.device) -> list[Lane]:
+        """The lanes of a forward whose input lies on `home`."""
+        places, _ = self._places(home)
+        shares = [share for _, share in places]
+        if any(share is None for share in shares):
+            speeds = _speeds([device for device, _ in places])
+            shares = [speed if share is None else share for share, speed in zip(shares, speeds, strict=True)]
+        lanes = []
+        for (device, _), share in zip(places, shares, strict=True):
+            own = device == home or device not in self._made
+            module = flux if own else self._made[device].model.diffusion_model
+            lanes.append(Lane(home if own else device, module, float(share or 1.0)))
+        return lanes
+
+    def missing(self, home: torch.device) -> list[str]:
+        """Devices that were named and that this machine lacks."""
+        return self._places(home)[1]
+
+    def _places(self, home: torch.device) -> tuple[list[tuple[torch.device, float | None]], list[str]]:
+        if not self._wanted:
+            every = [home]
+            if home.type == "cuda":
+                every += [torch.device("cuda", i) for i in range(torch.cuda.device_count()) if i != (home.index or 0)]
+            return [(device, None) for device in every], []
+        found: list[tuple[torch.device, float | None]] = []
+        missing = []
+        for wanted in self._wanted:
+            device = _present(wanted.name)
+            if device is None:
+                missing.append(wanted.name)
+            else:
+                found.append((device, wanted.share))
+        return found or [(home, None)], missing
+
+
+def replicate(model: Any, device: torch.device) -> Any:
+    """A MODEL like `model` with a copy of its unpatched weights, to be loaded on `device`."""
+    base, backup = model.model, model.backup
+    memo: dict[int, Any] = {}
+    for name, tensor in [*base.named_parameters(), *base.named_buffers()]:
+        own = backup[name].weight if name in backup else tensor.data
+        fresh = own.detach().to(device, copy=True)
+        memo[id(tensor)] = (
+            torch.nn.Parameter(fresh, requires_grad=False) if type(tensor) is torch.nn.Parameter else fresh
+        )
+    # What the loaded model refers to from outside itself is shared, not copied.
+    for outside in (model, getattr(base, "current_patcher", None)):
+        if outside is not None:
+            memo[id(outside)] = None
+    twin = copy.deepcopy(base, memo)
+    for key, value in model.object_patches_backup.items():
+        comfy.utils.set_attr(twin, key, copy.deepcopy(value))
+    for module in twin.modules():
+        _forget_loading(module)
+    twin.device = device
+    twin.model_loaded_weight_memory = 0
+    twin.model_lowvram = False
+    twin.lowvram_patch_counter = 0
+    twin.current_weight_patches_uuid = None
+    replica = model.clone()
+    replica.model = twin
+    replica.load_device = device
+    replica.offload_device = torch.device("cpu")
+    replica.backup = {}
+    replica.object_patches_backup = {}
+    replica.parent = None
+    return replica
+
+
+def _forget_loading(module: torch.nn.Module) -> None:
+    """Undo what the host notes on a layer while a model is partly loaded."""
+    for name in ("weight_function", "bias_function"):
+        if hasattr(module, name):
+            setattr(module, name, [])
+    if hasattr(module, "prev_comfy_cast_weights"):
+        module.comfy_cast_weights = module.prev_comfy_cast_weights
+        del module.prev_comfy_cast_weights
+    if hasattr(module, "comfy_patched_weights"):
+        del module.comfy_patched_weights
+
+
+def _present(name: str) -> torch.device | None:
+    """The device of a name, or None where this machine has none such."""
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    count = {"cuda": torch.cuda.device_count, "xpu": lambda: torch.xpu.device_count() if hasattr(torch, "xpu") else 0}
+    number = count[device.type]() if device.type in count else int(torch.backends.mps.is_available())
+    return torch.device(device.type, device.index or 0) if (device.index or 0) < number else None
+
+
+def _speeds(devices: Sequence[torch.device]) -> list[float]:
+    """How fast each device multiplies matrices, relative to the others; 1 for all where they are of one kind."""
+    names = {torch.cuda.get_device_name(device) if device.type == "cuda" else device.type for device in devices}
+    if len(names) == 1:
+        return [1.0] * len(devices)
+    rates = {device: _rate(device) for device in set(devices)}
+    return [rates[device] for device in devices]
+
+
+def _rate(device: torch.device) -> float:
+    """Products of 2048 x 2048 matrices in a second, after a warm-up."""
+    left = torch.randn(2048, 2048, device=device, dtype=torch.bfloat16 if device.type != "cpu" else torch.float32)
+    for rounds in (1, 8):
+        _wait(device)
+        started = time.perf_counter()
+        for _ in range(rounds):
+            torch.matmul(left, left)
+        _wait(device)
+        taken = (time.perf_counter() - started) / rounds
+    return 1 / taken
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,65 @@
+"""CLEAR Tiled Multi-GPU Sampler: the core's SamplerCustomAdvanced over a model whose forwards run in bands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import host
+from .band_settings import resolve_bands
+from .multi_gpu import band_inputs, problem
+from .schema import make
+from .types import CATEGORY
+
+
+class CLEARTiledSampler(io.ComfyNode):
+    """A drop-in for SamplerCustomAdvanced."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make(
+            io.Schema,
+            node_id="CLEARTiledSampler",
+            display_name="CLEAR Tiled Multi-GPU Sampler",
+            category=CATEGORY,
+            description="Samples like SamplerCustomAdvanced, the image cut into bands of rows that several GPUs share, "
+            "or that one GPU takes one after another to save memory. No seams: the picture stays the same.",
+            search_aliases=["clear", "tiled", "multi gpu", "low vram", "8k", "16k", "SamplerCustomAdvanced"],
+            inputs=[
+                make(io.Noise.Input, "noise", tooltip="As for SamplerCustomAdvanced."),
+                make(io.Guider.Input, "guider", tooltip="With a model that Apply CLEAR Attention has patched."),
+                make(io.Sampler.Input, "sampler", tooltip="As for SamplerCustomAdvanced."),
+                make(io.Sigmas.Input, "sigmas", tooltip="As for SamplerCustomAdvanced."),
+                make(io.Latent.Input, "latent_image", tooltip="As for SamplerCustomAdvanced."),
+                *band_inputs(),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="output"),
+                io.Latent.Output(display_name="denoised_output"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, devices: str | None = None, bands: int | None = None, text_merge: str | None = None
+    ) -> bool | str:
+        return problem(devices, bands, text_merge)
+
+    @classmethod
+    def execute(
+        cls,
+        noise: Any,
+        guider: Any,
+        sampler: Any,
+        sigmas: Any,
+        latent_image: Any,
+        devices: str,
+        bands: int,
+        text_merge: str,
+    ) -> io.NodeOutput:
+        settings = resolve_bands(devices, bands, text_merge)
+        return host.sample_in_bands(
+            noise, guider, sampler, sigmas, latent_image, settings, node_id=cls.hidden.unique_id
+        )

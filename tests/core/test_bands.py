@@ -1,0 +1,85 @@
+"""Bands, lanes, and who needs what of whom."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clear_core.bands import BandPlan, all_to_all_bytes, cut_rows, deal, halo_bytes
+from clear_core.layout import Band, Grid
+from clear_core.window import Window
+
+
+@given(height=st.integers(1, 200), count=st.integers(1, 64), multiple=st.sampled_from([1, 2, 4]))
+def test_bands_cover_the_image_and_none_is_empty(height: int, count: int, multiple: int) -> None:
+    bands = cut_rows(height, count, multiple)
+    assert bands[0].start == 0
+    assert bands[-1].stop == height
+    assert all(a.stop == b.start for a, b in itertools.pairwise(bands))
+    assert all(band.start % multiple == 0 for band in bands)
+    assert len(bands) == min(count, -(-height // multiple))
+
+
+@given(bands=st.integers(1, 40), shares=st.lists(st.floats(0.1, 10), min_size=1, max_size=8))
+def test_every_lane_gets_bands_in_proportion(bands: int, shares: list[float]) -> None:
+    owners = deal(bands, shares)
+    assert len(owners) == bands
+    assert list(owners) == sorted(owners)
+    assert set(owners) == set(range(min(bands, len(shares))))
+    if bands >= 4 * len(shares) and max(shares) < 2 * min(shares):
+        for lane, share in enumerate(shares):
+            assert abs(owners.count(lane) - bands * share / sum(shares)) <= 1 + 1e-9
+
+
+@given(
+    height=st.integers(1, 60),
+    count=st.integers(1, 20),
+    radius=st.integers(1, 40),
+    lanes=st.integers(1, 4),
+    together=st.booleans(),
+)
+def test_a_band_needs_the_rows_that_its_window_reaches(
+    height: int, count: int, radius: int, lanes: int, together: bool
+) -> None:
+    bands = cut_rows(height, count)
+    plan = BandPlan(Grid(height, 5), bands, deal(len(bands), [1.0] * lanes), Window(radius), together)
+    for index, band in enumerate(bands):
+        reach = {y for row in range(band.start, band.stop) for y in range(row - radius + 1, row + radius)}
+        wanted = {y for y in reach if 0 <= y < height}
+        got = [y for rows in plan.needs[index].values() for y in range(rows.start, rows.stop)]
+        assert sorted(got) == sorted(wanted)
+        assert set(plan.needs[index]) <= set(plan.awaits[index])
+        assert not together or len(plan.awaits[index]) == len(bands)
+    assert sum(plan.uses) == sum(len(needed) for needed in plan.needs)
+    for lane in range(plan.lane_count):
+        others = {b for i in range(len(bands)) if plan.lanes[i] != lane for b in plan.awaits[i]}
+        assert set(plan.borders[lane]) == others & set(plan.bands_of(lane))
+
+
+def test_without_a_window_every_band_needs_all() -> None:
+    plan = BandPlan(Grid(10, 4), cut_rows(10, 3), (0, 0, 1), None)
+    assert all(set(needed) == {0, 1, 2} for needed in plan.needs)
+    assert plan.rows_seen(1) == Band(0, 10)
+
+
+@pytest.mark.parametrize("bands", [(Band(0, 3), Band(4, 8)), (Band(1, 8),), (Band(0, 7),)])
+def test_bands_that_do_not_cover_the_image_are_refused(bands: tuple[Band, ...]) -> None:
+    with pytest.raises(ValueError, match="must follow each other and cover 8 rows"):
+        BandPlan(Grid(8, 4), bands, (0,) * len(bands), Window(2))
+
+
+@pytest.mark.parametrize("lanes", [(1, 0), (0,)])
+def test_bands_without_a_lane_are_refused(lanes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="each band needs a lane, in order"):
+        BandPlan(Grid(8, 4), (Band(0, 4), Band(4, 8)), lanes, Window(2))
+
+
+def test_a_halo_is_a_sixth_of_sequence_parallelism() -> None:
+    """8192 px on 4 devices, r = 16, bf16: an inner band has two borders."""
+    image, window = Grid(512, 512), Window(16)
+    halo = halo_bytes(image, window, 3072, 2, borders=2)
+    assert halo == 2 * 15 * 512 * 3072 * 2 * 2
+    assert 6 < all_to_all_bytes(image.tokens + 512, 3072, 2, 4) / halo < 7
