@@ -13,11 +13,11 @@ from typing import TypeVar
 
 import torch
 
-from . import attention, step, tune
+from . import attention, memory, step, tune
 from .timing import device_name, matrix_rate
 
 Item = TypeVar("Item")
-PARTS = ("setup", "attention", "step")
+PARTS = ("setup", "attention", "step", "bands")
 
 
 def main(arguments: list[str]) -> int:
@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="only these parts")
     parser.add_argument("--flex", action="store_true", help="FlexAttention too (always on a GPU); it must compile")
     parser.add_argument("--tune", action="store_true", help="instead: try configurations of the fused kernel (GPU)")
+    parser.add_argument("--memory", action="store_true", help="instead: peak memory by number of bands, computed")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats is {options.repeats}; 1 or more is needed")
@@ -35,9 +36,13 @@ def main(arguments: list[str]) -> int:
     if options.tune and device.type != "cuda":
         parser.error("--tune needs a GPU")
 
+    if options.memory:
+        return _memory(options, parser, arguments)
     every = attention.cases(device, flex=options.flex or device.type == "cuda")
     cases = [case for case in every if not options.sizes or case.side * 16 in options.sizes]
-    steps = [task for task in step.tasks(device) if not options.sizes or task.side * 16 in options.sizes]
+    steps = [*(step.tasks(device) if "step" in options.only else ())]
+    steps += step.band_tasks(device) if "bands" in options.only else ()
+    steps = [task for task in steps if not options.sizes or task.side * 16 in options.sizes]
     if not cases:
         parser.error(f"--sizes has none of {sorted({case.side * 16 for case in every})}")
 
@@ -72,12 +77,33 @@ def main(arguments: list[str]) -> int:
         _growth(rows)
         content["rows"] = [row.as_dict() for row in rows]
         _write(options.json, content)
-    if "step" in options.only and steps:
+    if steps:
         print(f"\nA whole step of FLUX, {step.described(device)}\n")
         bench = step.Bench(device)
         results = _each(steps, lambda task: bench.measure(task, options.repeats))
         print(step.table(results))
         content["steps"] = [result.as_dict() for result in results]
+    _write(options.json, content)
+    return 0
+
+
+def _memory(options: argparse.Namespace, parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    sizes = [size for size in memory.BANDS if not options.sizes or size in options.sizes]
+    if not sizes:
+        parser.error(f"--sizes has none of {sorted(memory.BANDS)}")
+    print(
+        f"Peak activation memory of one step of FLUX.1, bfloat16, {memory.TEXT} text tokens, one device, radius "
+        f"{memory.RADIUS}; weights not counted.\nComputed from the sizes and lives of all tensors, not on a card."
+    )
+    bench = memory.Bench()
+    rows = _each(sizes, lambda size: memory.measure(size, bench))
+    print("\n" + memory.table(rows))
+    content: dict[str, object] = {
+        "date": date.today().isoformat(),
+        "command": "python dev.py bench " + " ".join(arguments),
+        "torch": torch.__version__,
+        "rows": [row.as_dict() for row in rows],
+    }
     _write(options.json, content)
     return 0
 

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from .host import import_host, node_class, run_node
 from .timing import medians, wait
 from harness.models import FULL_SIZE, flux_model, run_forward
 
-ROOT = Path(__file__).resolve().parents[1]
-HOST = Path(os.environ.get("CLEAR_HOST", ROOT / ".dev" / "host"))
 TEXT = 512
 
 
 @dataclass(frozen=True, slots=True)
+class Variant:
+    """radius: 0 is dense. bands: on one device; 0 is without CLEAR Multi-GPU, 1 is with it and one band."""
+
+    radius: int
+    bands: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
-    """side: image tokens a side. radii: 0 is dense."""
+    """side: image tokens a side. The first variant is what the others are held against."""
 
     side: int
-    radii: tuple[int, ...]
+    variants: tuple[Variant, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One answer. peak_gib: device memory beyond what was there before the step; None on a CPU."""
+    """One answer. speedup: over the first variant of the same run.
+
+    peak_gib: device memory beyond what was there before the step; None on a CPU.
+    """
 
     pixels: int
     radius: int
+    bands: int
     seconds: float
     speedup: float
     peak_gib: float | None
@@ -44,9 +50,18 @@ class Step:
 
 
 def tasks(device: torch.device) -> list[Task]:
+    """Dense against CLEAR."""
+    radii = (0, 8, 16, 32) if device.type == "cuda" else (0, 8)
+    sides = (64, 128, 256, 512) if device.type == "cuda" else (64,)
+    return [Task(side, tuple(Variant(radius) for radius in radii)) for side in sides]
+
+
+def band_tasks(device: torch.device) -> list[Task]:
+    """What bands cost in time: none, one, two on one device, and eight where the image is large."""
+    few = tuple(Variant(16, bands) for bands in (0, 1, 2))
     if device.type == "cuda":
-        return [Task(side, (0, 8, 16, 32)) for side in (64, 128, 256, 512)]
-    return [Task(64, (0, 8))]
+        return [Task(128, few), Task(512, (Variant(16), Variant(16, 8), Variant(16, 32)))]
+    return [Task(128, few)]
 
 
 def _shape(device: torch.device) -> dict[str, Any]:
@@ -63,22 +78,32 @@ class Bench:
     """The host's FLUX and the node, made once for all sizes."""
 
     def __init__(self, device: torch.device) -> None:
-        _host()
+        import_host()
         self.device = device
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.model = flux_model(device=device, dtype=dtype, **_shape(device))
-        self.node = _apply_node()
+        self.apply, self.cut = node_class("apply", "CLEARApply"), node_class("multi_gpu", "CLEARMultiGPU")
 
     def measure(self, task: Task, repeats: int) -> Iterator[Step]:
-        """Dense and every radius, in one run."""
+        """Every variant, in one run."""
         given = _inputs(task.side, self.device)
-        models = {radius: _apply(self.node, self.model, radius) if radius else self.model for radius in task.radii}
-        functions = {str(radius): lambda model=model: run_forward(model, **given) for radius, model in models.items()}
-        peaks = {radius: self._peak(functions[str(radius)]) for radius in task.radii}
+        models = {str(variant): self._model(variant) for variant in task.variants}
+        functions = {name: lambda model=model: run_forward(model, **given) for name, model in models.items()}
+        peaks = {name: self._peak(function) for name, function in functions.items()}
         seconds = medians(functions, self.device, repeats)
-        for radius in task.radii:
-            taken = seconds[str(radius)]
-            yield Step(task.side * 16, radius, taken, seconds["0"] / taken, peaks[radius])
+        first = seconds[str(task.variants[0])]
+        for variant in task.variants:
+            name = str(variant)
+            taken = seconds[name]
+            yield Step(task.side * 16, variant.radius, variant.bands, taken, first / taken, peaks[name])
+
+    def _model(self, variant: Variant) -> Any:
+        model = self.model
+        if variant.radius:
+            model = run_node(self.apply, model=model, weights=None, radius=variant.radius)[0]
+        if variant.bands:
+            model = run_node(self.cut, model=model, devices=str(self.device), bands=variant.bands)[0]
+        return model
 
     def _peak(self, function: Callable[[], object]) -> float | None:
         if self.device.type != "cuda":
@@ -92,41 +117,14 @@ class Bench:
 
 
 def table(steps: list[Step]) -> str:
-    lines = [f"{'image':>7} {'radius':>7} {'seconds':>9} {'against dense':>14} {'peak GiB':>9}"]
+    lines = [f"{'image':>7} {'radius':>7} {'bands':>6} {'seconds':>9} {'against first':>14} {'peak GiB':>9}"]
     for step in steps:
         peak = "" if step.peak_gib is None else f"{step.peak_gib:.2f}"
         radius = step.radius or "dense"
-        lines.append(f"{step.pixels:>7} {radius:>7} {step.seconds:>9.3f} {step.speedup:>12.2f} x {peak:>9}")
+        lines.append(
+            f"{step.pixels:>7} {radius:>7} {step.bands or '':>6} {step.seconds:>9.3f} {step.speedup:>12.2f} x {peak:>9}"
+        )
     return "\n".join(lines)
-
-
-def _host() -> None:
-    """Put ComfyUI on the path, behind this repository: both have something called `nodes`."""
-    if not (HOST / "comfy").is_dir():
-        raise SystemExit(f"There is no ComfyUI in {HOST}. Run this as: python dev.py bench")
-    if str(HOST) not in sys.path:
-        sys.path.append(str(HOST))
-    from comfy.cli_args import args
-
-    args.cpu = not torch.cuda.is_available()
-
-
-def _apply_node() -> Any:
-    """The class of Apply CLEAR Attention, from this pack loaded as a package of its own."""
-    spec = importlib.util.spec_from_file_location(
-        "clear_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["clear_pack"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["clear_pack"])
-    return importlib.import_module("clear_pack.nodes.apply").CLEARApply
-
-
-def _apply(node: Any, model: Any, radius: int) -> Any:
-    """The MODEL that the node gives, its other inputs as they are on a new one."""
-    defaults = {i.id: i.default for i in node.define_schema().inputs if hasattr(i, "default")}
-    return node.PREPARE_CLASS_CLONE({}).execute(model=model, weights=None, **{**defaults, "radius": radius}).args[0]
 
 
 def _inputs(side: int, device: torch.device) -> dict[str, torch.Tensor]:

@@ -316,6 +316,7 @@ class Worker(_Step):
         placeholders = query.shape[2] - len(self.rows) * plan.image.width
         query, key, value = (x[:, :, placeholders:] for x in (query, key, value))
         pooled = None if pool is None else pool(key, value, self.rows)
+        key, value = _compact(key), _compact(value)
         with stream.layer(self.layer) as layer:
             layer.keys[self.band] = (key, value)
             if pooled is not None:
@@ -460,6 +461,12 @@ class _Lane:
         if fiber.finished or fiber.place != ("attention", number):
             where = "the end" if fiber.finished else fiber.place
             raise OutOfStep(_OUT_OF_STEP.format(f"attention {number} expected, now at {where}"))
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """The tensor, copied where it would keep a larger one alive: values are a view of a block's first projection."""
+    kept, needed = tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size()
+    return tensor.clone(memory_format=torch.contiguous_format) if kept > 1.5 * needed else tensor
 
 
 def _anchor(stream: Stream, layer: _Layer, lane: int) -> tuple[TokenLayout, tuple[Tensor, Tensor, Tensor]]:

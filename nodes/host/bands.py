@@ -23,6 +23,7 @@ from torch import Tensor
 from ...clear_core.bands import BandPlan, cut_rows, deal
 from ...clear_core.stream import Anchor, Stream, Worker
 from ..band_settings import BandSettings
+from .band_memory import fitting_count, free_bytes, shape_for_estimate
 from .frame import SETTINGS, STEP, Frame, frame_of
 from .messages import messenger, name_of
 from .parts import BandStep
@@ -70,13 +71,17 @@ def bands_wrapper(settings: BandSettings, replicas: Replicas, say: Callable[[str
         frame = frame_of(flux, x, ref_latents, transformer_options)
         lanes = replicas.lanes(flux, x.device)
         multiple = clear.down_factor if frame.active else 1
-        rows = cut_rows(frame.image.height, _count(settings, lanes, frame, x), multiple)
-        if len(rows) == 1:
+        shares = [lane.share for lane in lanes]
+        window = clear.window if frame.active else None
+
+        def plan_of(count: int) -> BandPlan:
+            rows = cut_rows(frame.image.height, count, multiple)
+            return BandPlan(frame.image, rows, deal(len(rows), shares), window, together=multiple > 1)
+
+        count = settings.bands or fitting_count(plan_of, len(lanes), free_bytes(lanes), context.shape[1], flux, x)
+        plan = plan_of(count)
+        if len(plan.bands) == 1:
             return executor(x, timestep, context, y, guidance, ref_latents, control, transformer_options, **kwargs)
-        owners = deal(len(rows), [lane.share for lane in lanes])
-        plan = BandPlan(
-            frame.image, rows, owners, clear.window if frame.active else None, together=frame.active and multiple > 1
-        )
         forward = _Forward(executor, frame, transformer_options, kwargs.pop("attention_mask", None))
         stream = Stream(plan, [lane.device for lane in lanes], settings.text_merge)
         out = forward.run(stream, lanes, x, timestep, context, y, guidance, ref_latents, control, kwargs)
@@ -94,7 +99,7 @@ def apply_bands(model: Any, settings: BandSettings, *, node_id: str | None) -> A
     for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.PREPARE_SAMPLING):
         patched.remove_wrappers_with_key(kind, BANDS)
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, BANDS, bands_wrapper(settings, replicas, say))
-    patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, BANDS, _prepare_wrapper(replicas))
+    patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, BANDS, _prepare_wrapper(settings, replicas))
     return patched
 
 
@@ -110,9 +115,9 @@ def sample_in_bands(
     return SamplerCustomAdvanced.execute(noise, banded, sampler, sigmas, latent)
 
 
-def _prepare_wrapper(replicas: Replicas) -> Callable[..., Any]:
+def _prepare_wrapper(settings: BandSettings, replicas: Replicas) -> Callable[..., Any]:
     def clear_prepare(executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
-        out = executor(model, noise_shape, conds, *args, **kwargs)
+        out = executor(model, shape_for_estimate(model, noise_shape, settings), conds, *args, **kwargs)
         made = replicas.prepare(model)
         if made:
             comfy.model_management.load_models_gpu(made)
@@ -131,10 +136,6 @@ def _once(show: Callable[[str], None]) -> Callable[[str], None]:
             show(text)
 
     return say
-
-
-def _count(settings: BandSettings, lanes: Sequence[Lane], frame: Frame, x: Tensor) -> int:
-    return settings.bands or len(lanes)
 
 
 def _described(
@@ -224,9 +225,10 @@ class _Forward:
         patches["post_input"] = [*patches.get("post_input", ()), self._placed(step, text_ids)]
         replace = {kind: dict(found) for kind, found in (self._options.get("patches_replace") or {}).items()}
         blocks = replace.setdefault("dit", {})
+        last: dict[str, Any] = {}
         for kind, modules in (("double_block", self._flux.double_blocks), ("single_block", self._flux.single_blocks)):
             for index in range(len(modules)):
-                blocks[kind, index] = _pausing(step, (kind, index), blocks.get((kind, index)))
+                blocks[kind, index] = _pausing(step, (kind, index), blocks.get((kind, index)), last)
         return {
             **self._options,
             "patches": patches,
@@ -309,12 +311,22 @@ class _CutPositions(torch.nn.Module):
         return torch.cat((self._whole[:, :, :text], *image), dim=2).to(ids.device)
 
 
-def _pausing(step: Anchor | Worker, block: tuple[str, int], other: Callable[..., Any] | None) -> Callable[..., Any]:
-    """A block replacement that lets the others have their turn, then does what would have been done."""
+def _pausing(
+    step: Anchor | Worker, block: tuple[str, int], other: Callable[..., Any] | None, last: dict[str, Any]
+) -> Callable[..., Any]:
+    """A block replacement that lets the others have their turn, then does what would have been done.
+
+    last: this worker's answer of the block before, the same dict for all its blocks.
+    """
 
     def pausing_block(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        # The host has read the last block's answer but still holds it: an image's worth of memory between the
+        # double and the single blocks.
+        last.clear()
         step.at_block(block)
-        return extra["original_block"](args) if other is None else other(args, extra)
+        out = extra["original_block"](args) if other is None else other(args, extra)
+        last.update(out)
+        return last
 
     return pausing_block
 

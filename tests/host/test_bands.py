@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +22,7 @@ from torch import Tensor
 from harness.models import Golden, clear_tensors, flux_model, inputs, run_forward, sample
 from host.rounding import golden_timestep_embedding
 
+ROOT = Path(__file__).parents[2]
 GOLDEN = sorted((Path(__file__).parents[1] / "data" / "golden").glob("*.safetensors"))
 
 
@@ -422,3 +427,48 @@ def test_inputs_that_mean_nothing_are_refused_when_the_prompt_is_queued(
         nodes_api.execute(
             "CLEARMultiGPU", model=model, **{"devices": "auto", "bands": 0, "text_merge": "exact", **values}
         )
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_what_crosses_between_devices_is_the_halo_and_the_text(
+    model: Any, nodes_api: Any, in_bands: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, devices: int
+) -> None:
+    module = nodes_api.module("nodes.host.bands")
+    streams: list[Any] = []
+
+    class Watched(module.Stream):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            streams.append(self)
+
+    monkeypatch.setattr(module, "Stream", Watched)
+    radius, width, channels, text, layers, size = 5, 13, 32, 9, 3, 4
+    run_forward(in_bands(nodes_api.apply(model, radius=radius), 0, ",".join(["cpu"] * devices)), **inputs(48, 26))
+    (stream,) = streams
+    image = nodes_api.module("clear_core.layout").Grid(24, width)
+    borders = 2 * (devices - 1)
+    bands = nodes_api.module("clear_core.bands")
+    halo = bands.halo_bytes(image, nodes_api.module("clear_core.window").Window(radius), channels, size, borders)
+    assert halo == 2 * (radius - 1) * width * channels * size * borders
+    assert stream.traffic.halo == layers * halo
+    # There: query, key and value. Back: the share in float32 and its log-sum-exp, one for each of two heads.
+    there, back = 3 * text * channels * size, text * (channels + 2) * 4
+    assert stream.traffic.text == layers * (devices - 1) * (there + back)
+    assert stream.traffic.pooled == 0
+
+
+def test_memory_falls_to_a_fifth_and_as_predicted() -> None:
+    """The host's FLUX at full width, two blocks, under FakeTensorMode, in a process of its own."""
+    code = (
+        "import json; from benchmarks.memory import Bench; b = Bench((1, 1)); "
+        "print(json.dumps([b.stock(4096).as_dict(), b.tiled(4096, 32).as_dict()]))"
+    )
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), paths]))}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    stock, tiled = json.loads(run.stdout.splitlines()[-1])
+    assert stock["peak_activation_gib"] == pytest.approx(6.1, abs=0.1)
+    assert tiled["peak_activation_gib"] <= 1.2
+    for row in (stock, tiled):
+        assert 0.97 <= row["predicted_gib"] / row["peak_activation_gib"] <= 1.12

@@ -1,0 +1,76 @@
+"""How many bands a forward needs to fit, and what ComfyUI is told of the memory that sampling will take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ...clear_core.bands import BandPlan, cut_rows
+from ...clear_core.layout import Grid
+from ...clear_core.memory import ModelShape, banded_bytes
+from ..band_settings import BandSettings
+from .frame import SETTINGS
+from .replicas import Lane
+
+_LEAST_ROWS = 4  # thinner bands save no more: what waits for its neighbours is as tall as the window
+_RESERVE = 512 * 2**20  # bytes left to the driver, the page's previews and the like
+_TEXT = 512
+
+
+def free_bytes(lanes: Sequence[Lane]) -> int | None:
+    """What each lane may take of its device; None on a CPU, where nothing is to be saved."""
+    shared = Counter(lane.device for lane in lanes)
+    found: list[int] = []
+    for device, count in shared.items():
+        if device.type != "cpu":
+            free: Any = comfy.model_management.get_free_memory(device)
+            found.append((int(free) - _RESERVE) // count)
+    return min(found, default=None)
+
+
+def fitting_count(
+    plan_of: Callable[[int], BandPlan], lanes: int, free: int | None, text: int, flux: Any, x: Tensor
+) -> int:
+    """The least number of bands that fits into `free` bytes: one a lane, two, four, ..."""
+    shape = ModelShape(flux.hidden_size, flux.hidden_size // flux.num_heads, element_size=x.element_size())
+    count = lanes
+    while free is not None:
+        plan = plan_of(count)
+        if banded_bytes(plan, text, shape, x.shape[0]) <= free or 2 * count * _LEAST_ROWS > plan.image.height:
+            break
+        count *= 2
+    return count
+
+
+def shape_for_estimate(model: Any, noise_shape: Sequence[int], settings: BandSettings) -> Sequence[int]:
+    """A latent's shape from which the host estimates the memory that bands really take.
+
+    The host knows nothing of bands: for 8192 px it would ask for tens of gigabytes, and move the model out for it.
+    """
+    clear = model.model_options.get("transformer_options", {}).get(SETTINGS)
+    home = torch.device(model.load_device)
+    if clear is None or home.type == "cpu" or len(noise_shape) != 4:
+        return noise_shape
+    flux = model.get_model_object("diffusion_model")
+    batch, channels, height, width = noise_shape
+    grid = Grid(-(-height // flux.patch_size), -(-width // flux.patch_size))
+    size = torch.empty(0, dtype=model.model.get_dtype()).element_size()
+    like = torch.empty(2 * batch, 0, dtype=torch.float16 if size < 2 else model.model.get_dtype())  # weights may be fp8
+
+    def plan_of(count: int) -> BandPlan:
+        rows = cut_rows(grid.height, count, clear.down_factor)
+        return BandPlan(grid, rows, (0,) * len(rows), clear.window, together=clear.down_factor > 1)
+
+    room = comfy.model_management.get_total_memory(home) - model.model_size() - _RESERVE
+    count = settings.bands or fitting_count(plan_of, 1, room, _TEXT, flux, like)
+    if count == 1:
+        return noise_shape
+    shape = ModelShape(flux.hidden_size, flux.hidden_size // flux.num_heads, element_size=like.element_size())
+    need = banded_bytes(plan_of(count), _TEXT, shape, batch)
+    estimate = model.model.memory_required([batch, channels, height, width])
+    return [batch, channels, max(1, min(height, round(height * need / max(1, estimate)))), width]
