@@ -62,7 +62,7 @@ def band_inputs() -> list[io.Input]:
             min=0,
             max=MAX_BANDS,
             tooltip="Into how many bands of rows the image is cut. 0: one for each device, or more where memory asks "
-            "for it. More bands than devices save memory: 32 for 8192 px.",
+            "for it. More bands than devices save memory: 64 for 8192 px.",
         ),
         make(
             io.Combo.Input,

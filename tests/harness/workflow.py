@@ -12,6 +12,8 @@ from typing import Any
 from . import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
+NAMES = tuple(sorted(path.stem for path in (ROOT / "workflows").glob("*.json")))
+"""The shipped workflows: workflows/{name}.json for the page, workflows/api/{name}.json for the server."""
 UI_FILE = ROOT / "workflows" / "clear_text_to_image.json"
 API_FILE = ROOT / "workflows" / "api" / "clear_text_to_image.json"
 
@@ -66,6 +68,14 @@ SHIPPED = Files(
     clear="clear_local_16.safetensors",
     radius=16,
 )
+
+
+def page_form(name: str) -> Any:
+    return load(ROOT / "workflows" / f"{name}.json")
+
+
+def server_form(name: str) -> Any:
+    return load(ROOT / "workflows" / "api" / f"{name}.json")
 
 
 def load(path: Path = API_FILE) -> Any:

@@ -1,21 +1,25 @@
-"""The workflow that ships: its two forms, what the page needs of it, and that it runs."""
+"""The workflows that ship: their two forms, what the page needs of them, and that they run."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import pytest
 
 from harness import workflow
 
 PACK_NODES = ("CLEARWeightsLoader", "CLEARApply")
 
 
-def test_both_forms_are_the_same_workflow(object_info: dict[str, Any]) -> None:
-    assert workflow.to_api(workflow.load(workflow.UI_FILE), object_info) == workflow.load(workflow.API_FILE)
+@pytest.mark.parametrize("name", workflow.NAMES)
+def test_both_forms_are_the_same_workflow(object_info: dict[str, Any], name: str) -> None:
+    assert workflow.to_api(workflow.page_form(name), object_info) == workflow.server_form(name)
 
 
-def test_page_opens_it_without_red_nodes(object_info: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", workflow.NAMES)
+def test_page_opens_it_without_red_nodes(object_info: dict[str, Any], name: str) -> None:
     """Every node type is known, and every link joins an output to an input of its type."""
-    ui = workflow.load(workflow.UI_FILE)
+    ui = workflow.page_form(name)
     nodes = {node["id"]: node for node in ui["nodes"]}
     types = {node["type"] for node in ui["nodes"]} - {"MarkdownNote"}
     assert types <= object_info.keys()
@@ -30,23 +34,33 @@ def test_page_opens_it_without_red_nodes(object_info: dict[str, Any]) -> None:
         assert link_id in nodes[source]["outputs"][source_slot]["links"]
 
 
-def test_page_can_offer_every_missing_model() -> None:
+@pytest.mark.parametrize("name", workflow.NAMES)
+def test_page_can_offer_every_missing_model(name: str) -> None:
     """Each file a loader names comes with an address of the hub and a folder."""
-    for node in workflow.load(workflow.UI_FILE)["nodes"]:
+    folders = {
+        "UNETLoader": ["diffusion_models"],
+        "DualCLIPLoader": ["text_encoders", "text_encoders"],
+        "VAELoader": ["vae"],
+        "CLEARWeightsLoader": ["clear"],
+    }
+    for node in workflow.page_form(name)["nodes"]:
         named = {v for v in node.get("widgets_values", []) if str(v).endswith(".safetensors")}
-        offered = {model["name"]: model for model in node["properties"].get("models", [])}
+        models = node["properties"].get("models", [])
+        offered = {model["name"]: model for model in models}
         assert named == offered.keys()
-        for name, model in offered.items():
+        assert [model["directory"] for model in models] == folders.get(node["type"], [])
+        for file, model in offered.items():
             assert model["url"].startswith("https://huggingface.co/")
             assert "/resolve/" in model["url"]
-            assert model["url"].endswith(f"/{name}")
-    assert [path.split("/")[0] for path in workflow.SHIPPED.paths()] == [
-        model["directory"]
-        for kind in ("UNETLoader", "DualCLIPLoader", "VAELoader", "CLEARWeightsLoader")
-        for node in workflow.load(workflow.UI_FILE)["nodes"]
-        if node["type"] == kind
-        for model in node["properties"]["models"]
-    ]
+            assert model["url"].endswith(f"/{file}")
+
+
+@pytest.mark.parametrize("name", workflow.NAMES)
+def test_a_note_says_what_to_load_and_what_to_expect(name: str) -> None:
+    (note,) = [node for node in workflow.page_form(name)["nodes"] if node["type"] == "MarkdownNote"]
+    (text,) = note["widgets_values"]
+    assert text.startswith("## ")
+    assert "models/clear/" in text or "clear_local_16" in text
 
 
 def test_runs_end_to_end_twice(client: Any, demo_prompt: Any, picture: Any) -> None:
