@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from . import attention, memory, step, tune
+from . import attention, memory, scaling, step, tune
 from .timing import device_name, matrix_rate
 
 Item = TypeVar("Item")
@@ -28,6 +28,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="only these parts")
     parser.add_argument("--flex", action="store_true", help="FlexAttention too (always on a GPU); it must compile")
     parser.add_argument("--tune", action="store_true", help="instead: try configurations of the fused kernel (GPU)")
+    parser.add_argument("--scaling", action="store_true", help="instead: traffic between devices, counted, and a model")
+    parser.add_argument("--tflops", type=float, default=200.0, metavar="N", help="for --scaling: one device's rate")
+    parser.add_argument("--gbps", type=float, default=25.0, metavar="N", help="for --scaling: one link's GB/s")
     parser.add_argument("--memory", action="store_true", help="instead: peak memory by number of bands, computed")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
@@ -36,6 +39,11 @@ def main(arguments: list[str]) -> int:
     if options.tune and device.type != "cuda":
         parser.error("--tune needs a GPU")
 
+    if options.scaling:
+        found = scaling.rows(options.tflops, options.gbps)
+        print(scaling.table(found, options.tflops, options.gbps))
+        _write(options.json, {"rows": [row.as_dict() for row in found]})
+        return 0
     if options.memory:
         return _memory(options, parser, arguments)
     every = attention.cases(device, flex=options.flex or device.type == "cuda")

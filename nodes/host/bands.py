@@ -7,6 +7,7 @@ have run, so that a patch which shifts or scales them by the image's size does w
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,9 +28,10 @@ from .band_memory import fitting_count, free_bytes, shape_for_estimate
 from .frame import SETTINGS, STEP, Frame, frame_of
 from .messages import messenger, name_of
 from .parts import BandStep
-from .replicas import Lane, Replicas
+from .replicas import Lane, Replicas, preflight
 
 BANDS = "clear_bands"
+_log = logging.getLogger("clear-attention")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,6 +123,8 @@ def _prepare_wrapper(settings: BandSettings, replicas: Replicas) -> Callable[...
         made = replicas.prepare(model)
         if made:
             comfy.model_management.load_models_gpu(made)
+            flux, home = model.get_model_object("diffusion_model"), torch.device(model.load_device)
+            _log.info("CLEAR Multi-GPU: %s", preflight(replicas.lanes(flux, home)))
         return out
 
     return clear_prepare

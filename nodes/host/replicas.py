@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import comfy.utils
@@ -83,6 +84,25 @@ class Replicas:
             else:
                 found.append((device, wanted.share))
         return found or [(home, None)], missing
+
+
+def preflight(lanes: Sequence[Lane]) -> str:
+    """One line: how neighbouring cards reach each other, and how fast; "" where there is only one card."""
+    found = []
+    for one, other in pairwise(lane.device for lane in lanes):
+        if one == other or one.type != "cuda" or other.type != "cuda":
+            continue
+        way = "peer to peer" if torch.cuda.can_device_access_peer(one, other) else "through main memory"
+        block = torch.empty(64 * 2**20, dtype=torch.uint8, device=one)
+        for _ in range(2):  # the first opens the way
+            _wait(one)
+            started = time.perf_counter()
+            block.to(other)
+            _wait(one)
+            _wait(other)
+            taken = time.perf_counter() - started
+        found.append(f"{one} to {other} {way}, {block.numel() / taken / 1e9:.0f} GB/s")
+    return "; ".join(found)
 
 
 def replicate(model: Any, device: torch.device) -> Any:
