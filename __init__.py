@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .nodes.apply import CLEARApply
+from .nodes.high_res import CLEARHighRes, CLEARStages
 from .nodes.multi_gpu import CLEARMultiGPU
 from .nodes.tiled_sampler import CLEARTiledSampler
 from .nodes.weights_loader import CLEARWeightsLoader
@@ -12,7 +13,7 @@ WEB_DIRECTORY = "./web"
 
 class ClearAttentionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [CLEARWeightsLoader, CLEARApply, CLEARMultiGPU, CLEARTiledSampler]
+        return [CLEARWeightsLoader, CLEARApply, CLEARMultiGPU, CLEARTiledSampler, CLEARHighRes, CLEARStages]
 
 
 async def comfy_entrypoint() -> ClearAttentionExtension:

@@ -106,5 +106,12 @@ def test_the_registry_knows_the_pack() -> None:
 
 def test_every_node_has_a_help_page() -> None:
     nodes = {match for path in NODES for match in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))}
-    assert nodes == {"CLEARApply", "CLEARMultiGPU", "CLEARTiledSampler", "CLEARWeightsLoader"}
+    assert nodes == {
+        "CLEARApply",
+        "CLEARHighRes",
+        "CLEARStages",
+        "CLEARMultiGPU",
+        "CLEARTiledSampler",
+        "CLEARWeightsLoader",
+    }
     assert nodes == {path.stem for path in (ROOT / "web" / "docs").glob("*.md")}

@@ -14,15 +14,20 @@ deep-copy what lies in `model_options`, and functions are left alone.
 
 from .bands import apply_bands, sample_in_bands
 from .files import NO_FILES, file_fingerprint, weights_files, weights_path
-from .hooks import Frame
+from .frame import Frame
+from .graph import SAMPLERS, SCHEDULERS, GraphBuilder, has_clear
 from .patch import apply_clear
 
 __all__ = [
     "NO_FILES",
+    "SAMPLERS",
+    "SCHEDULERS",
     "Frame",
+    "GraphBuilder",
     "apply_bands",
     "apply_clear",
     "file_fingerprint",
+    "has_clear",
     "sample_in_bands",
     "weights_files",
     "weights_path",

@@ -1,0 +1,281 @@
+"""CLEAR High-Res Upscale: an image carried up in stages, each enlarged, noised and painted anew with CLEAR.
+
+The node makes the graph that a person would wire by hand, from core nodes and this pack's, and lets ComfyUI run it:
+so every stage has its preview and progress, can be cancelled, and finished stages are kept when one runs again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import host
+from .band_settings import MAX_BANDS, check_bands
+from .schema import make
+from .settings import MAX_NTK_FACTOR
+from .stages import Stage, plan_stages
+from .types import CATEGORY, CLEAR_WEIGHTS
+
+_SHIFT = 1.1  # ln 3: the fixed time shift of the authors' recipe, whatever the size
+_TILE = {"tile_size": 1024, "overlap": 128, "temporal_size": 64, "temporal_overlap": 8}
+_MAX_STAGES = 6
+_STAGES = io.Custom("CLEAR_STAGES")
+
+
+class CLEARHighRes(io.ComfyNode):
+    """One node for the recipe; the workflow that wires it by hand is shipped beside it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make(
+            io.Schema,
+            node_id="CLEARHighRes",
+            display_name="CLEAR High-Res Upscale",
+            category=CATEGORY,
+            description="Carries an image up to 4K, 8K or more in stages: enlarges it, adds noise and paints it anew "
+            "at the larger size, so that it gains detail and not only pixels.",
+            search_aliases=["clear", "upscale", "sdedit", "img2img", "4k", "8k", "16k", "high resolution"],
+            inputs=_inputs(),
+            outputs=[
+                io.Image.Output(display_name="image"),
+                io.Image.Output(display_name="stages", is_output_list=True),
+            ],
+            enable_expand=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, devices: str | None = None, bands: int | None = None) -> bool | str:
+        try:
+            check_bands(devices, bands, None)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        vae: Any,
+        positive: Any,
+        image: Any,
+        target_megapixels: float,
+        stages: int,
+        weights: Any = None,
+        upscale_model: Any = None,
+        **inputs: Any,
+    ) -> io.NodeOutput:
+        patched = host.has_clear(model)
+        if not patched and weights is None:
+            raise ValueError(
+                "The model has no CLEAR and no weights are connected: connect Load CLEAR Weights to weights, or put "
+                "Apply CLEAR Attention before this node."
+            )
+        if patched and weights is not None:
+            raise ValueError(
+                "The model already has CLEAR: disconnect weights, or connect the model from before Apply CLEAR "
+                "Attention."
+            )
+        graph = host.GraphBuilder()
+        done = []
+        for stage in plan_stages(image.shape[2], image.shape[1], target_megapixels, stages):
+            image = _stage(graph, stage, model, vae, positive, image, weights, upscale_model, inputs)
+            done.append(image)
+        listed = graph.node("CLEARStages", **{f"image_{i}": one for i, one in enumerate(done, 1)})
+        return io.NodeOutput(image, listed.out(0), expand=graph.finalize())
+
+
+def _stage(
+    graph: Any,
+    stage: Stage,
+    model: Any,
+    vae: Any,
+    positive: Any,
+    image: Any,
+    weights: Any,
+    upscale_model: Any,
+    inputs: dict[str, Any],
+) -> Any:
+    """The nodes of one stage; its image."""
+    size = {"width": stage.width, "height": stage.height}
+    if upscale_model is not None:
+        image = graph.node("ImageUpscaleWithModel", upscale_model=upscale_model, image=image).out(0)
+    image = graph.node("ImageScale", image=image, upscale_method="lanczos", crop="center", **size).out(0)
+    latent = graph.node("VAEEncodeTiled", pixels=image, vae=vae, **_TILE).out(0)
+    if weights is not None:
+        model = graph.node(
+            "CLEARApply",
+            model=model,
+            weights=weights,
+            radius=0,
+            down_factor=0,
+            strength=1.0,
+            backend="auto",
+            ntk_factor=inputs["ntk_factor"] or stage.ntk_factor,
+            proportional_attention=inputs["proportional_attention"],
+            start_percent=0.0,
+            end_percent=1.0,
+            references="window",
+        ).out(0)
+    model = graph.node("ModelSamplingFlux", model=model, max_shift=_SHIFT, base_shift=_SHIFT, **size).out(0)
+    guided = graph.node("FluxGuidance", conditioning=positive, guidance=inputs["guidance"]).out(0)
+    sampled = graph.node(
+        "CLEARTiledSampler",
+        noise=graph.node("RandomNoise", noise_seed=inputs["seed"]).out(0),
+        guider=graph.node("BasicGuider", model=model, conditioning=guided).out(0),
+        sampler=graph.node("KSamplerSelect", sampler_name=inputs["sampler_name"]).out(0),
+        sigmas=graph.node(
+            "BasicScheduler",
+            model=model,
+            scheduler=inputs["scheduler"],
+            steps=inputs["steps"],
+            denoise=inputs["denoise"],
+        ).out(0),
+        latent_image=latent,
+        devices=inputs["devices"],
+        bands=inputs["bands"],
+        text_merge="exact",
+    ).out(0)
+    return graph.node("VAEDecodeTiled", samples=sampled, vae=vae, **_TILE).out(0)
+
+
+class CLEARStages(io.ComfyNode):
+    """Collects the stages' images, of different sizes, into one value: an expanded graph gives out no lists."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make(
+            io.Schema,
+            node_id="CLEARStages",
+            display_name="CLEAR Stages",
+            category=f"{CATEGORY}/internal",
+            description="Part of CLEAR High-Res Upscale, which adds it by itself.",
+            inputs=[
+                make(io.Image.Input, f"image_{i}", optional=True, tooltip="The image of a stage.")
+                for i in range(1, _MAX_STAGES + 1)
+            ],
+            outputs=[_STAGES.Output()],
+        )
+
+    @classmethod
+    def execute(cls, **images: Any) -> io.NodeOutput:
+        given = sorted(name for name, image in images.items() if image is not None)
+        return io.NodeOutput([images[name] for name in given])
+
+
+def _inputs() -> list[io.Input]:
+    """The inputs in their released order: saved workflows keep values by position, so add at the end only."""
+    return [
+        make(io.Model.Input, "model", tooltip="FLUX.1; as loaded, or patched by Apply CLEAR Attention and LoRA nodes."),
+        make(io.Vae.Input, "vae", tooltip="FLUX's VAE (ae.safetensors)."),
+        make(io.Conditioning.Input, "positive", tooltip="What the image shows; best the prompt it was made with."),
+        make(io.Image.Input, "image", tooltip="About one megapixel, made by plain FLUX or any photograph."),
+        make(
+            io.Float.Input,
+            "target_megapixels",
+            default=16.8,
+            min=0.1,
+            max=268.5,
+            step=0.1,
+            tooltip="Size of the result: 4.2 for 2048 x 2048, 16.8 for 4096, 67.1 for 8192, 268.5 for 16384. "
+            "Proportions are kept.",
+        ),
+        make(
+            io.Int.Input,
+            "stages",
+            default=0,
+            min=0,
+            max=_MAX_STAGES,
+            tooltip="Enlargements on the way. 0: as few as possible, none of more than four times the pixels.",
+        ),
+        make(
+            io.Float.Input,
+            "denoise",
+            default=0.7,
+            min=0.05,
+            max=1.0,
+            step=0.01,
+            tooltip="How much is painted anew. 0.7 adds much detail; 0.3 to 0.5 stays close to the image.",
+        ),
+        make(io.Int.Input, "steps", default=20, min=1, max=1000, tooltip="Sampling steps of each stage."),
+        make(
+            io.Float.Input,
+            "guidance",
+            default=7.5,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            tooltip="How strictly the prompt is followed. 7.5 keeps large images sharp.",
+        ),
+        make(
+            io.Float.Input,
+            "ntk_factor",
+            default=0.0,
+            min=0.0,
+            max=MAX_NTK_FACTOR,
+            step=0.5,
+            advanced=True,
+            tooltip="Stretches positions. 0: by size, 10 from 4K on. For a model that already has CLEAR set it there.",
+        ),
+        make(
+            io.Boolean.Input,
+            "proportional_attention",
+            default=True,
+            advanced=True,
+            tooltip="Keeps attention as sharp on large images as on small ones. For a model that already has CLEAR set "
+            "it there.",
+        ),
+        make(
+            io.Int.Input,
+            "seed",
+            default=0,
+            min=0,
+            max=2**64 - 1,
+            control_after_generate=True,
+            tooltip="The same seed gives the same image.",
+        ),
+        make(
+            io.Combo.Input,
+            "sampler_name",
+            options=list(host.SAMPLERS),
+            default="euler",
+            advanced=True,
+            tooltip="As for KSampler.",
+        ),
+        make(
+            io.Combo.Input,
+            "scheduler",
+            options=list(host.SCHEDULERS),
+            default="simple",
+            advanced=True,
+            tooltip="As for KSampler.",
+        ),
+        make(
+            io.String.Input,
+            "devices",
+            default="auto",
+            advanced=True,
+            tooltip="Who shares the image, as on CLEAR Multi-GPU. auto: all GPUs of this machine.",
+        ),
+        make(
+            io.Int.Input,
+            "bands",
+            default=0,
+            min=0,
+            max=MAX_BANDS,
+            advanced=True,
+            tooltip="Into how many bands of rows the image is cut. 0: as many as memory asks for; see CLEAR Multi-GPU.",
+        ),
+        make(
+            CLEAR_WEIGHTS.Input,
+            "weights",
+            optional=True,
+            tooltip="The distilled attention weights, for a model that Apply CLEAR Attention has not patched.",
+        ),
+        make(
+            io.UpscaleModel.Input,
+            "upscale_model",
+            optional=True,
+            tooltip="Enlarges with this model before each stage instead of Lanczos alone.",
+        ),
+    ]
