@@ -114,7 +114,9 @@ def replicate(model: Any, device: torch.device) -> Any:
         memo[id(tensor)] = (
             torch.nn.Parameter(fresh, requires_grad=False) if type(tensor) is torch.nn.Parameter else fresh
         )
-    # What the loaded model refers to from outside itself is shared, not copied.
+    # Newer hosts' config answers every question, also how it wants to be copied; nothing changes it, so it is shared.
+    memo[id(base.model_config)] = base.model_config
+    # A patcher that the model refers to is not part of it.
     for outside in (model, getattr(base, "current_patcher", None)):
         if outside is not None:
             memo[id(outside)] = None
