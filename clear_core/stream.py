@@ -198,9 +198,11 @@ class Stream:
 
     def wait(self, number: int, ready: Callable[[], bool]) -> None:
         """Until other lanes have done their part of a layer. Call with `layer` held."""
-        while not ready():
+        while True:
             if self._failure is not None:
-                raise Stopped
+                raise Stopped  # at once, also where nothing is to be waited for
+            if ready():
+                return
             if self._layers_done is not None and number >= self._layers_done:
                 raise OutOfStep(_OUT_OF_STEP.format("one device has finished, another has not"))
             self._changed.wait()
