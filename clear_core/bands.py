@@ -84,15 +84,6 @@ class BandPlan:
                 found[other] = Band(start, stop)
         return found
 
-    def rows_sent(self) -> int:
-        """Rows of keys that cross from one lane to another in one layer, counted once for each receiving band."""
-        return sum(
-            len(rows)
-            for band, needed in enumerate(self.needs)
-            for other, rows in needed.items()
-            if self.lanes[other] != self.lanes[band]
-        )
-
 
 def cut_rows(height: int, count: int, multiple: int = 1) -> tuple[Band, ...]:
     """About `count` bands of nearly equal height, borders at multiples of `multiple` rows; never an empty one."""

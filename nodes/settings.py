@@ -36,6 +36,11 @@ class ClearSettings:
     references: ReferenceView = "window"
 
     @property
+    def outside(self) -> str:
+        """Why a step runs dense that is meant to, in a clause."""
+        return f"as asked: steps outside {self.start_percent:g} to {self.end_percent:g}"
+
+    @property
     def whole_schedule(self) -> bool:
         return self.start_percent <= 0.0 and self.end_percent >= 1.0
 

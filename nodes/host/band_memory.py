@@ -8,7 +8,6 @@ from typing import Any
 
 import comfy.model_management
 import torch
-from torch import Tensor
 
 from ...clear_core.bands import BandPlan, cut_rows
 from ...clear_core.layout import Grid
@@ -33,15 +32,19 @@ def free_bytes(lanes: Sequence[Lane]) -> int | None:
     return min(found, default=None)
 
 
+def shape_of(flux: Any, element_size: int) -> ModelShape:
+    """The host's FLUX as the memory model knows it. element_size: bytes of an activation's element."""
+    return ModelShape(flux.hidden_size, flux.hidden_size // flux.num_heads, element_size=element_size)
+
+
 def fitting_count(
-    plan_of: Callable[[int], BandPlan], lanes: int, free: int | None, text: int, flux: Any, x: Tensor
+    plan_of: Callable[[int], BandPlan], lanes: int, free: int | None, text: int, shape: ModelShape, batch: int
 ) -> int:
     """The least number of bands that fits into `free` bytes: one a lane, two, four, ..."""
-    shape = ModelShape(flux.hidden_size, flux.hidden_size // flux.num_heads, element_size=x.element_size())
     count = lanes
     while free is not None:
         plan = plan_of(count)
-        if banded_bytes(plan, text, shape, x.shape[0]) <= free or 2 * count * _LEAST_ROWS > plan.image.height:
+        if banded_bytes(plan, text, shape, batch) <= free or 2 * count * _LEAST_ROWS > plan.image.height:
             break
         count *= 2
     return count
@@ -59,18 +62,16 @@ def shape_for_estimate(model: Any, noise_shape: Sequence[int], settings: BandSet
     flux = model.get_model_object("diffusion_model")
     batch, channels, height, width = noise_shape
     grid = Grid(-(-height // flux.patch_size), -(-width // flux.patch_size))
-    size = torch.empty(0, dtype=model.model.get_dtype()).element_size()
-    like = torch.empty(2 * batch, 0, dtype=torch.float16 if size < 2 else model.model.get_dtype())  # weights may be fp8
+    shape = shape_of(flux, max(2, model.model.get_dtype().itemsize))  # weights may be fp8, activations are not
 
     def plan_of(count: int) -> BandPlan:
         rows = cut_rows(grid.height, count, clear.down_factor)
         return BandPlan(grid, rows, (0,) * len(rows), clear.window, together=clear.down_factor > 1)
 
     room = comfy.model_management.get_total_memory(home) - model.model_size() - _RESERVE
-    count = settings.bands or fitting_count(plan_of, 1, room, _TEXT, flux, like)
+    count = settings.bands or fitting_count(plan_of, 1, room, _TEXT, shape, 2 * batch)
     if count == 1:
         return noise_shape
-    shape = ModelShape(flux.hidden_size, flux.hidden_size // flux.num_heads, element_size=like.element_size())
     need = banded_bytes(plan_of(count), _TEXT, shape, batch)
     estimate = model.model.memory_required([batch, channels, height, width])
     return [batch, channels, max(1, min(height, round(height * need / max(1, estimate)))), width]

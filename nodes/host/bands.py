@@ -24,8 +24,8 @@ from torch import Tensor
 from ...clear_core.bands import BandPlan, cut_rows, deal
 from ...clear_core.stream import Anchor, Stream, Worker
 from ..band_settings import BandSettings
-from .band_memory import fitting_count, free_bytes, shape_for_estimate
-from .frame import SETTINGS, STEP, Frame, frame_of
+from .band_memory import fitting_count, free_bytes, shape_for_estimate, shape_of
+from .frame import FRAME, SETTINGS, STEP, Frame
 from .messages import messenger, name_of
 from .parts import BandStep
 from .replicas import Lane, Replicas, preflight
@@ -70,7 +70,7 @@ def bands_wrapper(settings: BandSettings, replicas: Replicas, say: Callable[[str
         if clear is None:
             raise ValueError("CLEAR Multi-GPU works on a model with CLEAR: connect Apply CLEAR Attention before it.")
         flux = executor.class_obj
-        frame = frame_of(flux, x, ref_latents, transformer_options)
+        frame = transformer_options[FRAME]  # Apply CLEAR Attention's own wrapper has run: this one goes last
         lanes = replicas.lanes(flux, x.device)
         multiple = clear.down_factor if frame.active else 1
         shares = [lane.share for lane in lanes]
@@ -80,7 +80,10 @@ def bands_wrapper(settings: BandSettings, replicas: Replicas, say: Callable[[str
             rows = cut_rows(frame.image.height, count, multiple)
             return BandPlan(frame.image, rows, deal(len(rows), shares), window, together=multiple > 1)
 
-        count = settings.bands or fitting_count(plan_of, len(lanes), free_bytes(lanes), context.shape[1], flux, x)
+        shape = shape_of(flux, x.element_size())
+        count = settings.bands or fitting_count(
+            plan_of, len(lanes), free_bytes(lanes), context.shape[1], shape, x.shape[0]
+        )
         plan = plan_of(count)
         if len(plan.bands) == 1:
             return executor(x, timestep, context, y, guidance, ref_latents, control, transformer_options, **kwargs)

@@ -155,8 +155,7 @@ def _attend(
     layout = TokenLayout(text, frame.image, frame.references)
     gain = proportional_gain(layout.tokens) if settings.proportional else 1.0
     if not frame.active:
-        percent = f"{settings.start_percent:g} to {settings.end_percent:g}"
-        return _Dense(f"as asked: steps outside {percent}", asked=True, gain=gain)
+        return _Dense(settings.outside, asked=True, gain=gain)
     pooled = None
     weight = block_pooling(pooling, kwargs["transformer_options"])
     if weight is not None:

@@ -101,11 +101,14 @@ class _Parts:
             references=settings.references,
             pooled=0 if cells is None else cells.tokens,
         )
+        factor = settings.down_factor if self._frame.active else 1
+        scale = softmax_scale(query.shape[-1], layout.tokens, proportional=settings.proportional, down_factor=factor)
+        if not self._frame.active:
+            self._report.dense(f"{settings.outside}, in bands", asked=True)
         if not self._frame.active or not pattern.query_grids:
-            return self._dense(query, key, value, layout, mask, return_lse=return_lse)
-        scale = softmax_scale(
-            query.shape[-1], layout.tokens, proportional=settings.proportional, down_factor=settings.down_factor
-        )
+            bias = None if mask is None else as_bias(mask, query.dtype)
+            out, lse = dense_attention(query, key, value, scale, bias, return_lse=return_lse, budget=_BUDGET)
+            return AttentionResult(out.transpose(1, 2).flatten(2), lse)
         call = AttentionCall(
             query, key, value, pattern, scale, pooled=cells, mask=mask, return_lse=return_lse, budget=_BUDGET
         )
@@ -113,20 +116,6 @@ class _Parts:
         if part.query_rows is not None:
             self._report.local(f"{choice.backend.name} in bands ({layout}; {choice.reason})")
         return choice.backend.run(call)
-
-    def _dense(
-        self, query: Tensor, key: Tensor, value: Tensor, layout: TokenLayout, mask: Tensor | None, *, return_lse: bool
-    ) -> AttentionResult:
-        settings, active = self._settings, self._frame.active
-        factor = settings.down_factor if active else 1
-        proportional = settings.proportional
-        scale = softmax_scale(query.shape[-1], layout.tokens, proportional=proportional, down_factor=factor)
-        bias = None if mask is None else as_bias(mask, query.dtype)
-        out, lse = dense_attention(query, key, value, scale, bias, return_lse=return_lse, budget=_BUDGET)
-        if not active:
-            percent = f"{settings.start_percent:g} to {settings.end_percent:g}"
-            self._report.dense(f"as asked: steps outside {percent}, in bands", asked=True)
-        return AttentionResult(out.transpose(1, 2).flatten(2), lse)
 
 
 def _cut(mask: Tensor | None, part: Part, layout: TokenLayout) -> Tensor | None:

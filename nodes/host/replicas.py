@@ -35,9 +35,7 @@ class Replicas:
         self._wanted = tuple(devices)
         self._made: dict[torch.device, Any] = {}
         self._of: object = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Replicas:
-        return self  # hosts up to 0.12 copy what lies in model_options; the weights must not be
+        self._rates: dict[torch.device, float] = {}
 
     def prepare(self, model: Any) -> list[Any]:
         """The replicas for a MODEL that is about to be sampled, made where they are missing; for the host to load."""
@@ -56,7 +54,7 @@ class Replicas:
         places, _ = self._places(home)
         shares = [share for _, share in places]
         if any(share is None for share in shares):
-            speeds = _speeds([device for device, _ in places])
+            speeds = self._speeds([device for device, _ in places])
             shares = [speed if share is None else share for share, speed in zip(shares, speeds, strict=True)]
         lanes = []
         for (device, _), share in zip(places, shares, strict=True):
@@ -68,6 +66,16 @@ class Replicas:
     def missing(self, home: torch.device) -> list[str]:
         """Devices that were named and that this machine lacks."""
         return self._places(home)[1]
+
+    def _speeds(self, devices: Sequence[torch.device]) -> list[float]:
+        """How fast each device multiplies matrices; 1 for all where they are of one kind. Each is timed once."""
+        names = {torch.cuda.get_device_name(device) if device.type == "cuda" else device.type for device in devices}
+        if len(names) == 1:
+            return [1.0] * len(devices)
+        for device in devices:
+            if device not in self._rates:
+                self._rates[device] = _rate(device)
+        return [self._rates[device] for device in devices]
 
     def _places(self, home: torch.device) -> tuple[list[tuple[torch.device, float | None]], list[str]]:
         if not self._wanted:
@@ -160,15 +168,6 @@ def _present(name: str) -> torch.device | None:
     count = {"cuda": torch.cuda.device_count, "xpu": lambda: torch.xpu.device_count() if hasattr(torch, "xpu") else 0}
     number = count[device.type]() if device.type in count else int(torch.backends.mps.is_available())
     return torch.device(device.type, device.index or 0) if (device.index or 0) < number else None
-
-
-def _speeds(devices: Sequence[torch.device]) -> list[float]:
-    """How fast each device multiplies matrices, relative to the others; 1 for all where they are of one kind."""
-    names = {torch.cuda.get_device_name(device) if device.type == "cuda" else device.type for device in devices}
-    if len(names) == 1:
-        return [1.0] * len(devices)
-    rates = {device: _rate(device) for device in set(devices)}
-    return [rates[device] for device in devices]
 
 
 def _rate(device: torch.device) -> float:
