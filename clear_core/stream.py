@@ -103,6 +103,7 @@ class _Layer:
     uses: list[int]
     layout: TokenLayout | None = None
     anchor: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)  # by lane
+    published: set[int] = field(default_factory=set)  # bands whose keys have come, wherever they are by now
     keys: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     pooled: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     shares: dict[int, _Share] = field(default_factory=dict)  # by lane
@@ -320,6 +321,7 @@ class Worker(_Step):
         pooled = None if pool is None else pool(key, value, self.rows)
         key, value = _compact(key), _compact(value)
         with stream.layer(self.layer) as layer:
+            layer.published.add(self.band)
             layer.keys[self.band] = (key, value)
             if pooled is not None:
                 layer.pooled[self.band] = pooled
@@ -455,8 +457,7 @@ class _Lane:
             self._anchor.resume()
 
     def _ready(self, layer: _Layer, band: int) -> bool:
-        published = layer.pooled if self.stream.plan.together else layer.keys
-        return 0 in layer.anchor and all(other in published for other in self.stream.plan.awaits[band])
+        return 0 in layer.anchor and layer.published.issuperset(self.stream.plan.awaits[band])
 
     def _to_attention(self, fiber: Fiber[Tensor], number: int) -> None:
         fiber.resume()

@@ -74,6 +74,14 @@ def attention_keys(double: int, single: int) -> list[str]:
     return [f"{key}.{end}" for key in keys for end in ("weight", "bias")]
 
 
+def block_of_key(key: str) -> BlockId:
+    """The block a tensor of a weights file belongs to."""
+    found = _BLOCK.match(key)
+    if found is None:
+        raise ValueError(f"{key} names no transformer block")
+    return BlockId("single" if found[1].startswith("single") else "double", int(found[2]))
+
+
 def variant_from_name(name: str) -> Variant | None:
     """The variant a released file's name tells: clear_local_{r}[_down_{f}]; None for other names."""
     found = _NAME.search(name)
@@ -148,16 +156,13 @@ def _pooling(spatial: Mapping[str, Tensor], blocks: tuple[int, int], name: str) 
     """The pooling weights by block, each [f, f]; all of one size, and one for every block or none."""
     weights: dict[BlockId, Tensor] = {}
     for key, tensor in spatial.items():
-        found = _SPATIAL.fullmatch(key)
-        assert found is not None
-        kind = "single" if found[1].startswith("single") else "double"
         factor = tensor.shape[3] if tensor.ndim == 7 else 0
         if factor < 2 or tuple(tensor.shape) != (1, 1, 1, factor, 1, factor, 1) or tensor.dtype not in _DTYPES:
             raise WeightsError(
                 f"{name}: {key} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; "
                 "a pooling weight is float [1, 1, 1, f, 1, f, 1] with f of 2 or more"
             )
-        weights[BlockId(kind, int(found[2]))] = tensor.float().reshape(factor, factor)
+        weights[block_of_key(key)] = tensor.float().reshape(factor, factor)
     if not weights:
         return weights
     every = {BlockId("double", i) for i in range(blocks[0])} | {BlockId("single", i) for i in range(blocks[1])}

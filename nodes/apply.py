@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..clear_core.backends import AUTO, backend_names
 from ..clear_core.weights import ClearWeights
 from . import host
+from .blocks import ALL, parse_blocks
 from .schema import make
 from .settings import (
     MAX_DOWN_FACTOR,
@@ -47,10 +48,12 @@ class CLEARApply(io.ComfyNode):
         end_percent: float | None = None,
         backend: str | None = None,
         references: str | None = None,
+        blocks: str | None = None,
     ) -> bool | str:
         # A value that comes through a link is None here, not known yet; `execute` checks it.
         try:
             check_choices(backend or AUTO, references or "window")
+            parse_blocks(ALL if blocks is None else blocks)
             if start_percent is not None and end_percent is not None:
                 check_range(start_percent, end_percent)
         except ValueError as error:
@@ -69,7 +72,12 @@ class CLEARApply(io.ComfyNode):
 def _inputs() -> list[io.Input]:
     """The inputs in their released order: saved workflows keep values by position, so add at the end only."""
     return [
-        make(io.Model.Input, "model", tooltip="A FLUX.1 model: dev, schnell, Krea, Fill, Canny, Depth or Kontext."),
+        make(
+            io.Model.Input,
+            "model",
+            tooltip="A FLUX.1 model: dev, schnell, Krea, Fill, Canny, Depth or Kontext. FLUX.2 and Chroma without "
+            "weights.",
+        ),
         make(
             CLEAR_WEIGHTS.Input,
             "weights",
@@ -159,5 +167,14 @@ def _inputs() -> list[io.Input]:
             advanced=True,
             tooltip="How the image sees reference images (Kontext): a window at the same place, or all of them, "
             "which is slower and follows things that move.",
+        ),
+        make(
+            io.String.Input,
+            "blocks",
+            default=ALL,
+            optional=True,
+            advanced=True,
+            tooltip="Which of the model's blocks use the window; the others stay as they were, dense and with the "
+            "model's own weights. all, double, single, or a list such as s0-18, d3.",
         ),
     ]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from ..clear_core.backends import backend_names
 from ..clear_core.pattern import ReferenceView
-from ..clear_core.weights import ClearWeights
+from ..clear_core.weights import BlockId, ClearWeights
 from ..clear_core.window import Window
+from .blocks import ALL, ALL_BLOCKS, BlockChoice, parse_blocks
 
 MAX_RADIUS = 128
 MAX_DOWN_FACTOR = 8
@@ -34,15 +35,20 @@ class ClearSettings:
     start_percent: float = 0.0
     end_percent: float = 1.0
     references: ReferenceView = "window"
-
-    @property
-    def outside(self) -> str:
-        """Why a step runs dense that is meant to, in a clause."""
-        return f"as asked: steps outside {self.start_percent:g} to {self.end_percent:g}"
+    blocks: BlockChoice = ALL_BLOCKS
 
     @property
     def whole_schedule(self) -> bool:
         return self.start_percent <= 0.0 and self.end_percent >= 1.0
+
+    def left_dense(self, block: BlockId, *, active: bool) -> str:
+        """Why a layer runs dense that is meant to, in a clause; "" for one that uses the window.
+
+        active: whether the window is on in this step.
+        """
+        if not active:
+            return f"as asked: steps outside {self.start_percent:g} to {self.end_percent:g}"
+        return "" if block in self.blocks else f"as asked: blocks other than {self.blocks.text}"
 
 
 def resolve_settings(
@@ -57,6 +63,7 @@ def resolve_settings(
     start_percent: float,
     end_percent: float,
     references: str,
+    blocks: str = ALL,
 ) -> ClearSettings:
     """Turn the node's inputs into settings: 0 becomes the weights' own value.
 
@@ -68,6 +75,7 @@ def resolve_settings(
     _within("ntk_factor", ntk_factor, 1.0, MAX_NTK_FACTOR)
     check_range(start_percent, end_percent)
     check_choices(backend, references)
+    chosen = parse_blocks(blocks)
     if radius == 0:
         radius = _own_radius(weights)
     if down_factor == 0:
@@ -82,6 +90,7 @@ def resolve_settings(
         start_percent=start_percent,
         end_percent=end_percent,
         references=REFERENCE_VIEWS[references],
+        blocks=chosen,
     )
 
 

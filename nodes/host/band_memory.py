@@ -66,7 +66,8 @@ def shape_for_estimate(model: Any, noise_shape: Sequence[int], settings: BandSet
 
     def plan_of(count: int) -> BandPlan:
         rows = cut_rows(grid.height, count, clear.down_factor)
-        return BandPlan(grid, rows, (0,) * len(rows), clear.window, together=clear.down_factor > 1)
+        window = clear.window if clear.whole_schedule and clear.blocks.everything else None
+        return BandPlan(grid, rows, (0,) * len(rows), window, together=clear.down_factor > 1)
 
     room = comfy.model_management.get_total_memory(home) - model.model_size() - _RESERVE
     count = settings.bands or fitting_count(plan_of, 1, room, _TEXT, shape, 2 * batch)

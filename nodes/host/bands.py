@@ -28,6 +28,7 @@ from .band_memory import fitting_count, free_bytes, shape_for_estimate, shape_of
 from .frame import FRAME, SETTINGS, STEP, Frame
 from .messages import messenger, name_of
 from .parts import BandStep
+from .patch import CHROMA, transformer_of
 from .replicas import Lane, Replicas, preflight
 
 BANDS = "clear_bands"
@@ -74,7 +75,8 @@ def bands_wrapper(settings: BandSettings, replicas: Replicas, say: Callable[[str
         lanes = replicas.lanes(flux, x.device)
         multiple = clear.down_factor if frame.active else 1
         shares = [lane.share for lane in lanes]
-        window = clear.window if frame.active else None
+        # A dense layer asks every band for its keys, so one such block decides for the forward.
+        window = clear.window if frame.active and clear.blocks.everything else None
 
         def plan_of(count: int) -> BandPlan:
             rows = cut_rows(frame.image.height, count, multiple)
@@ -98,6 +100,11 @@ def bands_wrapper(settings: BandSettings, replicas: Replicas, say: Callable[[str
 
 def apply_bands(model: Any, settings: BandSettings, *, node_id: str | None) -> Any:
     """A clone of `model` whose forwards run in bands; the last node that asks for bands decides."""
+    family = transformer_of(model)[1]
+    if family == CHROMA:
+        raise ValueError(
+            f"CLEAR Multi-GPU works on FLUX models; this one is {family}, whose forward cannot be cut. Remove the node."
+        )
     patched = model.clone()
     replicas = Replicas(settings.devices)
     say = _once(messenger(node_id))

@@ -60,9 +60,9 @@ def shaped(out: Tensor, heads: int, kwargs: Mapping[str, Any]) -> Tensor:
     return out.unflatten(2, (heads, -1)).transpose(1, 2) if kwargs.get("skip_output_reshape") else out
 
 
-def block_pooling(pooling: Pooling | None, options: Mapping[str, Any]) -> Tensor | None:
-    """The pooling weight of the block that is attending; None in variants without."""
-    return None if pooling is None else pooling(BlockId(options["block_type"], options["block_index"]))
+def block_of(options: Mapping[str, Any]) -> BlockId:
+    """The block that is attending."""
+    return BlockId(options["block_type"], options["block_index"])
 
 
 def full_mask(mask: Tensor | None) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from .frame import (
     STEP,
     Frame,
     Pooling,
-    block_pooling,
+    block_of,
     frame_of,
     full_mask,
     shaped,
@@ -75,21 +76,15 @@ def schedule_wrapper(settings: ClearSettings) -> Callable[..., Any]:
 
 
 def frame_wrapper(report: RunReport) -> Callable[..., Any]:
-    def clear_frame(
-        executor: Any,
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor,
-        y: Tensor | None = None,
-        guidance: Tensor | None = None,
-        ref_latents: list[Tensor] | None = None,
-        control: Any = None,
-        transformer_options: Mapping[str, Any] = {},
-        **kwargs: Any,
-    ) -> Any:
-        report.forward(name_of(transformer_options.get(OVERRIDE)))
-        options = {**transformer_options, FRAME: frame_of(executor.class_obj, x, ref_latents, transformer_options)}
-        return executor(x, timestep, context, y, guidance, ref_latents, control, options, **kwargs)
+    def clear_frame(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        # By name: FLUX and Chroma take the same things in another order.
+        call = inspect.signature(executor.original).bind(*args, **kwargs)
+        given = call.arguments
+        options = given.get("transformer_options") or {}
+        report.forward(name_of(options.get(OVERRIDE)))
+        frame = frame_of(executor.class_obj, given["x"], given.get("ref_latents"), options)
+        given["transformer_options"] = {**options, FRAME: frame}
+        return executor(*call.args, **call.kwargs)
 
     return clear_frame
 
@@ -154,10 +149,12 @@ def _attend(
         return _Dense(f"an attention of {q.shape[-2]} queries over {k.shape[-2]} keys is not FLUX's joint attention")
     layout = TokenLayout(text, frame.image, frame.references)
     gain = proportional_gain(layout.tokens) if settings.proportional else 1.0
-    if not frame.active:
-        return _Dense(settings.outside, asked=True, gain=gain)
+    block = block_of(kwargs["transformer_options"])
+    asked = settings.left_dense(block, active=frame.active)
+    if asked:
+        return _Dense(asked, asked=True, gain=gain)
     pooled = None
-    weight = block_pooling(pooling, kwargs["transformer_options"])
+    weight = None if pooling is None else pooling(block)
     if weight is not None:
         image = slice(text, text + frame.image.tokens)
         pooled = pool_key_value(k[:, :, image], v[:, :, image], frame.image, weight)

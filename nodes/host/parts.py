@@ -20,7 +20,7 @@ from ...clear_core.softmax import dense_attention
 from ...clear_core.stream import Anchor, Part, Worker
 from ..report import RunReport
 from ..settings import ClearSettings
-from .frame import Frame, Pooling, block_pooling, full_mask, shaped, unknown_arguments
+from .frame import Frame, Pooling, block_of, full_mask, shaped, unknown_arguments
 
 _BUDGET = 64 * 2**20  # bytes gathered at a time: bands are for those who are short of memory
 
@@ -50,13 +50,15 @@ def attend_in_bands(
     odd = unknown_arguments(args, kwargs)
     if odd or not kwargs.get("skip_reshape") or q.ndim != 4 or q.shape != k.shape:
         raise ValueError(f"CLEAR cannot cut this model into bands: {odd or 'its attention is not FLUX.1 attention'}.")
-    attend = _Parts(settings, frame, report, full_mask(step.mask))
+    block = block_of(kwargs["transformer_options"])
+    asked = settings.left_dense(block, active=frame.active)
+    attend = _Parts(settings, asked, report, full_mask(step.mask))
     worker = step.worker
     if isinstance(worker, Anchor):
         references = sum(grid.tokens for grid in frame.references)
         layout = TokenLayout(q.shape[2] - 1 - references, frame.image, frame.references)
         return shaped(worker.attend(q, k, v, layout, attend), heads, kwargs)
-    weight = block_pooling(pooling, kwargs["transformer_options"]) if frame.active else None
+    weight = None if pooling is None or asked else pooling(block)
 
     def pool(key: Tensor, value: Tensor, rows: Band) -> tuple[Tensor, Tensor]:
         assert weight is not None
@@ -67,10 +69,10 @@ def attend_in_bands(
 
 
 class _Parts:
-    """Computes parts of a layer through the window, or dense in steps where the window is off."""
+    """Computes parts of a layer through the window, or dense where that was asked for; asked: "" or why."""
 
-    def __init__(self, settings: ClearSettings, frame: Frame, report: RunReport, mask: Tensor | None) -> None:
-        self._settings, self._frame, self._report, self._mask = settings, frame, report, mask
+    def __init__(self, settings: ClearSettings, asked: str, report: RunReport, mask: Tensor | None) -> None:
+        self._settings, self._asked, self._report, self._mask = settings, asked, report, mask
 
     def __call__(
         self,
@@ -101,11 +103,11 @@ class _Parts:
             references=settings.references,
             pooled=0 if cells is None else cells.tokens,
         )
-        factor = settings.down_factor if self._frame.active else 1
+        factor = 1 if self._asked else settings.down_factor
         scale = softmax_scale(query.shape[-1], layout.tokens, proportional=settings.proportional, down_factor=factor)
-        if not self._frame.active:
-            self._report.dense(f"{settings.outside}, in bands", asked=True)
-        if not self._frame.active or not pattern.query_grids:
+        if self._asked:
+            self._report.dense(f"{self._asked}, in bands", asked=True)
+        if self._asked or not pattern.query_grids:
             bias = None if mask is None else as_bias(mask, query.dtype)
             out, lse = dense_attention(query, key, value, scale, bias, return_lse=return_lse, budget=_BUDGET)
             return AttentionResult(out.transpose(1, 2).flatten(2), lse)

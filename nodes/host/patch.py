@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import comfy.ldm.chroma.model
 import comfy.ldm.flux.model
 import comfy.utils
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...clear_core.pooling import mean_weight
-from ...clear_core.weights import ClearWeights
+from ...clear_core.weights import ClearWeights, block_of_key
+from ..blocks import BlockChoice
 from ..report import RunReport
 from ..settings import ClearSettings
 from .frame import KEY, OVERRIDE, SETTINGS, Pooling
 from .hooks import attention_override, frame_wrapper, run_wrapper, schedule_wrapper
 from .messages import messenger, name_of
 
+FLUX_1, FLUX_2, CHROMA = "FLUX.1", "FLUX.2", "Chroma"
 _EMBEDDER = "diffusion_model.pe_embedder"
 
 
@@ -28,14 +31,20 @@ def apply_clear(
 
     Everything is checked before the clone is touched. Raises ValueError with what to do.
     """
-    flux = _flux_of(model)
+    flux, family = transformer_of(model)
+    if family != FLUX_1 and weights is not None and settings.strength > 0:
+        raise ValueError(
+            f"{weights.name} was distilled for FLUX.1 and this model is {family}, for which no weights exist. "
+            "Disconnect weights and set radius: the window alone works, experimentally."
+        )
     options = model.model_options.get("transformer_options", {})
     if KEY in options:
         raise ValueError(
             f"CLEAR is already applied to this model ({_one_line(options[KEY])}). Connect the model from before the "
             "first Apply CLEAR Attention node, or remove one of the two nodes."
         )
-    patches = _weight_patches(flux, weights) if weights is not None and settings.strength > 0 else {}
+    settings.blocks.check_depth(len(flux.double_blocks), len(flux.single_blocks))
+    patches = _weight_patches(flux, weights, settings.blocks) if weights is not None and settings.strength > 0 else {}
     embedder = _embedder(model, settings.ntk_factor)
 
     patched = model.clone()
@@ -44,7 +53,7 @@ def apply_clear(
         patched.add_object_patch(_EMBEDDER, embedder)
     options = patched.model_options["transformer_options"]
     previous = options.get(OVERRIDE)
-    report = RunReport(_headline(settings, weights, previous), messenger(node_id))
+    report = RunReport(_headline(settings, weights, previous, family), messenger(node_id))
     options[OVERRIDE] = attention_override(settings, _pooling_weights(settings, weights), report, previous)
     options[KEY], options[SETTINGS] = report.headline, settings
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, run_wrapper(report))
@@ -58,27 +67,28 @@ def _one_line(text: str) -> str:
     return text.replace("\n", "; ")
 
 
-def _flux_of(model: Any) -> Any:
-    """The FLUX.1 transformer inside a MODEL. Raises ValueError for any other model."""
+def transformer_of(model: Any) -> tuple[Any, str]:
+    """The transformer inside a MODEL and its family: FLUX.1, FLUX.2 or Chroma. Raises ValueError for any other."""
     diffusion = model.get_model_object("diffusion_model") if hasattr(model, "get_model_object") else model
     kind, module = type(diffusion).__name__, type(diffusion).__module__
-    want = "Apply CLEAR Attention works on FLUX.1 models (dev, schnell, Krea, Fill, Canny, Depth, Kontext)"
+    want = (
+        "Apply CLEAR Attention works on FLUX.1 models (dev, schnell, Krea, Fill, Canny, Depth, Kontext) and, without "
+        "weights, on FLUX.2 and Chroma"
+    )
     if kind == "ComfyFluxWrapper" or "nunchaku" in module.lower():
         raise ValueError(
             f"{want}. This one is FLUX in Nunchaku's own runtime, which ignores ComfyUI's attention hooks, so CLEAR "
             "would do nothing. Load FLUX with Load Diffusion Model (fp8 or GGUF files work) instead."
         )
-    if not isinstance(diffusion, comfy.ldm.flux.model.Flux):
-        raise ValueError(f"{want}; this model is {type(getattr(model, 'model', model)).__name__} ({kind}).")
-    params = diffusion.params
-    if type(diffusion) is not comfy.ldm.flux.model.Flux or getattr(params, "global_modulation", False):
-        name = "FLUX.2" if getattr(params, "global_modulation", False) else kind
-        raise ValueError(f"{want}; {name} is not supported yet.")
-    return diffusion
+    if type(diffusion) is comfy.ldm.chroma.model.Chroma:
+        return diffusion, CHROMA
+    if type(diffusion) is comfy.ldm.flux.model.Flux:
+        return diffusion, FLUX_2 if getattr(diffusion.params, "global_modulation", False) else FLUX_1
+    raise ValueError(f"{want}; this model is {type(getattr(model, 'model', model)).__name__} ({kind}).")
 
 
-def _weight_patches(flux: Any, weights: ClearWeights) -> dict[Any, tuple[str, tuple[Tensor]]]:
-    """The distilled layers under the host's names. Raises ValueError where they do not fit the model."""
+def _weight_patches(flux: Any, weights: ClearWeights, chosen: BlockChoice) -> dict[Any, tuple[str, tuple[Tensor]]]:
+    """The distilled layers of the chosen blocks under the host's names. Raises ValueError where they do not fit."""
     blocks = (len(flux.double_blocks), len(flux.single_blocks))
     if weights.blocks != blocks:
         raise ValueError(
@@ -94,7 +104,7 @@ def _weight_patches(flux: Any, weights: ClearWeights) -> dict[Any, tuple[str, tu
             )
     config = {"depth": blocks[0], "depth_single_blocks": blocks[1], "hidden_size": flux.hidden_size}
     names = comfy.utils.flux_to_diffusers(config, output_prefix="diffusion_model.")
-    return {names[key]: ("diff", (tensor,)) for key, tensor in weights.attention.items()}
+    return {names[key]: ("diff", (tensor,)) for key, tensor in weights.attention.items() if block_of_key(key) in chosen}
 
 
 def _put_first(model: Any, patches: Mapping[Any, Any], strength: float) -> None:
@@ -148,9 +158,13 @@ def _own_pooling(settings: ClearSettings, weights: ClearWeights | None) -> bool:
     return weights is not None and settings.down_factor > 1 and weights.variant.down_factor == settings.down_factor
 
 
-def _headline(settings: ClearSettings, weights: ClearWeights | None, previous: Callable[..., Any] | None) -> str:
+def _headline(
+    settings: ClearSettings, weights: ClearWeights | None, previous: Callable[..., Any] | None, family: str
+) -> str:
     radius = f"radius {settings.window.radius}"
     lines = [f"{radius}, {weights.name}" if weights is not None else f"{radius}, window only, untrained weights"]
+    if family != FLUX_1:
+        lines.append(f"experimental: {family}, which was not trained for a window")
     if weights is not None and settings.strength < 1:
         lines[0] += f" at strength {settings.strength:g}"
     if weights is not None and weights.variant.radius not in (None, settings.window.radius):
@@ -160,6 +174,8 @@ def _headline(settings: ClearSettings, weights: ClearWeights | None, previous: C
         lines.append(f"down-sampled {settings.down_factor} x {settings.down_factor} ({kind} pooling)")
     elif weights is not None and weights.variant.down_factor > 1:
         lines.append(f"without the down-sampled tokens ({weights.variant.down_factor}) the weights were trained with")
+    if not settings.blocks.everything:
+        lines.append(f"in blocks {settings.blocks.text}; the others dense, with the model's own weights")
     if previous is not None:
         lines.append(f"calls that CLEAR leaves alone go to {name_of(previous)}")
     return "\n".join(lines)

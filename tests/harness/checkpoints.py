@@ -17,6 +17,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -39,9 +40,28 @@ LORA = "loras/demo_lora.safetensors"
 _RECIPE = "1"
 _RECIPE_KEY = "clear.demo"
 
+FLUX_SIZES: dict[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "vec_in_dim": 768,
+    "context_in_dim": 4096,
+    "hidden_size": HIDDEN,
+    "mlp_ratio": 4.0,
+    "num_heads": HEADS,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [16, 56, 56],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": True,
+}
+
 ALL = (FLUX, VAE, CLIP_L, CLEAR, CLEAR_DOWN, LORA)
 
 Tensors = dict[str, Tensor]
+Recipes = Mapping[str, Callable[[], tuple[Tensors, dict[str, str]]]]
+"""File below the models folder -> what makes its tensors and metadata, in the order in which they need each other."""
 
 
 def missing_demo_files(models: Path) -> list[str]:
@@ -50,13 +70,19 @@ def missing_demo_files(models: Path) -> list[str]:
 
 
 def make_demo_files(models: Path, say: Callable[[str], None] = print) -> None:
-    """Put every demo file that is missing, or of an older recipe, below `models`.
+    """Put every demo file that is missing, or of an older recipe, below `models`."""
+    make_files(models, _recipes(models), say)
+
+
+def make_files(models: Path, recipes: Recipes, say: Callable[[str], None] = print) -> None:
+    """Put every file that is missing, or of an older recipe, below `models`.
 
     A file appears complete or not at all. Same names, same bytes on every machine with the same torch.
     """
-    recipes = _recipes(models)
-    for name in missing_demo_files(models):
+    for name in recipes:
         path = models / name
+        if _is_current(path):
+            continue
         started = time.perf_counter()
         tensors, metadata = recipes[name]()
         _save(path, tensors, metadata)
@@ -64,10 +90,10 @@ def make_demo_files(models: Path, say: Callable[[str], None] = print) -> None:
         say(f"made {name} ({size:,.0f} MB, {time.perf_counter() - started:.1f} s)")
 
 
-def _recipes(models: Path) -> Mapping[str, Callable[[], tuple[Tensors, dict[str, str]]]]:
-    """In the order in which they need each other: CLEAR's files and the LoRA are made from FLUX's."""
+def _recipes(models: Path) -> Recipes:
+    """CLEAR's files and the LoRA are made from FLUX's."""
     return {
-        FLUX: lambda: (_flux(), {}),
+        FLUX: lambda: (flux(), {}),
         VAE: lambda: (_vae(), {}),
         CLIP_L: lambda: (_clip_l(), {}),
         CLEAR: lambda: (_clear(models / FLUX), _variant(1)),
@@ -79,30 +105,22 @@ def _recipes(models: Path) -> Mapping[str, Callable[[], tuple[Tensors, dict[str,
 # ---- the recipes -------------------------------------------------------------------------------------
 
 
-def _flux() -> Tensors:
+def flux(**overrides: Any) -> Tensors:
+    """FLUX.1-dev, or with other sizes (`comfy.ldm.flux.model.FluxParams`) a relative of it."""
     import comfy.ops
     from comfy.ldm.flux.model import Flux
 
     model = Flux(
-        in_channels=16,
-        out_channels=16,
-        vec_in_dim=768,
-        context_in_dim=4096,
-        hidden_size=HIDDEN,
-        mlp_ratio=4.0,
-        num_heads=HEADS,
-        depth=1,
-        depth_single_blocks=1,
-        axes_dim=[16, 56, 56],
-        theta=10000,
-        patch_size=2,
-        qkv_bias=True,
-        guidance_embed=True,
+        **FLUX_SIZES | overrides,
         dtype=torch.bfloat16,
         device="meta",
         operations=comfy.ops.disable_weight_init,
     )
-    tensors = _random_like(model.state_dict())
+    return awakened(random_like(model.state_dict()))
+
+
+def awakened(tensors: Tensors) -> Tensors:
+    """A random FLUX in which every block has a say."""
     for key, tensor in tensors.items():
         if key.endswith("norm.scale"):
             # Queries and keys a little long, so that attention picks instead of averaging everything.
@@ -134,7 +152,7 @@ def _vae() -> Tensors:
             encoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Encoder", "params": config},
             decoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Decoder", "params": config},
         )
-    return _random_like(model.state_dict())
+    return random_like(model.state_dict())
 
 
 def _clip_l() -> Tensors:
@@ -147,7 +165,7 @@ def _clip_l() -> Tensors:
     model = comfy.clip_model.CLIPTextModel(
         config, dtype=torch.bfloat16, device="meta", operations=comfy.ops.disable_weight_init
     )
-    return _random_like(model.state_dict())
+    return random_like(model.state_dict())
 
 
 def _clear(flux: Path) -> Tensors:
@@ -170,7 +188,7 @@ def _spatial_weights() -> Tensors:
     out: Tensors = {}
     for kind in ("transformer_blocks", "single_transformer_blocks"):
         key = f"{kind}.0.attn.processor.spatial_weight"
-        noise = torch.randn(1, 1, 1, f, 1, f, 1, generator=_seeded(key))
+        noise = torch.randn(1, 1, 1, f, 1, f, 1, generator=seeded(key))
         out[key] = ((1 + 0.2 * noise) / f**2).to(torch.bfloat16)
     return out
 
@@ -188,8 +206,8 @@ def _lora(flux: Path) -> Tensors:
         ):
             rows, columns = base.get_slice(f"{layer}.weight").get_shape()
             name = "lora_unet_" + layer.replace(".", "_")
-            down = torch.randn(rank, columns, generator=_seeded(name + "down")) / columns**0.5
-            up = torch.randn(rows, rank, generator=_seeded(name + "up"))
+            down = torch.randn(rank, columns, generator=seeded(name + "down")) / columns**0.5
+            up = torch.randn(rows, rank, generator=seeded(name + "up"))
             out[f"{name}.lora_down.weight"] = down.to(torch.bfloat16)
             out[f"{name}.lora_up.weight"] = up.to(torch.bfloat16)
             out[f"{name}.alpha"] = torch.tensor(float(rank))
@@ -203,7 +221,7 @@ def _variant(down_factor: int) -> dict[str, str]:
 # ---- random numbers and files ------------------------------------------------------------------------
 
 
-def _random_like(shapes: Mapping[str, Tensor]) -> Tensors:
+def random_like(shapes: Mapping[str, Tensor]) -> Tensors:
     """Norms one, biases zero, everything else normal and divided by the square root of its fan-in."""
     out: Tensors = {}
     for key, meta in shapes.items():
@@ -212,19 +230,19 @@ def _random_like(shapes: Mapping[str, Tensor]) -> Tensors:
             out[key] = torch.full(meta.shape, 1.0 if one else 0.0, dtype=torch.bfloat16)
             continue
         fan_in = meta[0].numel()
-        noise = torch.randn(meta.shape, generator=_seeded(key))
+        noise = torch.randn(meta.shape, generator=seeded(key))
         out[key] = noise.mul_(fan_in**-0.5).to(torch.bfloat16)
     return out
 
 
 def _nudged(key: str, tensor: Tensor) -> Tensor:
-    noise = torch.randn(tensor.shape, generator=_seeded(key))
+    noise = torch.randn(tensor.shape, generator=seeded(key))
     values = tensor.float()
     spread = values.std() if tensor.ndim > 1 else 0.1
     return (values + 0.1 * spread * noise).to(tensor.dtype)
 
 
-def _seeded(key: str) -> torch.Generator:
+def seeded(key: str) -> torch.Generator:
     """A generator of its own for each tensor: no tensor depends on the order in which they are made."""
     return torch.Generator().manual_seed(zlib.crc32(key.encode()))
 

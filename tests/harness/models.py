@@ -74,9 +74,6 @@ class Golden:
 def flux_model(*, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
     """A FLUX.1 MODEL of any size from the host's classes, random but the same each time. Tiny by default."""
     import comfy.ldm.flux.model
-    import comfy.model_base
-    import comfy.model_patcher
-    import comfy.ops
     import comfy.supported_models
 
     config: dict[str, Any] = {
@@ -99,11 +96,76 @@ def flux_model(*, device: str | torch.device = "cpu", dtype: torch.dtype = torch
     config.update(overrides)
     if "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__dataclass_fields__:
         config.setdefault("txt_ids_dims", [])  # hosts from 0.8 on ask for it
-    supported = comfy.supported_models.Flux(config)
+    return _model(comfy.supported_models.Flux(config), device, dtype)
+
+
+def flux2_model(**overrides: Any) -> Any:
+    """A tiny FLUX.2 MODEL: four position axes, a patch of one latent cell, one modulation for all blocks."""
+    import comfy.ldm.flux.model
+    import comfy.supported_models
+
+    config: dict[str, Any] = {
+        "image_model": "flux2",
+        "in_channels": 128,
+        "out_channels": 128,
+        "patch_size": 1,
+        "mlp_ratio": 3.0,
+        "theta": 2000,
+        "qkv_bias": False,
+        "depth": 1,
+        "depth_single_blocks": 2,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "context_in_dim": 24,
+        "vec_in_dim": None,
+        "axes_dim": [4, 4, 4, 4],
+        "guidance_embed": True,
+        "global_modulation": True,
+        "mlp_silu_act": True,
+        "ops_bias": False,
+        "default_ref_method": "index",
+        "ref_index_scale": 10.0,
+    }
+    if "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__dataclass_fields__:
+        config["txt_ids_dims"] = [3]
+    return _model(comfy.supported_models.Flux2(config | overrides), "cpu", torch.float32)
+
+
+def chroma_model(**overrides: Any) -> Any:
+    """A tiny Chroma MODEL: FLUX.1's blocks, modulated by one small network."""
+    import comfy.supported_models
+
+    config: dict[str, Any] = {
+        "image_model": "chroma",
+        "in_channels": 64,
+        "out_channels": 64,
+        "patch_size": 2,
+        "mlp_ratio": 4.0,
+        "theta": 10000,
+        "qkv_bias": True,
+        "depth": 1,
+        "depth_single_blocks": 2,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "context_in_dim": 24,
+        "axes_dim": [4, 6, 6],
+        "in_dim": 64,
+        "out_dim": 32,
+        "hidden_dim": 16,
+        "n_layers": 1,
+    }
+    return _model(comfy.supported_models.Chroma(config | overrides), "cpu", torch.float32)
+
+
+def _model(supported: Any, device: str | torch.device, dtype: torch.dtype) -> Any:
+    """A MODEL of one of the host's configurations, its weights random but the same each time."""
+    import comfy.model_patcher
+    import comfy.ops
+
     supported.custom_operations = comfy.ops.disable_weight_init
     supported.set_inference_dtype(dtype, None)
     device = torch.device(device)
-    base = comfy.model_base.Flux(supported, device=device)
+    base = supported.get_model({}, device=device)
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for name, parameter in base.diffusion_model.named_parameters():

@@ -94,28 +94,19 @@ class ComfyFluxWrapper(torch.nn.Module):
     """Has the name of Nunchaku's FLUX, which is what a person with that pack connects."""
 
 
-@pytest.mark.parametrize("kind", ["sdxl", "flux2", "chroma", "nunchaku"])
+@pytest.mark.parametrize("kind", ["sdxl", "radiance", "nunchaku"])
 def test_other_models_are_named(host: Any, nodes_api: Any, kind: str) -> None:
-    import comfy.ldm.chroma.model
-    import comfy.ldm.flux.model
+    import comfy.ldm.chroma_radiance.model
     import comfy.ldm.modules.diffusionmodules.openaimodel
     import comfy.model_patcher
     import comfy.ops
 
     operations = comfy.ops.disable_weight_init
-    model = flux_model()
-    common = dict(model.model.model_config.unet_config)
-    common.pop("image_model")
-    if kind == "flux2":
-        common.update(global_modulation=True, patch_size=1)
-        other = comfy.ldm.flux.model.Flux(operations=operations, device="meta", **common)
-        words = "FLUX.2 is not supported yet"
-    elif kind == "chroma":
-        common.update(in_dim=8, out_dim=32, hidden_dim=32, n_layers=1)
-        names = comfy.ldm.chroma.model.ChromaParams.__dataclass_fields__
-        common = {name: common[name] for name in names if name in common}
-        other = comfy.ldm.chroma.model.Chroma(operations=operations, device="meta", **common)
-        words = r"Chroma.*\(Chroma\)"
+    other: Any
+    if kind == "radiance":
+        other = comfy.ldm.chroma_radiance.model.ChromaRadiance.__new__(comfy.ldm.chroma_radiance.model.ChromaRadiance)
+        torch.nn.Module.__init__(other)
+        words = r"without weights, on FLUX.2 and Chroma; this model is Flux \(ChromaRadiance\)"
     elif kind == "nunchaku":
         other = ComfyFluxWrapper()
         words = "Nunchaku's own runtime.*Load FLUX with Load Diffusion Model"
@@ -135,9 +126,7 @@ def test_other_models_are_named(host: Any, nodes_api: Any, kind: str) -> None:
             device="meta",
         )
         words = r"this model is Flux \(UNetModel\)"
-    if kind == "chroma":
-        words = r"works on FLUX.1 models"
-    base = model.model
+    base = flux_model().model
     base.diffusion_model = other
     patcher = comfy.model_patcher.ModelPatcher(base, torch.device("cpu"), torch.device("cpu"))
     with pytest.raises(ValueError, match=words):
