@@ -33,6 +33,7 @@ HOST = DEV / "host"
 BASE = DEV / "base"
 STAMP = DEV / "stamp.txt"
 LOG = DEV / "setup.log"
+BROWSER = DEV / "browser.txt"
 # There while pip writes into the environment: if it still is at the next start, pip was cut short.
 UNFINISHED = VENV / "pip-was-cut-short"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -233,6 +234,7 @@ def _advice(title: str, tail: str) -> str:
         "getaddrinfo failed": "There is no network. Connect (or set a proxy for pip) and start again.",
         "NewConnectionError": "The package index cannot be reached. Look at the network and pip's settings.",
         "ensurepip": "This Python has no venv module whole; on Debian and Ubuntu: apt install python3-venv.",
+        "chromium": "The tests need Chromium, Chrome or Edge. Install one, or name yours in CLEAR_BROWSER.",
         "No matching distribution": "The package index cannot be reached (look at the network and pip's settings), "
         f"or has no such package for Python {sys.version.split()[0]}; 3.11 to 3.13 have them all.",
     }
@@ -272,6 +274,14 @@ def lint() -> int:
         if code != 0:
             return code
     return 0
+
+
+def find_browser() -> None:
+    """The page is tested in a browser of the Chromium family: one that is here, or one that is put here."""
+    if BROWSER.is_file() and Path(BROWSER.read_text(encoding="utf-8")).exists():
+        return
+    LOG.touch()
+    _step("Looking for a browser", [PYTHON, ROOT / "tests" / "harness" / "browser.py", BROWSER])
 
 
 def test(arguments: list[str], soak: bool) -> int:
@@ -329,6 +339,11 @@ def main(arguments: list[str]) -> int:
         flags = [f"--{name}={value}" for name, value in values.items() if value is not None]
         return call("-m", "benchmarks.demo", *(["--headless"] if options.headless else []), *flags)
     if options.command == "test":
+        try:
+            find_browser()
+        except DevError as error:
+            print(f"\n{error}", file=sys.stderr)
+            return 1
         return test(rest, options.soak)
     if options.command == "lint":
         return lint()

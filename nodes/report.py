@@ -102,3 +102,12 @@ class RunReport:
         if new:
             self._show(self.text())
         return new
+
+
+class StandingReport(RunReport):
+    """Of what hears of no beginning and no end of a run: how layers were computed so far, not how many."""
+
+    def text(self) -> str:
+        with self._lock:
+            ran = [f"window: {how}" for how in self._local] + [f"dense: {reason}" for reason in self._dense]
+        return "\n".join([self.headline, *ran])

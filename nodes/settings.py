@@ -94,10 +94,22 @@ def resolve_settings(
     )
 
 
-def check_choices(backend: str, references: str) -> None:
-    """Raises ValueError unless both are among the node's options."""
+def check_window(radius: int, backend: str) -> Window:
+    """The window of a radius that is given outright. Raises ValueError for one that is not allowed."""
+    _within("radius", radius, 1, MAX_RADIUS)
+    check_backend(backend)
+    return Window(radius)
+
+
+def check_backend(backend: str) -> None:
+    """Raises ValueError unless it is one of the backends, or auto."""
     if backend not in backend_names():
         raise ValueError(f"backend is {backend!r}; choose one of: {', '.join(backend_names())}")
+
+
+def check_choices(backend: str, references: str) -> None:
+    """Raises ValueError unless both are among the node's options."""
+    check_backend(backend)
     if references not in REFERENCE_VIEWS:
         raise ValueError(f"references is {references!r}; choose one of: {', '.join(REFERENCE_VIEWS)}")
 

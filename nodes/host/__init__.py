@@ -12,10 +12,14 @@ may change from one call to the next. Everything the hooks remember is in closur
 deep-copy what lies in `model_options`, and functions are left alone.
 """
 
+from comfy.utils import ProgressBar
+
 from .bands import apply_bands, sample_in_bands
+from .control import window_control
 from .files import NO_FILES, file_fingerprint, weights_files, weights_path
 from .frame import Frame
 from .graph import SAMPLERS, SCHEDULERS, GraphBuilder, has_clear
+from .messages import messenger
 from .patch import apply_clear
 
 __all__ = [
@@ -24,11 +28,14 @@ __all__ = [
     "SCHEDULERS",
     "Frame",
     "GraphBuilder",
+    "ProgressBar",
     "apply_bands",
     "apply_clear",
     "file_fingerprint",
     "has_clear",
+    "messenger",
     "sample_in_bands",
     "weights_files",
     "weights_path",
+    "window_control",
 ]

@@ -91,7 +91,9 @@ def bands_wrapper(settings: BandSettings, replicas: Replicas, say: Callable[[str
             return executor(x, timestep, context, y, guidance, ref_latents, control, transformer_options, **kwargs)
         forward = _Forward(executor, frame, transformer_options, kwargs.pop("attention_mask", None))
         stream = Stream(plan, [lane.device for lane in lanes], settings.text_merge)
-        out = forward.run(stream, lanes, x, timestep, context, y, guidance, ref_latents, control, kwargs)
+        # Workers that hand each other the turn are beyond torch.compile; it would try, and give up on each of them.
+        run = torch.compiler.disable(forward.run)
+        out = run(stream, lanes, x, timestep, context, y, guidance, ref_latents, control, kwargs)
         say(_described(settings, plan, lanes, stream, replicas.missing(x.device)))
         return out
 

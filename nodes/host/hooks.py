@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
+import torch
 from torch import Tensor
 
 from ...clear_core.backends import AUTO, BackendError, choose_backend
@@ -114,7 +115,8 @@ def attention_override(
             return previous(func, q, k, v, heads, *args, **kwargs)
         return func(q, k, v, heads, *args, **kwargs)
 
-    return clear_attention
+    # torch.compile does the blocks around it; tracing the choice of a backend would only make it compile again.
+    return torch.compiler.disable(clear_attention)
 
 
 @dataclass(frozen=True, slots=True)

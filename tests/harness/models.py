@@ -237,14 +237,25 @@ def inputs(
 
 
 def sample(
-    model: Any, height: int, width: int, *, steps: int = 2, text: int = 9, seed: int = 5, **options: Any
+    model: Any,
+    height: int,
+    width: int,
+    *,
+    steps: int = 2,
+    text: int = 9,
+    seed: int = 5,
+    cond: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Tensor:
-    """A whole sampling run of a MODEL through the host's guider, Euler, CFG 1. The final latent."""
+    """A whole sampling run of a MODEL through the host's guider, Euler, CFG 1. The final latent.
+
+    cond: what nodes would have put into the conditioning.
+    """
     import comfy.samplers
 
     given = inputs(height, width, text)
     guider = comfy.samplers.CFGGuider(model)
-    positive = [[given["context"], {"pooled_output": given["pooled_text"], "guidance": 3.5}]]
+    positive = [[given["context"], {"pooled_output": given["pooled_text"], "guidance": 3.5, **(cond or {})}]]
     guider.set_conds(positive, positive)
     guider.set_cfg(1.0)
     sampling = model.get_model_object("model_sampling")
