@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..clear_core.stream import TextMerge
+from ..clear_core.workers import TextMerge
 
 AUTO = "auto"
 MAX_BANDS = 256

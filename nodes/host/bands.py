@@ -22,7 +22,8 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ...clear_core.bands import BandPlan, cut_rows, deal
-from ...clear_core.stream import Anchor, Stream, Worker
+from ...clear_core.stream import Stream
+from ...clear_core.workers import Anchor, Worker
 from ..band_settings import BandSettings
 from .band_memory import fitting_count, free_bytes, shape_for_estimate, shape_of
 from .frame import FRAME, SETTINGS, STEP, Frame
@@ -92,7 +93,7 @@ def bands_wrapper(settings: BandSettings, replicas: Replicas, say: Callable[[str
         forward = _Forward(executor, frame, transformer_options, kwargs.pop("attention_mask", None))
         stream = Stream(plan, [lane.device for lane in lanes], settings.text_merge)
         # Workers that hand each other the turn are beyond torch.compile; it would try, and give up on each of them.
-        run = torch.compiler.disable(forward.run)
+        run: Any = torch.compiler.disable(forward.run)
         out = run(stream, lanes, x, timestep, context, y, guidance, ref_latents, control, kwargs)
         say(_described(settings, plan, lanes, stream, replicas.missing(x.device)))
         return out
@@ -220,9 +221,9 @@ class _Forward:
             forward = getattr(flux, self._original.__name__)
             return forward(x, timestep, context, y, guidance, references, control, options, **kwargs)
 
-        def anchor(step: Anchor) -> None:
+        def anchor(step: Anchor) -> Tensor:
             spans = [slice(0, 1), slice(grid.tokens, positions.image.shape[1])]
-            call(step, torch.zeros_like(x[..., :patch, :patch]), context, ref_latents, None, spans)
+            return call(step, torch.zeros_like(x[..., :patch, :patch]), context, ref_latents, None, spans)
 
         def band(step: Worker) -> Tensor:
             tokens = slice(step.rows.start * grid.width, step.rows.stop * grid.width)

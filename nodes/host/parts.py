@@ -1,4 +1,4 @@
-"""Attention of a forward that runs in bands: the arithmetic that `clear_core.stream` asks for."""
+"""Attention of a forward that runs in bands: the arithmetic that `clear_core.workers` ask for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...clear_core.pattern import LocalPattern
 from ...clear_core.pooling import Pooled, pool_key_value
 from ...clear_core.scale import softmax_scale
 from ...clear_core.softmax import dense_attention
-from ...clear_core.stream import Anchor, Part, Worker
+from ...clear_core.workers import Anchor, Part, Worker
 from ..report import RunReport
 from ..settings import ClearSettings
 from .frame import Frame, Pooling, block_of, full_mask, shaped, unknown_arguments
