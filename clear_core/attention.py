@@ -27,6 +27,9 @@ def local_attention(
 ) -> AttentionResult:
     """Softmax attention in which each image query sees its window, the text and the down-sampled tokens.
 
+    A query that sees nothing (hidden by the mask, or with no key in a band) gets 0 and log-sum-exp -inf, from every
+    backend. No NaN comes of finite tensors while the scores fit in float32, as those of float16 always do.
+
     query: [batch, heads, queries, head_dim] after RoPE, ordered text, image rows, references, as many as
         `pattern` says. key, value: the same for the keys. float32, bfloat16 or float16, any strides.
     pattern: who sees whom (arXiv 2412.16112, section 3.2); the queries may be a band of the image's rows.

@@ -63,6 +63,11 @@ class AttentionCall:
     def head_dim(self) -> int:
         return self.query.shape[3]
 
+    @property
+    def all_see(self) -> bool:
+        """Every query sees a key, whatever the tensors hold: the text's, and no mask hides it."""
+        return self.mask is None and self.pattern.text_key_tokens > 0
+
     def masked(self, queries: slice) -> Tensor | None:
         """The caller's mask as an additive float bias, cut to some queries; None without one."""
         if self.mask is None:
@@ -71,9 +76,15 @@ class AttentionCall:
 
 
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as what is added to the scores: False becomes -inf, an additive mask stays."""
+    """A mask as what is added to the scores: False becomes -inf, an additive mask stays.
+
+    What float16 cannot hold becomes its largest number, not infinity: -1e9 for "hardly" must not become "never".
+    """
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
+    if mask.dtype != dtype and dtype == torch.float16:
+        limits = torch.finfo(dtype)
+        mask = mask.clamp(limits.min, limits.max).masked_fill_(mask == -math.inf, -math.inf)
     return mask.to(dtype)
 
 

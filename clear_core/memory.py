@@ -51,10 +51,11 @@ def stock_bytes(image: Grid, text: int, shape: ModelShape, batch: int = 1) -> in
 
 def banded_bytes(plan: BandPlan, text: int, shape: ModelShape, batch: int = 1) -> int:
     """Peak of a forward in bands on the lane that has the most, in bytes."""
-    return max(_lane_bytes(plan, lane, text, shape, batch) for lane in range(plan.lane_count))
+    return max(lane_bytes(plan, lane, text, shape, batch) for lane in range(plan.lane_count))
 
 
-def _lane_bytes(plan: BandPlan, lane: int, text: int, shape: ModelShape, batch: int) -> int:
+def lane_bytes(plan: BandPlan, lane: int, text: int, shape: ModelShape, batch: int = 1) -> int:
+    """Peak of a forward in bands on one lane, in bytes."""
     width, mine = plan.image.width, plan.bands_of(lane)
     tokens = sum(len(plan.bands[band]) for band in mine) * width + text
     kept = tokens * (shape.token + shape.positions)

@@ -64,6 +64,9 @@ def pool(tokens: Tensor, grid: Grid, weight: Tensor) -> Tensor:
             total.add_(image[:, :, :, y, :, x], alpha=float(weight[y, x]))
     if below or right:
         total *= _border_gain(weight, cells, below, right).to(total.device)[:, :, None]
+    if tokens.dtype == torch.float16:
+        # Learned weights may add up to more than 1, and what float16 cannot hold would be infinite, then NaN.
+        total.clamp_(*(torch.finfo(torch.float16).min, torch.finfo(torch.float16).max))
     return total.to(tokens.dtype).flatten(2, 3)
 
 

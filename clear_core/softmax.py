@@ -17,24 +17,41 @@ from .call import AttentionResult
 
 
 def dense_attention(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None, *, return_lse: bool, budget: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    bias: Tensor | None,
+    *,
+    return_lse: bool,
+    budget: int,
+    all_see: bool = False,
 ) -> AttentionResult:
-    """Softmax attention over all given keys.
+    """Softmax attention over all given keys. A query that sees nothing gets 0 and lse -inf.
 
     query: [batch, heads, queries, head_dim]; key and value [batch, heads, keys, head_dim].
     bias: additive, broadcastable to [batch, heads, queries, keys], or None.
     budget: bytes of scores held at a time where they are written out.
+    all_see: every query is known to see a key whatever the bias says, so nothing has to be looked for.
     Returns out as [batch, heads, queries, head_dim] (heads not merged) and lse.
     """
+    if key.shape[2] == 0:
+        lse = query.new_full(query.shape[:3], -math.inf, dtype=torch.float32) if return_lse else None
+        return AttentionResult(torch.zeros_like(query), lse)
     if not return_lse:
-        return AttentionResult(F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale), None)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+        if bias is not None and not all_see:
+            # PyTorch's kernels give such a query 0 or NaN, by version and by kernel. The look costs one read of the
+            # bias, which the kernel itself reads once for each head, and a pass over the result.
+            out = out.masked_fill_(bias.amax(-1, keepdim=True) == -math.inf, 0.0)
+        return AttentionResult(out, None)
     kernel = _kernel_with_lse(query, key, value) if bias is None else None
     if kernel is not None:
         return AttentionResult(*kernel(query, key, value, scale=scale)[:2])
     batch, heads, queries, _ = query.shape
     out = torch.empty_like(query)
     lse = torch.empty(batch, heads, queries, device=query.device, dtype=torch.float32)
-    step = max(1, budget // (4 * batch * heads * max(1, key.shape[2])))
+    step = max(1, budget // (4 * max(1, batch * heads) * key.shape[2]))
     for start in range(0, queries, step):
         part = slice(start, start + step)
         part_bias = bias if bias is None or bias.shape[2] == 1 else bias[:, :, part]
@@ -44,7 +61,7 @@ def dense_attention(
 
 def _kernel_with_lse(query: Tensor, key: Tensor, value: Tensor) -> Callable[..., tuple[Tensor, ...]] | None:
     """PyTorch's fused kernel that also returns the log-sum-exp for these tensors; None where there is none."""
-    if key.shape[2] == 0 or query.shape[2] == 0:
+    if query.shape[2] == 0:
         return None
     if query.device.type == "cpu":
         return getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)

@@ -6,14 +6,22 @@
 
 FLUX.1 has 19 double and 38 single blocks. The text stream, the norms and the MLPs are not in the file:
 they stay the model's own.
+
+A file comes from anywhere. Its header is read and checked first, so that nothing it only claims is believed: names,
+shapes and dtypes are known to be right before a tensor is touched. The tensors stay in the file and are paged in by
+the system, so memory does not grow with it.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,13 +29,30 @@ from torch import Tensor
 RADIUS_KEY, DOWN_FACTOR_KEY = "clear.radius", "clear.down_factor"
 """Metadata a file may carry to say its variant whatever its name is."""
 
-_NAME = re.compile(r"clear_local_(\d+)(?:_down_(\d+))?")
+LARGEST_RADIUS, LARGEST_FACTOR = 128, 8
+
+_NAME = re.compile(r"clear_local_([0-9]{1,3})(?:_down_([0-9]{1,3}))?(?![0-9])")
 _DOUBLE = ("to_q", "to_k", "to_v", "to_out.0")
 _SINGLE = ("to_q", "to_k", "to_v")
-_SPATIAL = re.compile(r"((?:single_)?transformer_blocks)\.(\d+)\.attn\.processor\.spatial_weight")
-_BLOCK = re.compile(r"((?:single_)?transformer_blocks)\.(\d+)\.")
+# Three digits: an absurd index would make the list of what is missing absurd too; no FLUX has a thousand blocks.
+_INDEX = r"(0|[1-9][0-9]{0,2})"
+_SPATIAL = re.compile(rf"((?:single_)?transformer_blocks)\.{_INDEX}\.attn\.processor\.spatial_weight")
+_BLOCK = re.compile(rf"((?:single_)?transformer_blocks)\.{_INDEX}\.")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _NAMED = 3  # keys named in an error; the rest are counted
+_LONGEST_KEY, _LONGEST_REASON = 100, 300  # characters that an error shows
+_LARGEST_HEADER = 8 * 2**20  # bytes; a released file's has 60 thousand
+# Safetensors' names of dtypes, as far as a person may meet them; what is not here is refused as uint8 is.
+_HEADER_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8,
+    "BOOL": torch.bool,
+}
 
 
 class WeightsError(ValueError):
@@ -85,17 +110,40 @@ def block_of_key(key: str) -> BlockId:
 def variant_from_name(name: str) -> Variant | None:
     """The variant a released file's name tells: clear_local_{r}[_down_{f}]; None for other names."""
     found = _NAME.search(name)
-    return Variant(int(found[1]), int(found[2] or 1)) if found else None
+    if found is None or not 1 <= int(found[1]) <= LARGEST_RADIUS:
+        return None
+    return Variant(int(found[1]), int(found[2] or 1))
 
 
 def read_weights(path: Path | str) -> ClearWeights:
     """Read and check a CLEAR weights file.
 
-    Raises WeightsError for anything that is not a readable, complete set of finite-size layers.
+    Raises WeightsError for anything that is not a readable, complete set of layers with finite values. Looking at
+    every value takes a second or two for a released file, about what reading it from a disk takes.
     """
     path = Path(path)
-    tensors, metadata = _read(path)
+    described, metadata = read_header(path)
+    parse_weights(described, metadata, path.name)
+    with _opened(path) as file:
+        tensors = {key: file.get_tensor(key) for key in described}
+    _check_values(tensors, path.name)
     return parse_weights(tensors, metadata, path.name)
+
+
+def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What a safetensors file says it holds: tensors on the "meta" device, which have no values, and its metadata.
+
+    For `parse_weights`. Raises WeightsError for a file that is not there, cannot be read or is malformed.
+    """
+    described: dict[str, Tensor] = {}
+    with _opened(path) as file:
+        for key in file.keys():  # noqa: SIM118
+            part = file.get_slice(key)
+            shape, dtype = part.get_shape(), part.get_dtype()
+            if 0 in shape:
+                raise ValueError(f"{_shown(key)} has shape {shape}, which holds nothing")
+            described[key] = torch.empty(shape, dtype=_HEADER_DTYPES.get(dtype, torch.uint8), device="meta")
+        return described, dict(file.metadata() or {})
 
 
 def parse_weights(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> ClearWeights:
@@ -112,33 +160,83 @@ def parse_weights(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], na
             "Expected the attention layers of FLUX.1 in diffusers names, as in clear_local_16.safetensors; "
             "choose such a file, or download this one again."
         )
+    hidden = max(tensor.shape[0] if tensor.ndim else 0 for tensor in attention.values())
     for key, tensor in attention.items():
         if tensor.dtype not in _DTYPES:
             raise WeightsError(
-                f"{name}: {key} has dtype {tensor.dtype}; CLEAR weights are float32, float16 or bfloat16"
+                f"{name}: {key} has dtype {tensor.dtype}; CLEAR weights are float32, float16 or bfloat16. "
+                "Choose such a file, or download a released one."
             )
-        if tensor.ndim != (2 if key.endswith(".weight") else 1):
-            raise WeightsError(f"{name}: {key} has shape {tuple(tensor.shape)}, which no linear layer has")
+        want = (hidden,) * (2 if key.endswith(".weight") else 1)
+        if tuple(tensor.shape) != want:
+            raise WeightsError(
+                f"{name}: {key} has shape {tuple(tensor.shape)}, beside others of {hidden} channels it must be {want}. "
+                "Download the file again."
+            )
     pooling = _pooling(spatial, blocks, name)
     variant = _variant(metadata, name, next(iter(pooling.values())).shape[0] if pooling else 1)
     return ClearWeights(name, variant, attention, pooling, blocks)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file, for safetensors' own reader; whatever goes wrong with it in the meantime is a WeightsError."""
     # Imported here: reading is rare, and starting up should not pay for it.
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():
+        raise WeightsError(f"There is no file {path}. Put the CLEAR weights there, or choose another file.")
+    size = 0
     try:
+        size = path.stat().st_size
+        header = _header_text(path)
         with safe_open(str(path), framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except FileNotFoundError:
-        raise WeightsError(f"There is no file {path}. Put the CLEAR weights there, or choose another file.") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        size = path.stat().st_size if path.is_file() else 0
+            _check_unique(header)
+            yield file
+    except (OSError, MemoryError, RuntimeError) as error:  # the last two, where the system has no room to map a file
+        reason = str(getattr(error, "strerror", None) or error).partition("\n")[0]
         raise WeightsError(
-            f"{path.name} ({size:,} bytes) cannot be read as safetensors: {error}. "
+            f"{path} cannot be read: {reason or type(error).__name__}. "
+            "See that ComfyUI may read it and that enough memory is free."
+        ) from error
+    except (SafetensorError, ValueError) as error:
+        raise WeightsError(
+            f"{path.name} ({size:,} bytes) cannot be read as safetensors: "
+            f"{_shown(str(error), _LONGEST_REASON)}. "
             "It is cut short or not a safetensors file; delete it and download it again."
         ) from error
+
+
+def _header_text(path: Path) -> bytes:
+    """The header as it stands. Raises ValueError for one too long for a weights file: parsed it would be far longer."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _LARGEST_HEADER:
+            raise ValueError(f"its header claims {length:,} bytes; {_LARGEST_HEADER:,} are the most")
+        return file.read(length)
+
+
+def _check_unique(header: bytes) -> None:
+    """Raises ValueError where a name stands twice in the header: readers disagree on which one counts."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"{_shown(name)} is in it twice")
+            found[name] = value
+        return found
+
+    json.loads(header.decode(), object_pairs_hook=unique)
+
+
+def _check_values(tensors: Mapping[str, Tensor], name: str) -> None:
+    broken = [key for key, tensor in tensors.items() if not all(map(math.isfinite, torch.aminmax(tensor)))]
+    if broken:
+        raise WeightsError(
+            f"{name} is damaged: {_listed(broken, 'tensors with NaN or infinite values')}. With them every image "
+            "would be black. Download the file again."
+        )
 
 
 def _count_blocks(keys: Iterable[str]) -> tuple[int, int]:
@@ -146,8 +244,7 @@ def _count_blocks(keys: Iterable[str]) -> tuple[int, int]:
     counts = {"transformer_blocks": 0, "single_transformer_blocks": 0}
     for key in keys:
         found = _BLOCK.match(key)
-        # An absurd index would make the list of missing keys absurd too; no FLUX has a thousand blocks.
-        if found and len(found[2]) <= 3:
+        if found:
             counts[found[1]] = max(counts[found[1]], int(found[2]) + 1)
     return counts["transformer_blocks"], counts["single_transformer_blocks"]
 
@@ -157,10 +254,11 @@ def _pooling(spatial: Mapping[str, Tensor], blocks: tuple[int, int], name: str) 
     weights: dict[BlockId, Tensor] = {}
     for key, tensor in spatial.items():
         factor = tensor.shape[3] if tensor.ndim == 7 else 0
-        if factor < 2 or tuple(tensor.shape) != (1, 1, 1, factor, 1, factor, 1) or tensor.dtype not in _DTYPES:
+        whole = tuple(tensor.shape) == (1, 1, 1, factor, 1, factor, 1) and 2 <= factor <= LARGEST_FACTOR
+        if not whole or tensor.dtype not in _DTYPES:
             raise WeightsError(
                 f"{name}: {key} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; "
-                "a pooling weight is float [1, 1, 1, f, 1, f, 1] with f of 2 or more"
+                f"a pooling weight is float [1, 1, 1, f, 1, f, 1] with f from 2 to {LARGEST_FACTOR}"
             )
         weights[block_of_key(key)] = tensor.float().reshape(factor, factor)
     if not weights:
@@ -201,8 +299,10 @@ def _number(metadata: Mapping[str, str], key: str, name: str) -> int | None:
     value = metadata.get(key)
     if value is None:
         return None
-    if not (value.isascii() and value.isdigit() and 1 <= int(value) <= 128):
-        raise WeightsError(f"{name}: its metadata says {key} = {value!r}; a whole number from 1 to 128 is allowed")
+    if not (re.fullmatch("[0-9]{1,3}", value) and 1 <= int(value) <= LARGEST_RADIUS):
+        raise WeightsError(
+            f"{name}: its metadata says {key} = {value[:40]!r}; a whole number from 1 to {LARGEST_RADIUS} is allowed"
+        )
     return int(value)
 
 
@@ -215,4 +315,9 @@ def _listed(keys: list[str], what: str) -> str:
     if not keys:
         return f"0 {what}"
     more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
-    return f"{len(keys)} {what} ({', '.join(keys[:_NAMED])}{more})"
+    return f"{len(keys)} {what} ({', '.join(map(_shown, keys[:_NAMED]))}{more})"
+
+
+def _shown(text: str, longest: int = _LONGEST_KEY) -> str:
+    """A part of an error that the file has a say in: whatever it holds, a line stays a line."""
+    return text if text.isprintable() and len(text) <= longest else f"{text[:longest]!a}..."

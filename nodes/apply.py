@@ -19,6 +19,7 @@ from .settings import (
     check_choices,
     check_range,
     resolve_settings,
+    within,
 )
 from .types import CATEGORY, CLEAR_WEIGHTS
 
@@ -49,6 +50,8 @@ class CLEARApply(io.ComfyNode):
         backend: str | None = None,
         references: str | None = None,
         blocks: str | None = None,
+        strength: float | None = None,
+        ntk_factor: float | None = None,
     ) -> bool | str:
         # A value that comes through a link is None here, not known yet; `execute` checks it.
         try:
@@ -56,6 +59,10 @@ class CLEARApply(io.ComfyNode):
             parse_blocks(ALL if blocks is None else blocks)
             if start_percent is not None and end_percent is not None:
                 check_range(start_percent, end_percent)
+            if strength is not None:
+                within("strength", strength, 0.0, 1.0)
+            if ntk_factor is not None:
+                within("ntk_factor", ntk_factor, 1.0, MAX_NTK_FACTOR)
         except ValueError as error:
             return str(error)
         return True

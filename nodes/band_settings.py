@@ -10,7 +10,9 @@ from ..clear_core.workers import TextMerge
 AUTO = "auto"
 MAX_BANDS = 256
 TEXT_MERGES: tuple[TextMerge, ...] = ("exact", "average")
-_DEVICE = re.compile(r"(cpu|(?:cuda|xpu|mps)(?::\d+)?)(?:=(\d+(?:\.\d+)?))?")
+# PyTorch takes cuda:200 for cuda:-56: no number that a machine cannot have.
+_DEVICE = re.compile(r"(cpu|(?:cuda|xpu|mps)(?::(?:0|[1-9][0-9]?))?)(?:=([0-9]{1,9}(?:\.[0-9]{1,9})?))?")
+_LONGEST = 4096  # characters of `devices`
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,13 @@ def check_bands(devices: str | None, bands: int | None, text_merge: str | None) 
     if bands is not None and not 0 <= bands <= MAX_BANDS:
         raise ValueError(f"bands is {bands}; choose 0 (as many as needed) to {MAX_BANDS}")
     if text_merge is not None and text_merge not in TEXT_MERGES:
-        raise ValueError(f"text_merge is {text_merge!r}; choose one of: {', '.join(TEXT_MERGES)}")
+        raise ValueError(f"text_merge is {text_merge!r:.60}; choose one of: {', '.join(TEXT_MERGES)}")
 
 
 def parse_devices(text: str) -> tuple[Device, ...]:
     """ "auto" is (); "cuda:0,cuda:1=0.5" is two devices, the second with half the first's rows."""
+    if len(text) > _LONGEST:
+        raise ValueError(f"devices is {len(text):,} characters long; {MAX_BANDS} names need no more than {_LONGEST:,}")
     names = [part.strip().lower() for part in text.split(",")]
     if names in ([AUTO], [""]):
         return ()

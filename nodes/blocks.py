@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from ..clear_core.weights import BlockId
 
 ALL = "all"
-_ITEM = re.compile(r"([ds])(\d{1,3})(?:-(\d{1,3}))?")
+_ITEM = re.compile(r"([ds])([0-9]{1,3})(?:-([0-9]{1,3}))?")
 _KINDS = {"d": "double", "s": "single"}
+_LONGEST = 1000  # characters; all 57 blocks of FLUX.1 one by one are 270
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,9 @@ class BlockChoice:
 
     def check_depth(self, double: int, single: int) -> None:
         """Raises ValueError where a block is named that a model of so many blocks does not have."""
-        for kind, first, last in self.spans:
+        for kind, _, last in self.spans:
             count = double if kind == "double" else single
-            if max(first, last or 0) >= count:
+            if last is not None and last >= count:
                 raise ValueError(
                     f"blocks is {self.text!r}, but this model has {double} double and {single} single blocks: "
                     f"d0-{double - 1} and s0-{single - 1} are allowed."
@@ -42,6 +43,11 @@ class BlockChoice:
 
 def parse_blocks(text: str) -> BlockChoice:
     """Read the input `blocks`. Raises ValueError naming the part that cannot be read."""
+    if len(text) > _LONGEST:
+        raise ValueError(
+            f"blocks is {len(text):,} characters long, up to {_LONGEST:,} are read. Write all, double, single, or "
+            "spans such as s0-18, d3."
+        )
     spans: list[tuple[str, int, int | None]] = []
     for item in re.split(r"[\s,;]+", text.strip().lower()):
         found = _ITEM.fullmatch(item)

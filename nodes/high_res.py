@@ -6,6 +6,7 @@ so every stage has its preview and progress, can be cancelled, and finished stag
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -13,13 +14,19 @@ from comfy_api.latest import io
 from . import host
 from .band_settings import MAX_BANDS, check_bands
 from .schema import make
-from .settings import MAX_NTK_FACTOR
+from .settings import MAX_NTK_FACTOR, within
 from .stages import Stage, plan_stages
 from .types import CATEGORY, CLEAR_WEIGHTS
 
 _SHIFT = 1.1  # ln 3: the fixed time shift of the authors' recipe, whatever the size
 _TILE = {"tile_size": 1024, "overlap": 128, "temporal_size": 64, "temporal_overlap": 8}
 _MAX_STAGES = 6
+_LIMITS = {
+    "target_megapixels": (0.1, 268.5),
+    "denoise": (0.05, 1.0),
+    "guidance": (0.0, 100.0),
+    "ntk_factor": (0.0, MAX_NTK_FACTOR),
+}
 _STAGES = io.Custom("CLEAR_STAGES")
 
 
@@ -41,13 +48,35 @@ class CLEARHighRes(io.ComfyNode):
                 io.Image.Output(display_name="image"),
                 io.Image.Output(display_name="stages", is_output_list=True),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             enable_expand=True,
         )
 
     @classmethod
-    def validate_inputs(cls, devices: str | None = None, bands: int | None = None) -> bool | str:
+    def validate_inputs(
+        cls,
+        devices: str | None = None,
+        bands: int | None = None,
+        target_megapixels: float | None = None,
+        denoise: float | None = None,
+        guidance: float | None = None,
+        ntk_factor: float | None = None,
+        sampler_name: str | None = None,
+        scheduler: str | None = None,
+    ) -> bool | str:
+        numbers = (target_megapixels, denoise, guidance, ntk_factor)
         try:
             check_bands(devices, bands, None)
+            for (name, (low, high)), value in zip(_LIMITS.items(), numbers, strict=True):
+                if value is not None:
+                    within(name, value, low, high)
+            # The nodes of the stages are made while the prompt runs: ComfyUI checks nothing of theirs.
+            for name, value, known in (
+                ("sampler_name", sampler_name, host.SAMPLERS),
+                ("scheduler", scheduler, host.SCHEDULERS),
+            ):
+                if value is not None and value not in known:
+                    raise ValueError(f"{name} is {value!r:.60}; choose one that KSampler has, such as {known[0]}")
         except ValueError as error:
             return str(error)
         return True
@@ -76,37 +105,46 @@ class CLEARHighRes(io.ComfyNode):
                 "The model already has CLEAR: disconnect weights, or connect the model from before Apply CLEAR "
                 "Attention."
             )
+        planned = plan_stages(image.shape[2], image.shape[1], target_megapixels, stages)
         graph = host.GraphBuilder()
+        given = {
+            "model": model,
+            "vae": vae,
+            "positive": positive,
+            "image": image,
+            "weights": weights,
+            "upscale_model": upscale_model,
+        }
+        if host.keeps_outputs():
+            # Wires, not values: ComfyUI finds a finished stage again by what is wired to it.
+            wires = cls.hidden.dynprompt.get_node(cls.hidden.unique_id)["inputs"]
+            number = host.call_number(graph)
+            given |= {
+                name: graph.node("CLEARItem", values=wires[name], number=number).out(0)
+                for name, value in given.items()
+                if value is not None
+            }
         done = []
-        for stage in plan_stages(image.shape[2], image.shape[1], target_megapixels, stages):
-            image = _stage(graph, stage, model, vae, positive, image, weights, upscale_model, inputs)
+        for stage in planned:
+            image = given["image"] = _stage(graph, stage, given, inputs)
             done.append(image)
         listed = graph.node("CLEARStages", **{f"image_{i}": one for i, one in enumerate(done, 1)})
         return io.NodeOutput(image, listed.out(0), expand=graph.finalize())
 
 
-def _stage(
-    graph: Any,
-    stage: Stage,
-    model: Any,
-    vae: Any,
-    positive: Any,
-    image: Any,
-    weights: Any,
-    upscale_model: Any,
-    inputs: dict[str, Any],
-) -> Any:
-    """The nodes of one stage; its image."""
+def _stage(graph: Any, stage: Stage, given: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
+    """The nodes of one stage; the wire of its image. given: what the sockets got. inputs: the widgets' values."""
+    model, vae, image = given["model"], given["vae"], given["image"]
     size = {"width": stage.width, "height": stage.height}
-    if upscale_model is not None:
-        image = graph.node("ImageUpscaleWithModel", upscale_model=upscale_model, image=image).out(0)
+    if given["upscale_model"] is not None:
+        image = graph.node("ImageUpscaleWithModel", upscale_model=given["upscale_model"], image=image).out(0)
     image = graph.node("ImageScale", image=image, upscale_method="lanczos", crop="center", **size).out(0)
     latent = graph.node("VAEEncodeTiled", pixels=image, vae=vae, **_TILE).out(0)
-    if weights is not None:
+    if given["weights"] is not None:
         model = graph.node(
             "CLEARApply",
             model=model,
-            weights=weights,
+            weights=given["weights"],
             radius=0,
             down_factor=0,
             strength=1.0,
@@ -118,7 +156,7 @@ def _stage(
             references="window",
         ).out(0)
     model = graph.node("ModelSamplingFlux", model=model, max_shift=_SHIFT, base_shift=_SHIFT, **size).out(0)
-    guided = graph.node("FluxGuidance", conditioning=positive, guidance=inputs["guidance"]).out(0)
+    guided = graph.node("FluxGuidance", conditioning=given["positive"], guidance=inputs["guidance"]).out(0)
     sampled = graph.node(
         "CLEARTiledSampler",
         noise=graph.node("RandomNoise", noise_seed=inputs["seed"]).out(0),
@@ -137,6 +175,31 @@ def _stage(
         text_merge="exact",
     ).out(0)
     return graph.node("VAEDecodeTiled", samples=sampled, vae=vae, **_TILE).out(0)
+
+
+class CLEARItem(io.ComfyNode):
+    """One of the values on a wire, which may carry a list; ComfyUI then calls the upscale once for each."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make(
+            io.Schema,
+            node_id="CLEARItem",
+            display_name="CLEAR Item",
+            category=f"{CATEGORY}/internal",
+            description="Part of CLEAR High-Res Upscale, which adds it by itself.",
+            inputs=[
+                make(io.AnyType.Input, "values", tooltip="What is wired to the upscale."),
+                make(io.Int.Input, "number", default=0, min=0, tooltip="Which of several values is meant."),
+            ],
+            outputs=[io.AnyType.Output()],
+            is_input_list=True,
+        )
+
+    @classmethod
+    def execute(cls, values: list[Any], number: list[int]) -> io.NodeOutput:
+        # As the host does for lists of different length: the shorter one repeats its last value.
+        return io.NodeOutput(values[min(number[0], len(values) - 1)])
 
 
 class CLEARStages(io.ComfyNode):
@@ -159,8 +222,9 @@ class CLEARStages(io.ComfyNode):
 
     @classmethod
     def execute(cls, **images: Any) -> io.NodeOutput:
-        given = sorted(name for name, image in images.items() if image is not None)
-        return io.NodeOutput([images[name] for name in given])
+        # A tiny image takes more stages than there are inputs to show; the host passes on all of them.
+        given = [name for name, image in images.items() if image is not None]
+        return io.NodeOutput([images[name] for name in sorted(given, key=lambda name: int(name.rpartition("_")[2]))])
 
 
 def _inputs() -> list[io.Input]:
@@ -174,8 +238,8 @@ def _inputs() -> list[io.Input]:
             io.Float.Input,
             "target_megapixels",
             default=16.8,
-            min=0.1,
-            max=268.5,
+            min=_LIMITS["target_megapixels"][0],
+            max=_LIMITS["target_megapixels"][1],
             step=0.1,
             tooltip="Size of the result: 4.2 for 2048 x 2048, 16.8 for 4096, 67.1 for 8192, 268.5 for 16384. "
             "Proportions are kept.",
@@ -192,8 +256,8 @@ def _inputs() -> list[io.Input]:
             io.Float.Input,
             "denoise",
             default=0.7,
-            min=0.05,
-            max=1.0,
+            min=_LIMITS["denoise"][0],
+            max=_LIMITS["denoise"][1],
             step=0.01,
             tooltip="How much is painted anew. 0.7 adds much detail; 0.3 to 0.5 stays close to the image.",
         ),
@@ -202,8 +266,8 @@ def _inputs() -> list[io.Input]:
             io.Float.Input,
             "guidance",
             default=7.5,
-            min=0.0,
-            max=100.0,
+            min=_LIMITS["guidance"][0],
+            max=_LIMITS["guidance"][1],
             step=0.1,
             tooltip="How strictly the prompt is followed. 7.5 keeps large images sharp.",
         ),
@@ -211,8 +275,8 @@ def _inputs() -> list[io.Input]:
             io.Float.Input,
             "ntk_factor",
             default=0.0,
-            min=0.0,
-            max=MAX_NTK_FACTOR,
+            min=_LIMITS["ntk_factor"][0],
+            max=_LIMITS["ntk_factor"][1],
             step=0.5,
             advanced=True,
             tooltip="Stretches positions. 0: by size, 10 from 4K on. For a model that already has CLEAR set it there.",

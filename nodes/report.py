@@ -25,6 +25,7 @@ class RunReport:
         self._forwards = 0
         self._local: Counter[str] = Counter()
         self._dense: Counter[str] = Counter()
+        self._notes: dict[str, None] = {}  # in order
         self._logged: set[str] = set()
         self._in_charge = ""
         self._called = False
@@ -40,6 +41,7 @@ class RunReport:
             self._forwards = 0
             self._local.clear()
             self._dense.clear()
+            self._notes.clear()
             self._in_charge = ""
             self._called = self._finished = False
         self._show(self.text())
@@ -68,6 +70,15 @@ class RunReport:
             if warn:
                 _log.warning("CLEAR runs dense here: %s", reason)
 
+    def note(self, text: str) -> None:
+        """Something else that a person should know of this run; shown and logged once."""
+        with self._lock:
+            new = text not in self._notes and len(self._notes) < _MAX_REASONS
+            self._notes |= {text: None} if new else {}
+        if new:
+            _log.warning("CLEAR: %s", text)
+            self._show(self.text())
+
     def end(self, *, finished: bool) -> None:
         """The sampling run is over; `finished` unless it was cancelled or failed."""
         self._finished = finished
@@ -81,6 +92,7 @@ class RunReport:
             lines = [self.headline]
             lines += [f"window: {count} layer calls by {how}" for how, count in self._local.items()]
             lines += [f"dense: {count} layer calls, {reason}" for reason, count in self._dense.items()]
+            lines += self._notes
             if self._overruled():
                 lines.append(
                     f"not used: another node's attention ({self._in_charge}) took over. "

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from ..clear_core.backends import backend_names
 from ..clear_core.pattern import ReferenceView
-from ..clear_core.weights import BlockId, ClearWeights
+from ..clear_core.weights import LARGEST_FACTOR, LARGEST_RADIUS, BlockId, ClearWeights
 from ..clear_core.window import Window
 from .blocks import ALL, ALL_BLOCKS, BlockChoice, parse_blocks
 
-MAX_RADIUS = 128
-MAX_DOWN_FACTOR = 8
+MAX_RADIUS = LARGEST_RADIUS
+MAX_DOWN_FACTOR = LARGEST_FACTOR
 MAX_NTK_FACTOR = 100.0
 REFERENCE_VIEWS: dict[str, ReferenceView] = {"window": "window", "all tokens": "all"}
 
@@ -51,6 +51,10 @@ class ClearSettings:
         return "" if block in self.blocks else f"as asked: blocks other than {self.blocks.text}"
 
 
+USUAL = ClearSettings(window=Window(16))
+"""What nodes that explain take for a model without CLEAR."""
+
+
 def resolve_settings(
     weights: ClearWeights | None,
     *,
@@ -69,10 +73,10 @@ def resolve_settings(
 
     Raises ValueError naming the value, what is allowed and what to do.
     """
-    _within("radius", radius, 0, MAX_RADIUS)
-    _within("down_factor", down_factor, 0, MAX_DOWN_FACTOR)
-    _within("strength", strength, 0.0, 1.0)
-    _within("ntk_factor", ntk_factor, 1.0, MAX_NTK_FACTOR)
+    within("radius", radius, 0, MAX_RADIUS)
+    within("down_factor", down_factor, 0, MAX_DOWN_FACTOR)
+    within("strength", strength, 0.0, 1.0)
+    within("ntk_factor", ntk_factor, 1.0, MAX_NTK_FACTOR)
     check_range(start_percent, end_percent)
     check_choices(backend, references)
     chosen = parse_blocks(blocks)
@@ -96,7 +100,7 @@ def resolve_settings(
 
 def check_window(radius: int, backend: str) -> Window:
     """The window of a radius that is given outright. Raises ValueError for one that is not allowed."""
-    _within("radius", radius, 1, MAX_RADIUS)
+    within("radius", radius, 1, MAX_RADIUS)
     check_backend(backend)
     return Window(radius)
 
@@ -104,20 +108,20 @@ def check_window(radius: int, backend: str) -> Window:
 def check_backend(backend: str) -> None:
     """Raises ValueError unless it is one of the backends, or auto."""
     if backend not in backend_names():
-        raise ValueError(f"backend is {backend!r}; choose one of: {', '.join(backend_names())}")
+        raise ValueError(f"backend is {backend!r:.60}; choose one of: {', '.join(backend_names())}")
 
 
 def check_choices(backend: str, references: str) -> None:
     """Raises ValueError unless both are among the node's options."""
     check_backend(backend)
     if references not in REFERENCE_VIEWS:
-        raise ValueError(f"references is {references!r}; choose one of: {', '.join(REFERENCE_VIEWS)}")
+        raise ValueError(f"references is {references!r:.60}; choose one of: {', '.join(REFERENCE_VIEWS)}")
 
 
 def check_range(start_percent: float, end_percent: float) -> None:
     """Raises ValueError unless 0 <= start < end <= 1."""
-    _within("start_percent", start_percent, 0.0, 1.0)
-    _within("end_percent", end_percent, 0.0, 1.0)
+    within("start_percent", start_percent, 0.0, 1.0)
+    within("end_percent", end_percent, 0.0, 1.0)
     if start_percent >= end_percent:
         raise ValueError(
             f"start_percent is {start_percent:g} and end_percent is {end_percent:g}: the window would never be "
@@ -139,6 +143,7 @@ def _own_radius(weights: ClearWeights | None) -> int:
     return weights.variant.radius
 
 
-def _within(name: str, value: float, low: float, high: float) -> None:
+def within(name: str, value: float, low: float, high: float) -> None:
+    """Raises ValueError unless low <= value <= high. The host lets NaN, which a workflow may hold, through its own."""
     if not (math.isfinite(value) and low <= value <= high):
         raise ValueError(f"{name} is {value}; allowed is {low:g} to {high:g}")

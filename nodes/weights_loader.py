@@ -1,13 +1,16 @@
-"""Load CLEAR Weights: a file of models/clear -> CLEAR_WEIGHTS."""
+"""Load CLEAR Weights: a file of models/clear -> CLEAR_WEIGHTS; a released one that is missing is fetched first."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..clear_core.hub.released import RELEASED, Released, address, size_text
 from ..clear_core.weights import read_weights
 from . import host
 from .schema import make
 from .types import CATEGORY, CLEAR_WEIGHTS
+
+_WHEN_MISSING, _NEVER = "when missing", "never"
 
 
 class CLEARWeightsLoader(io.ComfyNode):
@@ -20,35 +23,82 @@ class CLEARWeightsLoader(io.ComfyNode):
             node_id="CLEARWeightsLoader",
             display_name="Load CLEAR Weights",
             category=CATEGORY,
-            description="Loads distilled CLEAR attention weights from models/clear.",
+            description="Loads distilled CLEAR attention weights from models/clear. Those that the authors released "
+            "are downloaded into it when they are missing.",
             search_aliases=["clear", "linear attention", "local attention", "clear loader"],
-            inputs=[
-                make(
-                    io.Combo.Input,
-                    "weights_name",
-                    options=host.weights_files(),
-                    tooltip="The weights file, from models/clear. clear_local_16 suits most images; 8 is faster, "
-                    "32 keeps the most of FLUX's own look.",
-                ),
-            ],
+            inputs=_inputs(),
             outputs=[CLEAR_WEIGHTS.Output(display_name="CLEAR_WEIGHTS")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, weights_name: str | None = None) -> bool | str:
+    def validate_inputs(cls, weights_name: str | None = None, download: str | None = None) -> bool | str:
         # Said when the prompt is queued, before anything loads; None comes through a link and is not known yet.
         try:
             if weights_name is not None:
-                host.weights_path(weights_name)
+                _to_download(weights_name, download or _WHEN_MISSING)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, weights_name: str) -> str:
+    def fingerprint_inputs(cls, weights_name: str, download: str = _WHEN_MISSING) -> str:
         # A file replaced under the same name is read again.
         return host.file_fingerprint(weights_name)
 
     @classmethod
-    def execute(cls, weights_name: str) -> io.NodeOutput:
-        return io.NodeOutput(read_weights(host.weights_path(weights_name)))
+    def execute(cls, weights_name: str, download: str = _WHEN_MISSING) -> io.NodeOutput:
+        released = _to_download(weights_name, download)
+        if released is None:
+            path = host.weights_path(weights_name)
+        else:
+            path = host.download(released, node_id=cls.hidden.unique_id)
+        return io.NodeOutput(read_weights(path))
+
+
+def _inputs() -> list[io.Input]:
+    """The inputs in their released order: saved workflows keep values by position, so add at the end only."""
+    names = host.weights_files()
+    return [
+        make(
+            io.Combo.Input,
+            "weights_name",
+            # The name alone is the value, whether the file is here or not: workflows that store it go on working.
+            options=names,
+            tooltip="The weights file, from models/clear. clear_local_16 suits most images; 8 is faster, 32 keeps the "
+            f"most of FLUX's own look.\n{_released_files()}",
+        ),
+        make(
+            io.Combo.Input,
+            "download",
+            options=[_WHEN_MISSING, _NEVER],
+            default=_WHEN_MISSING,
+            optional=True,
+            tooltip="when missing: a released file that is not in models/clear is downloaded from the Hugging Face hub "
+            "when the prompt runs. never: nothing is downloaded.",
+        ),
+    ]
+
+
+def _released_files() -> str:
+    """A line for each released file: its size, and whether it is here."""
+    lines = []
+    for released in RELEASED:
+        state = "here" if host.absent_release(released.name) is None else "not downloaded"
+        lines.append(f"{released.name}: released, {size_text(released.size)}, {state}")
+    return "\n".join(lines)
+
+
+def _to_download(name: str, download: str) -> Released | None:
+    """What has to be fetched before `name` can be read. Raises ValueError where it cannot or must not be had."""
+    if download not in (_WHEN_MISSING, _NEVER):
+        raise ValueError(f"download is {download!r}; choose one of: {_WHEN_MISSING}, {_NEVER}")
+    released = host.absent_release(name)
+    if released is None:
+        host.weights_path(name)
+    elif download == _NEVER:
+        raise ValueError(
+            f"{name} is not here, and download is set to {_NEVER!r}. Set it to {_WHEN_MISSING!r}, or fetch "
+            f"{address(name)} ({size_text(released.size)}) by hand and put it into {host.download_folder()}."
+        )
+    return released

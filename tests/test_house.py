@@ -112,6 +112,7 @@ def test_every_node_has_a_help_page() -> None:
         "CLEARCompare",
         "CLEARControlNet",
         "CLEARHighRes",
+        "CLEARItem",
         "CLEARStages",
         "CLEARMultiGPU",
         "CLEARTiledSampler",

@@ -51,7 +51,16 @@ class MaskedBackend:
         bias = self._masks.get((call.pattern, query.dtype, query.device), lambda: _bias(call))
         extra = call.masked(slice(None))
         bias = bias if extra is None else bias + extra
-        out, lse = dense_attention(query, key, value, call.scale, bias, return_lse=call.return_lse, budget=call.budget)
+        out, lse = dense_attention(
+            query,
+            key,
+            value,
+            call.scale,
+            bias,
+            return_lse=call.return_lse,
+            budget=call.budget,
+            all_see=call.all_see,
+        )
         return AttentionResult(out.transpose(1, 2).flatten(2), lse)
 
 

@@ -36,7 +36,7 @@ class ReferenceBackend:
         queries = call.pattern.query_tokens
         out = torch.empty_like(call.query)
         lse = torch.empty(call.batch, call.heads, queries, device=key.device, dtype=torch.float32)
-        step = max(1, call.budget // (4 * call.batch * call.heads * key.shape[2]))
+        step = max(1, call.budget // (4 * max(1, call.batch * call.heads * key.shape[2])))
         for start in range(0, queries, step):
             part = slice(start, start + step)
             visible = call.pattern.mask(key.device, part)

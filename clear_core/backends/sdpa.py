@@ -158,6 +158,7 @@ class _Run:
             bias,
             return_lse=self.call.return_lse,
             budget=self.call.budget,
+            all_see=self.call.all_see,
         )
 
     def _boxes(self, tokens: Tensor, group: TileGroup) -> list[Tensor]:
@@ -201,7 +202,7 @@ class _Run:
             per_tile += 8 * group.queries * keys
         budget = min(call.budget, _CPU_BLOCK) if call.query.device.type == "cpu" else call.budget
         bias = call.query.element_size() * group.queries * keys  # one for all tiles
-        fit = max(1, (budget - bias) // (per_tile * call.batch))
+        fit = max(1, (budget - bias) // max(1, per_tile * call.batch))
         columns = min(group.columns.count, fit)
         rows = min(group.rows.count, fit // columns)
         heads = min(call.heads, fit // (columns * rows))

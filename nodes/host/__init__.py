@@ -14,26 +14,39 @@ deep-copy what lies in `model_options`, and functions are left alone.
 
 from comfy.utils import ProgressBar
 
+from .attention_map import Answer, Question, ask_attention
 from .bands import apply_bands, sample_in_bands
 from .control import window_control
-from .files import NO_FILES, file_fingerprint, weights_files, weights_path
+from .downloads import download
+from .facts import model_facts
+from .files import absent_release, download_folder, file_fingerprint, weights_files, weights_path
 from .frame import Frame
-from .graph import SAMPLERS, SCHEDULERS, GraphBuilder, has_clear
+from .graph import SAMPLERS, SCHEDULERS, GraphBuilder, call_number, has_clear, keeps_outputs
 from .messages import messenger
 from .patch import apply_clear
+from .routes import add_routes
 
 __all__ = [
-    "NO_FILES",
     "SAMPLERS",
     "SCHEDULERS",
+    "Answer",
     "Frame",
     "GraphBuilder",
     "ProgressBar",
+    "Question",
+    "absent_release",
+    "add_routes",
     "apply_bands",
     "apply_clear",
+    "ask_attention",
+    "call_number",
+    "download",
+    "download_folder",
     "file_fingerprint",
     "has_clear",
+    "keeps_outputs",
     "messenger",
+    "model_facts",
     "sample_in_bands",
     "weights_files",
     "weights_path",

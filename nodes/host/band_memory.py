@@ -17,7 +17,7 @@ from .frame import SETTINGS
 from .replicas import Lane
 
 _LEAST_ROWS = 4  # thinner bands save no more: what waits for its neighbours is as tall as the window
-_RESERVE = 512 * 2**20  # bytes left to the driver, the page's previews and the like
+RESERVE = 512 * 2**20  # bytes left to the driver, the page's previews and the like
 _TEXT = 512
 
 
@@ -28,7 +28,7 @@ def free_bytes(lanes: Sequence[Lane]) -> int | None:
     for device, count in shared.items():
         if device.type != "cpu":
             free: Any = comfy.model_management.get_free_memory(device)
-            found.append((int(free) - _RESERVE) // count)
+            found.append((int(free) - RESERVE) // count)
     return min(found, default=None)
 
 
@@ -69,7 +69,7 @@ def shape_for_estimate(model: Any, noise_shape: Sequence[int], settings: BandSet
         window = clear.window if clear.whole_schedule and clear.blocks.everything else None
         return BandPlan(grid, rows, (0,) * len(rows), window, together=clear.down_factor > 1)
 
-    room = comfy.model_management.get_total_memory(home) - model.model_size() - _RESERVE
+    room = comfy.model_management.get_total_memory(home) - model.model_size() - RESERVE
     count = settings.bands or fitting_count(plan_of, 1, room, _TEXT, shape, 2 * batch)
     if count == 1:
         return noise_shape

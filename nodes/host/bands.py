@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.ldm.common_dit
@@ -26,6 +27,7 @@ from ...clear_core.stream import Stream
 from ...clear_core.workers import Anchor, Worker
 from ..band_settings import BandSettings
 from .band_memory import fitting_count, free_bytes, shape_for_estimate, shape_of
+from .band_progress import Begin, Moved, band_progress
 from .frame import FRAME, SETTINGS, STEP, Frame
 from .messages import messenger, name_of
 from .parts import BandStep
@@ -48,8 +50,10 @@ class _Found(BaseException):
     """Ends the forward that is only asked for its positions."""
 
 
-def bands_wrapper(settings: BandSettings, replicas: Replicas, say: Callable[[str], None]) -> Callable[..., Any]:
-    """The DIFFUSION_MODEL wrapper. say: tells the node how the forward was cut."""
+def bands_wrapper(
+    settings: BandSettings, replicas: Replicas, say: Callable[[str], None], begin: Begin | None
+) -> Callable[..., Any]:
+    """The DIFFUSION_MODEL wrapper. say: tells the node how the forward was cut. begin: shows how far it is."""
 
     def clear_bands(
         executor: Any,
@@ -90,7 +94,9 @@ def bands_wrapper(settings: BandSettings, replicas: Replicas, say: Callable[[str
         plan = plan_of(count)
         if len(plan.bands) == 1:
             return executor(x, timestep, context, y, guidance, ref_latents, control, transformer_options, **kwargs)
-        forward = _Forward(executor, frame, transformer_options, kwargs.pop("attention_mask", None))
+        moved = begin(plan, len(flux.double_blocks) + len(flux.single_blocks)) if begin is not None else None
+        replicas.follow_hooks()
+        forward = _Forward(executor, frame, transformer_options, kwargs.pop("attention_mask", None), moved)
         stream = Stream(plan, [lane.device for lane in lanes], settings.text_merge)
         # Workers that hand each other the turn are beyond torch.compile; it would try, and give up on each of them.
         run: Any = torch.compiler.disable(forward.run)
@@ -113,7 +119,8 @@ def apply_bands(model: Any, settings: BandSettings, *, node_id: str | None) -> A
     say = _once(messenger(node_id))
     for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.PREPARE_SAMPLING):
         patched.remove_wrappers_with_key(kind, BANDS)
-    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, BANDS, bands_wrapper(settings, replicas, say))
+    wrapper = bands_wrapper(settings, replicas, say, band_progress(node_id))
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, BANDS, wrapper)
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, BANDS, _prepare_wrapper(settings, replicas))
     return patched
 
@@ -175,12 +182,15 @@ def _described(
 class _Forward:
     """One forward, cut."""
 
-    def __init__(self, executor: Any, frame: Frame, options: Mapping[str, Any], mask: Tensor | None) -> None:
+    def __init__(
+        self, executor: Any, frame: Frame, options: Mapping[str, Any], mask: Tensor | None, moved: Moved | None
+    ) -> None:
         self._original = executor.original
         self._flux = executor.class_obj
         self._frame = frame
         self._options = options
         self._mask = mask
+        self._moved = moved
         self._local = threading.local()
         for kind, patches in (options.get("patches") or {}).items():
             if kind != "post_input" and patches:
@@ -243,9 +253,10 @@ class _Forward:
         replace = {kind: dict(found) for kind, found in (self._options.get("patches_replace") or {}).items()}
         blocks = replace.setdefault("dit", {})
         last: dict[str, Any] = {}
+        moved = partial(self._moved, step.band) if self._moved is not None and isinstance(step, Worker) else None
         for kind, modules in (("double_block", self._flux.double_blocks), ("single_block", self._flux.single_blocks)):
             for index in range(len(modules)):
-                blocks[kind, index] = _pausing(step, (kind, index), blocks.get((kind, index)), last)
+                blocks[kind, index] = _pausing(step, (kind, index), blocks.get((kind, index)), last, moved)
         return {
             **self._options,
             "patches": patches,
@@ -329,11 +340,15 @@ class _CutPositions(torch.nn.Module):
 
 
 def _pausing(
-    step: Anchor | Worker, block: tuple[str, int], other: Callable[..., Any] | None, last: dict[str, Any]
+    step: Anchor | Worker,
+    block: tuple[str, int],
+    other: Callable[..., Any] | None,
+    last: dict[str, Any],
+    moved: Callable[[], None] | None,
 ) -> Callable[..., Any]:
     """A block replacement that lets the others have their turn, then does what would have been done.
 
-    last: this worker's answer of the block before, the same dict for all its blocks.
+    last: this worker's answer of the block before, the same dict for all its blocks. moved: told of each that is done.
     """
 
     def pausing_block(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
@@ -343,6 +358,8 @@ def _pausing(
         step.at_block(block)
         out = extra["original_block"](args) if other is None else other(args, extra)
         last.update(out)
+        if moved is not None:
+            moved()
         return last
 
     return pausing_block

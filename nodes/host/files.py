@@ -8,36 +8,52 @@ from pathlib import Path
 
 import folder_paths
 
+from ...clear_core.hub.released import DATE, RELEASED, Released, find
+
 FOLDER = "clear"
-NO_FILES = "no file in models/clear yet"
 
 
 def weights_files() -> list[str]:
-    """Files of models/clear (and of extra_model_paths.yaml); one line that says so where there are none."""
+    """Files of models/clear (and of extra_model_paths.yaml), then the released ones that are not among them."""
     _register_folder()
-    return folder_paths.get_filename_list(FOLDER) or [NO_FILES]
+    here = folder_paths.get_filename_list(FOLDER)
+    return here + [released.name for released in RELEASED if released.name not in here]
 
 
 def weights_path(name: str) -> Path:
-    """Where a listed file lies. Raises ValueError, naming the folder, when it is gone."""
+    """Where a listed file lies. Raises ValueError, naming the folder, when it is not there."""
     _register_folder()
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
-        folder = folder_paths.get_folder_paths(FOLDER)[0]
         raise ValueError(
             f"There is no weights file {name!r}. Put clear_local_16.safetensors (or another of the five files of "
-            f"Huage001/CLEAR on the Hugging Face hub) into {folder} and reload the page."
+            f"Huage001/CLEAR on the Hugging Face hub) into {download_folder()} and reload the page, or choose one of "
+            "them in the list: it is downloaded when the prompt runs."
         )
     return Path(path)
 
 
+def absent_release(name: str) -> Released | None:
+    """The released file of that name, when it is not here."""
+    _register_folder()
+    return None if folder_paths.get_full_path(FOLDER, name) else find(name)
+
+
+def download_folder() -> Path:
+    """The first folder for weights that can be written to; the first of all, where none can."""
+    _register_folder()
+    folders = folder_paths.get_folder_paths(FOLDER)
+    return Path(next((folder for folder in folders if os.access(folder, os.W_OK)), folders[0]))
+
+
 def file_fingerprint(name: str) -> str:
-    """Changes when the file does, without reading it."""
+    """Changes when the file does, without reading it; a download that comes between two runs is no change."""
+    _register_folder()
     path = folder_paths.get_full_path(FOLDER, name)
-    if path is None:
-        return "missing"
-    stat = Path(path).stat()
-    return f"{stat.st_size}:{stat.st_mtime_ns}"
+    stat = Path(path).stat() if path else None
+    if find(name) and (stat is None or stat.st_mtime == DATE):
+        return "released"
+    return f"{stat.st_size}:{stat.st_mtime_ns}" if stat else "missing"
 
 
 def _register_folder() -> None:

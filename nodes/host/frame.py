@@ -13,9 +13,9 @@ from ...clear_core.weights import BlockId
 
 KEY = "clear_attention"
 OVERRIDE = "optimized_attention_override"
-# In transformer_options: the node's settings, the forward's frame, whether the window is on in this step, and the
-# worker of a forward that runs in bands.
-SETTINGS, FRAME, ACTIVE, STEP = KEY + "_settings", KEY + "_frame", KEY + "_active", KEY + "_step"
+# In transformer_options: the node's settings and its pooling weights, the forward's frame, whether the window is on in
+# this step, and the worker of a forward that runs in bands.
+SETTINGS, POOLING, FRAME, ACTIVE, STEP = (KEY + end for end in ("_settings", "_pooling", "_frame", "_active", "_step"))
 Pooling = Callable[[BlockId], Tensor]
 """A block's pooling weight, [f, f]."""
 

@@ -50,7 +50,13 @@ def run_wrapper(report: RunReport) -> Callable[..., Any]:
     return clear_run
 
 
-def schedule_wrapper(settings: ClearSettings) -> Callable[..., Any]:
+_HOOKS_LOST = (
+    "the LoRAs that hooks bring have no full effect on layers that wait outside the card's memory: ComfyUI puts them "
+    "in before the model's other weights are blended. Connect those LoRAs with LoRA nodes, or make room for the model"
+)
+
+
+def schedule_wrapper(settings: ClearSettings, report: RunReport) -> Callable[..., Any]:
     def clear_schedule(
         executor: Any,
         x: Tensor,
@@ -70,6 +76,10 @@ def schedule_wrapper(settings: ClearSettings) -> Callable[..., Any]:
                 active = sigma <= float(sampling.percent_to_sigma(settings.start_percent))
             if settings.end_percent < 1:
                 active = active and sigma >= float(sampling.percent_to_sigma(settings.end_percent))
+        base = executor.class_obj
+        patcher = getattr(base, "current_patcher", None)
+        if getattr(patcher, "current_hooks", None) is not None and getattr(base, "lowvram_patch_counter", 0):
+            report.note(_HOOKS_LOST)
         options = {**transformer_options, ACTIVE: active}
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 

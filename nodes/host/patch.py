@@ -16,7 +16,7 @@ from ...clear_core.weights import ClearWeights, block_of_key
 from ..blocks import BlockChoice
 from ..report import RunReport
 from ..settings import ClearSettings
-from .frame import KEY, OVERRIDE, SETTINGS, Pooling
+from .frame import KEY, OVERRIDE, POOLING, SETTINGS, Pooling
 from .hooks import attention_override, frame_wrapper, run_wrapper, schedule_wrapper
 from .messages import messenger, name_of
 
@@ -54,10 +54,11 @@ def apply_clear(
     options = patched.model_options["transformer_options"]
     previous = options.get(OVERRIDE)
     report = RunReport(_headline(settings, weights, previous, family), messenger(node_id))
-    options[OVERRIDE] = attention_override(settings, _pooling_weights(settings, weights), report, previous)
-    options[KEY], options[SETTINGS] = report.headline, settings
+    pooling = _pooling_weights(settings, weights)
+    options[OVERRIDE] = attention_override(settings, pooling, report, previous)
+    options[KEY], options[SETTINGS], options[POOLING] = report.headline, settings, pooling
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, run_wrapper(report))
-    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, schedule_wrapper(settings))
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, schedule_wrapper(settings, report))
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, frame_wrapper(report))
     report.announce()
     return patched, report

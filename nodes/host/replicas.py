@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -35,14 +36,18 @@ class Replicas:
         self._wanted = tuple(devices)
         self._made: dict[torch.device, Any] = {}
         self._of: object = None
+        self._main: Callable[[], Any] = lambda: None
+        self._hooked: dict[torch.device, object] = {}
         self._rates: dict[torch.device, float] = {}
 
     def prepare(self, model: Any) -> list[Any]:
         """The replicas for a MODEL that is about to be sampled, made where they are missing; for the host to load."""
+        self._main = weakref.ref(model)
         home = torch.device(model.load_device)
         of = (id(model.model), model.patches_uuid)
         if self._of != of:
             self._made.clear()
+            self._hooked.clear()
             self._of = of
         for device, _ in self._places(home)[0]:
             if device != home and device not in self._made:
@@ -62,6 +67,24 @@ class Replicas:
             module = flux if own else self._made[device].model.diffusion_model
             lanes.append(Lane(home if own else device, module, float(share or 1.0)))
         return lanes
+
+    def follow_hooks(self) -> None:
+        """Put the LoRAs that the model has in this step, by hooks on its conditioning, on the replicas too."""
+        main = self._main()
+        current = None if main is None else getattr(main.model, "current_patcher", None) or main
+        hooks = None if current is None else current.current_hooks
+        for device, replica in self._made.items():
+            if current is None or hooks is None:
+                if replica.current_hooks is not None:
+                    replica.patch_hooks(None)
+                continue
+            # Two hooks are equal to the host if they are the same one, whatever their strength is now.
+            state = [(hook.hook_ref, hook.strength) for hook in hooks.hooks]
+            if replica.current_hooks is None or self._hooked.get(device) != state:
+                replica.hook_patches = current.hook_patches
+                replica.cached_hook_patches.clear()
+                replica.patch_hooks(hooks)
+                self._hooked[device] = state
 
     def missing(self, home: torch.device) -> list[str]:
         """Devices that were named and that this machine lacks."""
@@ -144,6 +167,7 @@ def replicate(model: Any, device: torch.device) -> Any:
     replica.offload_device = torch.device("cpu")
     replica.backup = {}
     replica.object_patches_backup = {}
+    replica.hook_backup, replica.cached_hook_patches, replica.current_hooks = {}, {}, None
     replica.parent = None
     return replica
 

@@ -132,6 +132,19 @@ def test_half_precision_is_no_worse_than_twice_pytorchs_own(config: KernelConfig
     assert (out.double() - expected).norm() <= 2 * (own.double() - expected).norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_no_nan_comes_of_large_numbers_or_of_nothing_to_see(dtype: torch.dtype) -> None:
+    # Rows 0 to 7 ask, rows 6 to 9 answer, and the window reaches one row: the first rows see nothing.
+    pattern = LocalPattern(TokenLayout(0, Grid(20, 5)), Window(2), Band(0, 8), Band(6, 10))
+    call = make_call(pattern)
+    query, key, value = ((tensor.sign() * 6e4).to(dtype) for tensor in (call.query, call.key, call.value))
+    result = TritonBackend().launch(replace(call, query=query, key=key, value=value), POINTERS)
+    assert result.lse is not None
+    assert result.out.isfinite().all()
+    assert not result.out[:, : 5 * 5].any() and (result.lse[..., : 5 * 5] == -torch.inf).all()
+    assert result.lse[..., 5 * 5 :].isfinite().all()
+
+
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
 def test_the_tables_own_configurations_are_exact(capability: tuple[int, int]) -> None:
     pattern = LocalPattern.whole(TokenLayout(70, Grid(9, 21)), Window(6))

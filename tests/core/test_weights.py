@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import struct
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +50,9 @@ def test_the_released_model_has_380_tensors() -> None:
         ("clear_local_8_down_4.safetensors", Variant(8, 4)),
         ("my_clear_local_32_v2.safetensors", Variant(32, 1)),
         ("flux.safetensors", None),
+        ("clear_local_0.safetensors", None),
+        ("clear_local_129.safetensors", None),
+        ("clear_local_999999999.safetensors", None),
     ],
 )
 def test_the_name_tells_the_variant(name: str, variant: Variant | None) -> None:
@@ -131,8 +139,15 @@ def test_a_file_that_is_not_there_says_where(tmp_path: Path) -> None:
     ("key", "tensor", "words"),
     [
         ("transformer_blocks.0.attn.to_q.weight", torch.zeros(4, 4, dtype=torch.int8), "has dtype torch.int8"),
-        ("transformer_blocks.0.attn.to_q.weight", torch.zeros(4), r"has shape \(4,\)"),
+        ("transformer_blocks.0.attn.to_q.weight", torch.zeros(4), r"has shape \(4,\), beside .* must be \(4, 4\)"),
+        ("transformer_blocks.0.attn.to_q.weight", torch.zeros(4, 5), r"has shape \(4, 5\), beside .* of 4 channels"),
+        ("transformer_blocks.0.attn.to_q.bias", torch.zeros(()), r"has shape \(\)"),
         ("transformer_blocks.0.attn.processor.spatial_weight", torch.zeros(4, 4), r"float \[1, 1, 1, f, 1, f, 1\]"),
+        (
+            "transformer_blocks.0.attn.processor.spatial_weight",
+            torch.zeros(1, 1, 1, 9, 1, 9, 1),
+            "with f from 2 to 8",
+        ),
     ],
 )
 def test_a_tensor_of_the_wrong_kind_is_named(key: str, tensor: Tensor, words: str) -> None:
@@ -155,9 +170,225 @@ def test_pooling_weights_must_be_whole_and_alike() -> None:
     [
         ({"clear.radius": "wide"}, "clear.radius = 'wide'"),
         ({"clear.radius": "0"}, "1 to 128 is allowed"),
+        ({"clear.radius": "1" * 5000}, "= '1{40}'; a whole number from 1 to 128 is allowed"),
+        ({"clear.radius": "\u0663"}, "1 to 128 is allowed"),
         ({"clear.radius": "8", "clear.down_factor": "4"}, "says down-sampling factor 4"),
     ],
 )
 def test_metadata_that_cannot_be_is_refused(metadata: dict[str, str], words: str) -> None:
     with pytest.raises(WeightsError, match=words):
         parse_weights(contents(), metadata, "x.safetensors")
+
+
+# ---- files that lie ------------------------------------------------------------------------------------
+
+Header = dict[str, Any]
+
+
+def header_of(path: Path) -> tuple[Header, bytes]:
+    """A safetensors file's header and data."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def put(path: Path, header: Header | bytes, data: bytes, length: int | None = None) -> None:
+    """A safetensors file of this header, right or wrong. length: what it claims the header's to be."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    path = tmp_path / "clear_local_8.safetensors"
+    save_file(contents(), path)
+    return path
+
+
+FIRST, SECOND = "transformer_blocks.0.attn.to_q.weight", "transformer_blocks.0.attn.to_k.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data_offsets": [0, 2**60]}, "invalid offset|overflow|invalid shape"),
+        ({"data_offsets": [-64, 0]}, "invalid value: integer `-64`"),
+        ({"data_offsets": [64, 0]}, "invalid offset|invalid shape"),
+        ({"data_offsets": [4, 68]}, "invalid offset"),
+        ({"shape": [2**62, 2**62]}, "overflow"),
+        ({"shape": [2**20, 2**20]}, "invalid shape"),
+        ({"shape": [-4, -4]}, "invalid value: integer `-4`"),
+        ({"dtype": "F128"}, "unknown variant `F128`"),
+        ({"dtype": None}, "invalid type: null"),
+    ],
+)
+def test_a_header_that_lies_about_a_tensor_is_refused(whole: Path, change: Header, words: str) -> None:
+    header, data = header_of(whole)
+    header[FIRST] |= change
+    put(whole, header, data)
+    with pytest.raises(WeightsError, match=f"cannot be read as safetensors: .*({words}).*download it again"):
+        read_weights(whole)
+
+
+def test_tensors_that_share_bytes_are_refused(whole: Path) -> None:
+    header, data = header_of(whole)
+    header[FIRST]["data_offsets"] = header[SECOND]["data_offsets"]
+    put(whole, header, data)
+    with pytest.raises(WeightsError, match="cannot be read as safetensors: .*invalid offset"):
+        read_weights(whole)
+
+
+@pytest.mark.parametrize("shape", [[0, 4], [0, 2**62, 2**62], [0, 2**64 - 1]])
+def test_a_tensor_of_nothing_is_refused(whole: Path, shape: list[int]) -> None:
+    header, data = header_of(whole)
+    header["transformer_blocks.0.attn.to_q.extra"] = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+    put(whole, header, data)
+    with pytest.raises(WeightsError, match=r"to_q.extra has shape \[0, .*which holds nothing"):
+        read_weights(whole)
+
+
+@pytest.mark.parametrize("length", [9 * 2**20, 2**40, 2**64 - 1])
+def test_a_header_of_absurd_length_is_refused_unread(whole: Path, length: int) -> None:
+    header, data = header_of(whole)
+    put(whole, header, data, length)
+    with pytest.raises(WeightsError, match=f"its header claims {length:,} bytes; 8,388,608 are the most"):
+        read_weights(whole)
+
+
+def test_a_name_that_is_there_twice_is_refused(whole: Path) -> None:
+    header, data = header_of(whole)
+    # Readers take the last: the same bytes as another dtype.
+    again = header[FIRST] | {"dtype": "BF16", "shape": [4, 8]}
+    put(whole, json.dumps(header).encode()[:-1] + f', "{FIRST}": {json.dumps(again)}}}'.encode(), data)
+    with pytest.raises(WeightsError, match=f"{FIRST} is in it twice"):
+        read_weights(whole)
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b'{"a":' * 100_000, b"null", b"{", b"\xff\xfe{}", b'{"a": NaN}'])
+def test_a_header_that_is_no_json_object_is_refused(whole: Path, text: bytes) -> None:
+    put(whole, text, b"")
+    with pytest.raises(WeightsError, match="cannot be read as safetensors"):
+        read_weights(whole)
+
+
+def test_an_empty_header_is_no_set_of_weights(whole: Path) -> None:
+    put(whole, {}, b"")
+    with pytest.raises(WeightsError, match="of 0 tensors"):
+        read_weights(whole)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [
+        (torch.float8_e4m3fn, "torch.float8_e4m3fn"),
+        (torch.float8_e5m2, "torch.float8_e5m2"),
+        (torch.int8, "torch.int8"),
+        (torch.bool, "torch.bool"),
+        (torch.float64, "torch.float64"),
+    ],
+)
+def test_a_dtype_that_is_not_theirs_is_named(whole: Path, dtype: torch.dtype, said: str) -> None:
+    save_file({**contents(), FIRST: torch.zeros(4, 4).to(dtype)}, whole)
+    with pytest.raises(WeightsError, match=f"{FIRST} has dtype {said}; .*download a released one"):
+        read_weights(whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_values_that_are_no_numbers_are_reported_with_their_keys(whole: Path, dtype: torch.dtype, value: float) -> None:
+    tensors = {key: tensor.to(dtype) for key, tensor in contents(factor=2).items()}
+    pooling = "single_transformer_blocks.1.attn.processor.spatial_weight"
+    tensors[FIRST][2, 3] = tensors[pooling][0, 0, 0, 1] = value
+    save_file(tensors, whole.with_name("clear_local_8_down_2.safetensors"))
+    with pytest.raises(WeightsError) as error:
+        read_weights(whole.with_name("clear_local_8_down_2.safetensors"))
+    assert "2 tensors with NaN or infinite values" in str(error.value)
+    assert FIRST in str(error.value) and pooling in str(error.value)
+
+
+def test_57_blocks_with_one_missing(whole: Path) -> None:
+    tensors = contents(19, 38, hidden=2)
+    save_file({key: tensor for key, tensor in tensors.items() if ".11." not in key}, whole)
+    with pytest.raises(WeightsError, match=r"0 unexpected; 14 missing \(transformer_blocks.11.attn.to_q.weight"):
+        read_weights(whole)
+
+
+@pytest.mark.parametrize("index", ["00", "\u0660", "0x0", "-0", "1" * 5000])
+def test_a_layer_under_a_second_name_is_unexpected(index: str) -> None:
+    for name in ("to_q.weight", "processor.spatial_weight"):
+        key = f"transformer_blocks.{index}.attn.{name}"
+        with pytest.raises(WeightsError, match="1 unexpected"):
+            parse_weights({**contents(), key: torch.zeros(4, 4)}, {}, "x.safetensors")
+
+
+def test_names_are_shown_on_one_line_of_bearable_length() -> None:
+    with pytest.raises(WeightsError) as error:
+        parse_weights({"\x1b[31m\n" + "a" * 10**6: torch.zeros(1)}, {}, "x.safetensors")
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
+
+
+def test_what_is_not_a_plain_file_is_not_opened(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="There is no file"):
+        read_weights(tmp_path)
+
+
+_READ = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import psutil, torch
+from pathlib import Path
+from clear_core.weights import WeightsError, read_weights
+torch.aminmax(torch.zeros(4))
+import safetensors
+process = psutil.Process()
+if sys.argv[3] == "limit":
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (process.memory_info().vms + 2**30,) * 2)
+before = process.memory_info().rss
+try:
+    read_weights(Path(sys.argv[2]))
+except WeightsError as error:
+    print(error)
+print(process.memory_info().rss - before)
+"""
+
+
+def read_elsewhere(path: Path, limit: str = "") -> tuple[str, int]:
+    """What a process of its own is told of a file, and by how many bytes its memory grew. limit: a gibibyte more."""
+    command = [sys.executable, "-c", _READ, str(Path(__file__).parents[2]), str(path), limit]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    said, grown = run.stdout.splitlines()
+    return said, int(grown)
+
+
+@pytest.fixture
+def hollow(tmp_path: Path) -> Path:
+    """3.5 GB that take no room on a disk: a sound header, and nothing behind it. One tensor is not what it must be."""
+    header: Header = {}
+    end = 0
+    for key in attention_keys(1, 1):
+        shape = [2**14] * 2 if key.endswith("weight") else [3]
+        size = 2 * torch.Size(shape).numel()
+        header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    path = tmp_path / "clear_local_8.safetensors"
+    put(path, header, b"")
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + end)
+    return path
+
+
+def test_what_is_wrong_is_found_before_the_tensors_are_read(hollow: Path) -> None:
+    said, grown = read_elsewhere(hollow)
+    assert "bias has shape (3,), beside others of 16384 channels it must be (16384,)" in said
+    assert grown < 64 * 2**20
+
+
+if sys.platform == "linux":  # elsewhere a process cannot be kept short of addresses
+
+    def test_a_file_that_memory_has_no_room_for_says_so(hollow: Path) -> None:
+        said, _ = read_elsewhere(hollow, "limit")
+        assert " cannot be read: " in said and "allocate memory" in said
+        assert said.endswith("See that ComfyUI may read it and that enough memory is free.")

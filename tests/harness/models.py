@@ -133,6 +133,7 @@ def flux2_model(**overrides: Any) -> Any:
 
 def chroma_model(**overrides: Any) -> Any:
     """A tiny Chroma MODEL: FLUX.1's blocks, modulated by one small network."""
+    import comfy.ldm.chroma.model
     import comfy.supported_models
 
     config: dict[str, Any] = {
@@ -154,6 +155,8 @@ def chroma_model(**overrides: Any) -> Any:
         "hidden_dim": 16,
         "n_layers": 1,
     }
+    if "txt_ids_dims" in comfy.ldm.chroma.model.ChromaParams.__dataclass_fields__:
+        config |= {"txt_ids_dims": [], "vec_in_dim": None}
     return _model(comfy.supported_models.Chroma(config | overrides), "cpu", torch.float32)
 
 

@@ -181,6 +181,64 @@ def test_a_lora_scheduled_by_hooks_goes_on_top_of_the_distilled_weights(
     assert torch.equal(run(patched, [prompt(9, 1)], steps=4), plain)
 
 
+def test_replicas_follow_the_hooks(host: Any, nodes_api: Any, tmp_path: Path) -> None:
+    """Two names of one device stand for two cards, each with a copy of the weights."""
+    import comfy.hooks
+
+    model = flux_model()
+    save_file(clear_tensors(model), tmp_path / "clear_local_3.safetensors")
+    patched = nodes_api.apply(model, nodes_api.weights(tmp_path / "clear_local_3.safetensors"))
+    bands, settings = nodes_api.module("nodes.host.bands"), nodes_api.module("nodes.band_settings")
+    devices = tuple(settings.Device(name) for name in ("cpu", "cpu:0"))
+    banded = bands.apply_bands(patched, settings.BandSettings(devices, 4, "exact"), node_id=None)
+    lora = {
+        "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": noise(4, 32),
+        "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": noise(32, 4, seed=7),
+    }
+
+    def hooked(target: Any) -> Tensor:
+        hooks = comfy.hooks.create_hook_lora(lora, 1.0, 0.0)
+        keyframes = comfy.hooks.HookKeyframeGroup()
+        for start, strength in ((0.0, 1.0), (0.4, 0.5), (0.7, 0.0)):
+            keyframes.add(comfy.hooks.HookKeyframe(strength=strength, start_percent=start))
+        hooks.set_keyframes_on_hooks(keyframes)
+        return run(target, [prompt(9, 1, hooks=hooks)], steps=4)
+
+    plain = run(patched, [prompt(9, 1)], steps=4)
+    for _ in range(2):
+        assert error(hooked(banded), hooked(patched)) < 1e-5
+        assert error(run(banded, [prompt(9, 1)], steps=4), plain) < 1e-5
+    assert error(hooked(patched), plain) > 1e-3
+
+
+def test_hooks_on_a_model_that_is_partly_loaded_are_warned_of(
+    host: Any, nodes_api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.hooks
+    import comfy.model_patcher
+
+    said: list[str] = []
+    monkeypatch.setattr(nodes_api.module("nodes.host.patch"), "messenger", lambda node_id: said.append)
+    lora = {
+        "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": noise(4, 32),
+        "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": noise(32, 4, seed=7),
+    }
+    patched = nodes_api.apply(flux_model(), radius=RADIUS)
+    run(patched, [prompt(9, 1, hooks=comfy.hooks.create_hook_lora(lora, 1.0, 0.0))])
+    assert "layers that wait outside" not in said[-1]
+    load = comfy.model_patcher.ModelPatcher.load
+
+    def partly(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = load(self, *args, **kwargs)
+        self.model.lowvram_patch_counter = 3  # what the host counts when it leaves patched layers outside
+        return out
+
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "load", partly)
+    patched = nodes_api.apply(flux_model(), radius=RADIUS)
+    run(patched, [prompt(9, 1, hooks=comfy.hooks.create_hook_lora(lora, 1.0, 0.0))])
+    assert "the LoRAs that hooks bring have no full effect on layers that wait outside" in said[-1]
+
+
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("node", ["EasyCache", "LazyCache"])
 def test_step_caches_skip_steps_and_change_nothing_else(

@@ -142,15 +142,16 @@ def test_the_loader_reads_what_the_folder_lists(
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "clear", ([], set()))
     folder_paths.filename_list_cache.clear()
-    assert host_module.weights_files() == [host_module.NO_FILES]
+    released = host_module.weights_files()
+    assert released[0] == "clear_local_16.safetensors" and len(released) == 5
     with pytest.raises(ValueError, match=r"no weights file.*Put clear_local_16.safetensors.*into"):
-        pack["CLEARWeightsLoader"].execute(weights_name=host_module.NO_FILES)
+        pack["CLEARWeightsLoader"].execute(weights_name="clear_local_3.safetensors")
 
     assert (tmp_path / "clear").is_dir(), "a person is told to put files there"
     save_file(clear_tensors(model), tmp_path / "clear" / "clear_local_3.safetensors")
     (tmp_path / "clear" / "notes.txt").write_text("not weights")
     folder_paths.filename_list_cache.clear()
-    assert host_module.weights_files() == ["clear_local_3.safetensors"]
+    assert host_module.weights_files() == ["clear_local_3.safetensors", *released]
     loader = pack["CLEARWeightsLoader"]
     first = loader.fingerprint_inputs(weights_name="clear_local_3.safetensors")
     weights = loader.execute(weights_name="clear_local_3.safetensors").args[0]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from harness import workflow
 from harness.checkpoints import make_demo_files
+from harness.checkpoints_plugins import make_plugin_files
 from harness.client import ComfyClient, Run
 from harness.server import BASE, PACK_FOLDER, ComfyServer
 
@@ -32,6 +33,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
         options += [f"--{name}-directory", str(folder / name)]
     with ComfyServer(folder / "server.log", options=options, cpu=True) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def plugin_files(server: ComfyServer) -> None:
+    """LoRAs, ControlNets and FLUX.1-schnell beside the demo files; the server sees them at once."""
+    make_plugin_files(BASE / "models")
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +73,25 @@ def picture(client: ComfyClient) -> Callable[[Run], Picture]:
             return np.asarray(image.convert("RGB"))
 
     return fetch
+
+
+@pytest.fixture(scope="session")
+def shown(client: ComfyClient, picture: Callable[[Run], Picture]) -> Callable[..., Picture]:
+    """Runs a prompt, all of whose attention layers must use the window, and gives its one picture.
+
+    Further arguments are words that must stand on Apply CLEAR Attention at the end.
+    """
+
+    def run(prompt: Any, *words: str) -> Picture:
+        done = client.run(prompt)
+        apply = workflow.node_id(prompt, "CLEARApply")
+        said = [text for node, text in done.texts if node == apply]
+        assert "\nwindow: " in said[-1]
+        assert "\ndense: " not in said[-1]
+        assert all(word in said[-1] for word in words)
+        return picture(done)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ FOLDERS = {
     "LoraLoader": ["loras"],
     "LoraLoaderModelOnly": ["loras"],
     "CreateHookLora": ["loras"],
+    "CreateHookLoraModelOnly": ["loras"],
     "ControlNetLoader": ["controlnet"],
     "StyleModelLoader": ["style_models"],
     "CLIPVisionLoader": ["clip_vision"],

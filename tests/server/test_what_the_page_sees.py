@@ -70,8 +70,11 @@ def test_loader_node(object_info: dict[str, Any]) -> None:
     inputs = declared(object_info, "CLEARWeightsLoader")
     assert info["display_name"] == "Load CLEAR Weights"
     assert info["output"] == ["CLEAR_WEIGHTS"]
-    assert inputs.keys() == {"weights_name"}
-    assert workflow.DEMO.clear in inputs["weights_name"][1]["options"]
+    assert list(inputs) == ["weights_name", "download"]
+    assert {workflow.DEMO.clear, workflow.SHIPPED.clear} <= set(inputs["weights_name"][1]["options"])
+    assert set(info["input"]["optional"]) == {"download"}
+    assert inputs["download"][1]["options"] == ["when missing", "never"]
+    assert inputs["download"][1]["default"] == "when missing"
 
 
 def test_template_browser_lists_and_serves_the_workflows(client: Any) -> None:

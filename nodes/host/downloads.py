@@ -1,0 +1,63 @@
+"""A released file fetched for a node: progress on it and in the queue, and the page's cancel button heard."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+
+from ...clear_core.hub.fetch import fetch
+from ...clear_core.hub.released import Released, size_text
+from .files import download_folder
+from .messages import messenger
+
+_EVERY = 0.5  # seconds between two texts
+_WINDOW = 20  # texts that the speed is taken over
+
+
+def download(released: Released, *, node_id: str | None) -> Path:
+    """Fetch the file into the host's folder for weights; its path. Raises DownloadError, and the host's interrupt."""
+    report = _Report(released.name, node_id)
+    path = fetch(released, download_folder(), report)
+    report.say(f"{released.name}: downloaded into {path.parent}, size and SHA-256 as the hub says")
+    return path
+
+
+class _Report:
+    """What the person sees of a download, and how they stop it."""
+
+    def __init__(self, name: str, node_id: str | None) -> None:
+        self._name = name
+        self._show = messenger(node_id)
+        self._bar = comfy.utils.ProgressBar(1, node_id=node_id)
+        self._seen: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
+
+    def poll(self) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def say(self, text: str) -> None:
+        self._show(text)
+
+    def moved(self, done: int, size: int) -> None:
+        now = time.monotonic()
+        if self._seen and now < self._seen[-1][0] + _EVERY and done < size:
+            return
+        self._seen.append((now, done))
+        self._bar.update_absolute(done, size)
+        text = f"{self._name}: {size_text(done)} of {size_text(size)}"
+        (since, before), passed = self._seen[0], now - self._seen[0][0]
+        if passed > 0 and done > before:
+            speed = (done - before) / (now - since)
+            text += f", {size_text(speed)}/s, {_duration((size - done) / speed)} left"
+        self.say(text)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

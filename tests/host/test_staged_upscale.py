@@ -1,0 +1,410 @@
+"""CLEAR High-Res Upscale at its own sizes, 64 -> 128 -> 256 tokens a side, through the host's own executor.
+
+The transformer is the host's FLUX, tiny. The autoencoder stands in for FLUX's, which would take minutes at 4096 pixels
+on a CPU: linear, 8 x 8 pixels to 16 channels. Everything else, from the queue's check of a prompt to the executor and
+the core's nodes, is the host's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from einops import rearrange
+from safetensors.torch import save_file
+from torch import Tensor
+
+from harness.models import clear_tensors, flux_model, inputs
+
+RADIUS, SEED = 4, 5
+STEPS, DENOISE = 2, 0.5  # with so few steps the core rounds 0.7 up to 1, and the image would not matter
+SIDE, FIRST, SECOND = 1024, 2048, 4096  # pixels
+MEGAPIXELS, SMALL = SECOND**2 / 1e6, 512**2 / 1e6
+TILE = {"tile_size": 1024, "overlap": 128, "temporal_size": 64, "temporal_overlap": 8}
+
+Prompt = dict[str, dict[str, Any]]
+
+
+class Patches(torch.nn.Module):
+    """A linear autoencoder: 8 x 8 pixels to their 16 values in an orthonormal basis, and back.
+
+    GAIN: so that latents as wide as FLUX's stay between black and white.
+    """
+
+    GAIN = 4.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        basis = torch.randn(3, 8, 8, 16, generator=torch.Generator().manual_seed(0))
+        for colour in range(3):  # the mean colours come first, so that a picture stays one
+            basis[..., colour] = torch.nn.functional.one_hot(torch.tensor(colour), 3).view(3, 1, 1)
+        basis = torch.linalg.qr(basis.flatten(0, 2)).Q
+        self.basis = torch.nn.Parameter(basis, requires_grad=False)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        cells = rearrange(pixels, "b c (h p) (w q) -> b h w (c p q)", p=8, q=8)
+        return rearrange(cells @ self.basis * self.GAIN, "b h w c -> b c h w")
+
+    def decode(self, latent: Tensor) -> Tensor:
+        cells = rearrange(latent, "b c h w -> b h w c") @ self.basis.T / self.GAIN
+        return rearrange(cells, "b h w (c p q) -> b c (h p) (w q)", p=8, q=8, c=3)
+
+
+def patch_vae() -> Any:
+    """A VAE of the host's class around it: its tiles, its clamping, its memory management."""
+    import comfy.model_patcher
+    import comfy.sd
+
+    vae: Any = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
+    vae.first_stage_model = Patches()
+    vae.downscale_ratio = vae.upscale_ratio = 8
+    vae.latent_channels = 16
+    vae.patcher = comfy.model_patcher.ModelPatcher(vae.first_stage_model, vae.device, vae.device)
+    return vae
+
+
+def picture(side: int) -> Tensor:
+    """Soft blobs of colour, [1, side, side, 3] in 0 to 1."""
+    small = torch.rand(1, 3, 7, 7, generator=torch.Generator().manual_seed(2))
+    return torch.nn.functional.interpolate(small, (side, side), mode="bicubic").clamp(0, 1).movedim(1, -1)
+
+
+def error(out: Tensor, expected: Tensor) -> float:
+    return float((out - expected).norm() / expected.norm())
+
+
+def giving(kind: str, value: Any) -> type:
+    """A node without inputs that gives out a value."""
+
+    class Giving:
+        RETURN_TYPES = (kind,)
+        FUNCTION = "give"
+        CATEGORY = "tests"
+
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:
+            return {"required": {}}
+
+        def give(self) -> tuple[Any]:
+            return (value,)
+
+    return Giving
+
+
+def keeping(keep: Callable[[str, list[Tensor]], None]) -> type:
+    """An output node that passes on the images it gets, one or a list, with a name."""
+
+    class Keeping:
+        INPUT_IS_LIST = True
+        OUTPUT_NODE = True
+        RETURN_TYPES = ()
+        FUNCTION = "keep"
+        CATEGORY = "tests"
+
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:
+            return {"required": {"images": ("IMAGE",), "name": ("STRING", {})}}
+
+        def keep(self, images: list[Tensor], name: list[str]) -> dict[str, Any]:
+            keep(name[0], images)
+            return {}
+
+    return Keeping
+
+
+@dataclass
+class Run:
+    """What came of one prompt. ran: the nodes that were executed, by type, in order; those from the cache are not."""
+
+    images: dict[str, list[Tensor]] = field(default_factory=dict)
+    ran: list[str] = field(default_factory=list)
+    shown_on: list[str] = field(default_factory=list)  # the node on the page that each of them lights up
+    steps: list[int] = field(default_factory=list)  # the samplers' progress, as it was reported
+    ended: str = ""
+
+
+class Machine:
+    """The host's executor, over the part of a server that it talks to, with models of its own."""
+
+    client_id: str | None = None
+    last_node_id: str | None = None
+
+    def __init__(self, host: Any, nodes_api: Any, folder: Path, cache: str = "CLASSIC") -> None:
+        import execution
+
+        self._host = host
+        self._execution: Any = execution
+        # Limits of caches that are not used here; hosts have different ones.
+        limits: dict[str, float] = defaultdict(float)
+        self._executor = self._execution.PromptExecutor(self, execution.CacheType.CLASSIC, limits)
+        model, given = flux_model(), inputs(2, 2)
+        weights = folder / f"clear_local_{RADIUS}.safetensors"
+        save_file(clear_tensors(model), weights)
+        self._nodes = {
+            "GiveMODEL": giving("MODEL", model),
+            "GiveVAE": giving("VAE", patch_vae()),
+            "GiveCONDITIONING": giving("CONDITIONING", [[given["context"], {"pooled_output": given["pooled_text"]}]]),
+            "GiveWEIGHTS": giving("CLEAR_WEIGHTS", nodes_api.weights(weights)),
+            "GiveIMAGE": giving("IMAGE", picture(SIDE)),
+            "Keep": keeping(lambda name, images: self._now.images.update({name: images})),
+        }
+
+    def run(self, prompt: Prompt, at_step: Callable[[int], None] = lambda steps: None) -> Run:
+        """Check a prompt and run it, as the host does. at_step: called after each sampling step with their number."""
+        import comfy.utils
+
+        self._now, self._at_step = Run(), at_step
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(comfy.utils, "PROGRESS_BAR_HOOK", self._progress)
+            for name, node in self._nodes.items():
+                patched.setitem(self._host.NODE_CLASS_MAPPINGS, name, node)
+            valid, problem, outputs, details = asyncio.run(self._execution.validate_prompt("test", prompt, None))
+            assert valid, (problem, details)
+            self._executor.execute(prompt, "test", {"client_id": "test"}, outputs)
+        return self._now
+
+    def send_sync(self, event: str, data: dict[str, Any], sid: str | None = None) -> None:
+        from comfy_execution.progress import get_progress_state
+
+        if event == "executing":
+            self._now.ran.append(get_progress_state().dynprompt.get_node(data["node"])["class_type"])
+            self._now.shown_on.append(data["display_node"])
+        if event in ("execution_success", "execution_interrupted", "execution_error"):
+            self._now.ended = data.get("exception_message", event)
+
+    def _progress(self, value: int, total: int, preview: Any, node_id: str | None = None) -> None:
+        """What the host's `main.py` puts here: cancels, and tells the page."""
+        import comfy.model_management
+
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if self._now.ran[-1] == "CLEARTiledSampler":
+            self._now.steps.append(value)
+            self._at_step(len(self._now.steps))
+
+
+class Graph(dict[str, dict[str, Any]]):
+    """A prompt, node by node."""
+
+    def add(self, kind: str, **values: Any) -> list[Any]:
+        """A node; the link to its first output."""
+        key = str(len(self) + 1)
+        self[key] = {"class_type": kind, "inputs": values}
+        return [key, 0]
+
+    def upscale(self, image: list[Any], megapixels: float, **values: Any) -> list[Any]:
+        """The one node, with everything it needs."""
+        given: dict[str, Any] = {
+            "target_megapixels": megapixels,
+            "stages": 0,
+            "denoise": DENOISE,
+            "steps": STEPS,
+            "guidance": 7.5,
+            "ntk_factor": 0.0,
+            "proportional_attention": True,
+            "seed": SEED,
+            "sampler_name": "euler",
+            "scheduler": "simple",
+            "devices": "cpu",
+            "bands": 2,
+            **values,
+        }
+        return self.add(
+            "CLEARHighRes",
+            model=self.add("GiveMODEL"),
+            vae=self.add("GiveVAE"),
+            positive=self.add("GiveCONDITIONING"),
+            weights=self.add("GiveWEIGHTS"),
+            image=image,
+            **given,
+        )
+
+
+def one_node(megapixels: float = MEGAPIXELS, **values: Any) -> Prompt:
+    graph = Graph()
+    upscaled, _ = graph.upscale(graph.add("GiveIMAGE"), megapixels, **values)
+    graph.add("Keep", images=[upscaled, 0], name="image")
+    graph.add("Keep", images=[upscaled, 1], name="stages")
+    return graph
+
+
+def by_hand() -> Prompt:
+    """Both stages, as a person wires them."""
+    graph = Graph()
+    model, vae, image = graph.add("GiveMODEL"), graph.add("GiveVAE"), graph.add("GiveIMAGE")
+    weights, positive = graph.add("GiveWEIGHTS"), graph.add("GiveCONDITIONING")
+    for side, stretch in ((FIRST, 1.0), (SECOND, 10.0)):
+        size = {"width": side, "height": side}
+        image = graph.add("ImageScale", image=image, upscale_method="lanczos", crop="center", **size)
+        patched = graph.add(
+            "CLEARApply",
+            model=model,
+            weights=weights,
+            radius=0,
+            down_factor=0,
+            strength=1.0,
+            backend="auto",
+            ntk_factor=stretch,
+            proportional_attention=True,
+            start_percent=0.0,
+            end_percent=1.0,
+        )
+        shifted = graph.add("ModelSamplingFlux", model=patched, max_shift=1.1, base_shift=1.1, **size)
+        guided = graph.add("FluxGuidance", conditioning=positive, guidance=7.5)
+        sampled = graph.add(
+            "CLEARTiledSampler",
+            noise=graph.add("RandomNoise", noise_seed=SEED),
+            guider=graph.add("BasicGuider", model=shifted, conditioning=guided),
+            sampler=graph.add("KSamplerSelect", sampler_name="euler"),
+            sigmas=graph.add("BasicScheduler", model=shifted, scheduler="simple", steps=STEPS, denoise=DENOISE),
+            latent_image=graph.add("VAEEncodeTiled", pixels=image, vae=vae, **TILE),
+            devices="cpu",
+            bands=2,
+            text_merge="exact",
+        )
+        image = graph.add("VAEDecodeTiled", samples=sampled, vae=vae, **TILE)
+        graph.add("Keep", images=image, name=str(side))
+    return graph
+
+
+@pytest.fixture(scope="module")
+def machine(host: Any, nodes_api: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Machine]:
+    """Makes machines that have done nothing yet."""
+    for name in ("nodes_custom_sampler", "nodes_flux", "nodes_model_advanced"):
+        path = Path(host.__file__).parent / "comfy_extras" / f"{name}.py"
+        assert asyncio.run(host.load_custom_node(str(path), module_parent="comfy_extras"))
+    return lambda **options: Machine(host, nodes_api, tmp_path_factory.mktemp("weights"), **options)
+
+
+@pytest.fixture(scope="module")
+def whole(machine: Callable[..., Machine]) -> Run:
+    """The upscale, from start to end."""
+    return machine().run(one_node())
+
+
+def same(mine: Run, theirs: Run) -> bool:
+    (image,) = mine.images["image"]
+    pairs = zip(mine.images["stages"], theirs.images["stages"], strict=True)
+    return all(torch.equal(a, b) for a, b in pairs) and torch.equal(image, mine.images["stages"][-1])
+
+
+def test_every_stage_is_the_hand_wired_graphs(machine: Callable[..., Machine], whole: Run) -> None:
+    hand = machine().run(by_hand())
+    assert hand.ended == whole.ended == "execution_success"
+    first, second = whole.images["stages"]
+    assert (first.shape, second.shape) == ((1, FIRST, FIRST, 3), (1, SECOND, SECOND, 3))
+    assert torch.equal(first, hand.images[str(FIRST)][0])
+    assert torch.equal(second, hand.images[str(SECOND)][0])
+    assert torch.equal(whole.images["image"][0], second)
+    # Bits that are equal because everything was cut off at black or white would prove nothing.
+    assert ((second > 0) & (second < 1)).float().mean() > 0.9
+
+
+def test_each_stage_reports_its_steps_on_the_one_node(whole: Run) -> None:
+    assert whole.steps == [1, 2] * 2
+    shown = dict(zip(whole.ran, whole.shown_on, strict=True))
+    assert shown["CLEARTiledSampler"] == shown["VAEDecodeTiled"] == shown["CLEARHighRes"]
+
+
+def test_the_seed_alone_decides(machine: Callable[..., Machine], whole: Run) -> None:
+    assert same(machine().run(one_node()), whole)
+    first = whole.images["stages"][0]
+    one_stage = FIRST**2 / 1e6
+    assert torch.equal(machine().run(one_node(one_stage)).images["image"][0], first)
+    assert error(machine().run(one_node(one_stage, seed=SEED + 1)).images["image"][0], first) > 0.01
+
+
+def cancelled_and_resumed(host: Any, machine: Machine, prompt: Prompt, steps: int) -> Run:
+    """The second run of a prompt whose first was cancelled after that many sampling steps."""
+
+    def cancel(done: int) -> None:
+        if done == steps:
+            host.interrupt_processing()
+
+    stopped = machine.run(prompt, cancel)
+    assert (stopped.ended, len(stopped.steps), stopped.images) == ("execution_interrupted", steps, {})
+    resumed = machine.run(prompt)
+    assert resumed.ended == "execution_success"
+    return resumed
+
+
+def test_cancelled_in_the_second_stage_it_goes_on_from_the_first(
+    host: Any, machine: Callable[..., Machine], whole: Run
+) -> None:
+    resumed = cancelled_and_resumed(host, machine(), one_node(), STEPS + 1)
+    assert resumed.steps == [1, 2]
+    assert resumed.ran == ["CLEARHighRes", "CLEARTiledSampler", "VAEDecodeTiled", "CLEARStages", "Keep", "Keep"]
+    assert same(resumed, whole)
+
+
+@pytest.mark.parametrize(("steps", "left"), [(1, 3), (2, 2), (5, 1)])
+def test_cancelled_anywhere_only_finished_stages_are_kept(
+    host: Any, machine: Callable[..., Machine], steps: int, left: int
+) -> None:
+    """After the last step of a stage its sampler ends before the cancel is seen: its latent is kept."""
+    prompt = one_node(SMALL, stages=3)
+    resumed = cancelled_and_resumed(host, machine(), prompt, steps)
+    assert resumed.ran.count("CLEARTiledSampler") == left
+    assert same(resumed, machine().run(prompt))
+
+
+def test_what_is_found_again_is_of_the_same_image_and_settings(machine: Callable[..., Machine]) -> None:
+    used = machine()
+    inverted = Graph()
+    image = inverted.add("ImageInvert", image=inverted.add("GiveIMAGE"))
+    inverted.add("Keep", images=inverted.upscale(image, SMALL), name="image")
+    for prompt in (one_node(SMALL), one_node(SMALL, guidance=2.0), inverted, one_node(SMALL)):
+        run = used.run(prompt)
+        assert run.ran.count("CLEARTiledSampler") == 1
+        assert torch.equal(run.images["image"][0], machine().run(prompt).images["image"][0])
+
+
+def test_a_host_that_keeps_nothing_runs_what_is_before_the_node_once(
+    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.cli_args
+
+    expected = machine().run(one_node(SMALL))
+    monkeypatch.setattr(comfy.cli_args.args, "cache_none", True)
+    run = machine(cache="NONE").run(one_node(SMALL))
+    assert run.ran.count("GiveMODEL") == run.ran.count("GiveIMAGE") == 1
+    assert torch.equal(run.images["image"][0], expected.images["image"][0])
+
+
+def test_a_list_of_images_is_carried_up_one_by_one(machine: Callable[..., Machine]) -> None:
+    graph = Graph()
+    first, _ = graph.upscale(graph.add("GiveIMAGE"), SMALL, stages=2)
+    for slot, name in ((0, "the last"), (1, "both")):
+        graph.add("Keep", images=graph.upscale([first, slot], SMALL), name=name)
+    images = machine().run(graph).images
+    assert [image.shape for image in images["both"]] == [(1, 512, 512, 3)] * 2
+    assert torch.equal(images["both"][1], images["the last"][0])
+    assert error(images["both"][0], images["both"][1]) > 0.01
+
+
+def test_more_stages_than_a_person_can_ask_for_come_in_order(machine: Callable[..., Machine]) -> None:
+    graph = Graph()
+    dot = graph.add(
+        "ImageScale", image=graph.add("GiveIMAGE"), upscale_method="area", width=1, height=1, crop="disabled"
+    )
+    upscaled, _ = graph.upscale(dot, 0.4)
+    graph.add("Keep", images=[upscaled, 0], name="image")
+    graph.add("Keep", images=[upscaled, 1], name="stages")
+    images = machine().run(graph).images
+    sides = [image.shape[1] for image in images["stages"]]
+    assert sides == sorted(sides) and len(sides) == 10
+    assert torch.equal(images["stages"][-1], images["image"][0])
+
+
+def test_bands_and_lanes_do_not_show(machine: Callable[..., Machine]) -> None:
+    def image(**values: Any) -> Tensor:
+        return machine().run(one_node(SMALL, **values)).images["image"][0]
+
+    expected = image(bands=1)
+    for values in ({"bands": 2}, {"bands": 4}, {"bands": 4, "devices": "cpu,cpu"}):
+        assert error(image(**values), expected) < 1e-5

@@ -1,0 +1,144 @@
+"""Load CLEAR Weights in a real server whose hub is one on the loopback and whose folder for weights is an extra one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.client import ClientError, ComfyClient, Prompt, Run
+from harness.hub import LoopbackHub, small_files
+from harness.server import PACK_FOLDER, ComfyServer
+
+LOADER = "1"
+Place = tuple[LoopbackHub, ComfyClient, Path]
+
+
+@pytest.fixture(scope="module")
+def started(host: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A hub, a client of a server that knows this hub alone, and the folder that its extra_model_paths name."""
+    home = tmp_path_factory.mktemp("download")
+    folder = home / "my weights"
+    folder.mkdir()
+    paths = home / "paths.yaml"
+    paths.write_text(json.dumps({"mine": {"clear": str(folder)}}))  # JSON is YAML
+    options = ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_FOLDER]
+    options += ["--extra-model-paths-config", str(paths)]
+    for name in ("output", "input", "temp", "user"):
+        (home / name).mkdir()
+        options += [f"--{name}-directory", str(home / name)]
+    with LoopbackHub(small_files()) as hub, pytest.MonkeyPatch.context() as environment:
+        for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            environment.delenv(name, raising=False)
+        environment.setenv("HF_ENDPOINT", hub.address)
+        environment.setenv("HF_HOME", str(home / "hf"))
+        with ComfyServer(home / "server.log", options=options, cpu=True) as server:
+            yield hub, ComfyClient(server.address), folder
+
+
+@pytest.fixture
+def place(started: Place) -> Iterator[Place]:
+    hub, _, _ = started
+    assert hub.requests == [], "nothing is asked at the start, nor between prompts"
+    hub.rate, hub.hold_at = None, None
+    hub.held.clear()
+    hub.go.clear()
+    yield started
+    hub.requests.clear()
+
+
+def prompt(name: str, **inputs: str) -> Prompt:
+    loader = {"class_type": "CLEARWeightsLoader", "inputs": {"weights_name": name, **inputs}}
+    return {LOADER: loader, "2": {"class_type": "PreviewAny", "inputs": {"source": [LOADER, 0]}}}
+
+
+def tooltip(client: ComfyClient) -> str:
+    return client.object_info()["CLEARWeightsLoader"]["input"]["required"]["weights_name"][1]["tooltip"]
+
+
+def test_looking_at_the_page_downloads_nothing(place: Place) -> None:
+    hub, client, _ = place
+    options = client.object_info()["CLEARWeightsLoader"]["input"]["required"]["weights_name"][1]["options"]
+    assert set(hub.files) <= set(options)
+    assert "clear_local_32.safetensors: released, 3.6 GB, not downloaded" in tooltip(client)
+    client.get("/")
+    client.get_json("/workflow_templates")
+    assert hub.requests == []
+
+
+def test_a_missing_file_is_downloaded_when_the_prompt_runs(place: Place) -> None:
+    hub, client, folder = place
+    name = "clear_local_16.safetensors"
+    hub.rate = 120_000
+    run = client.run(prompt(name))
+    assert run.status == "success"
+    assert (folder / name).read_bytes() == hub.files[name]
+    assert [path.name for path in folder.iterdir()] == [name]
+    done = [step.value for step in run.steps_of(LOADER)]
+    assert {step.total for step in run.steps_of(LOADER)} == {len(hub.files[name])}
+    assert len(done) > 2 and done == sorted(done) and done[-1] == len(hub.files[name])
+    texts = [text for node, text in run.texts if node == LOADER]
+    assert any(text.startswith(f"{name}: ") and " of 168 kB, " in text and "kB/s, " in text for text in texts[1:])
+    assert texts[-1].startswith(f"{name}: downloaded into {folder}")
+    assert f"{name}: released, 3.6 GB, here" in tooltip(client)
+
+    hub.requests.clear()
+    again = client.run(prompt(name))
+    assert LOADER in again.cached
+    assert client.run(prompt(name, download="never")).status == "success"
+    assert hub.requests == []
+
+
+def test_never_is_said_when_the_prompt_is_queued(place: Place) -> None:
+    hub, client, folder = place
+    name = "clear_local_32.safetensors"
+    with pytest.raises(ClientError) as refusal:
+        client.queue(prompt(name, download="never"))
+    text = str(refusal.value)
+    assert f"{name} is not here, and download is set to 'never'" in text
+    assert f"fetch {hub.url(name)} (3.6 GB) by hand and put it into {folder}." in text
+    with pytest.raises(ClientError, match="download is 'always'; choose one of: when missing, never"):
+        client.queue(prompt(name, download="always"))
+    assert hub.requests == []
+
+
+def test_cancel_keeps_what_came_and_the_next_run_goes_on(place: Place) -> None:
+    hub, client, folder = place
+    name = "clear_local_8.safetensors"
+    hub.hold_at = 100_000
+    asked = False
+
+    def interrupt(run: Run) -> None:
+        nonlocal asked
+        if run.steps_of(LOADER) and not asked:
+            asked = True
+            assert hub.held.wait(30)
+            client.interrupt()
+
+    stopped = client.run(prompt(name), interrupt)
+    assert stopped.status == "interrupted"
+    assert not hub.go.is_set(), "the hub was silent, and nobody waited for it"
+    (part,) = (path for path in folder.iterdir() if path.name.startswith(name))
+    kept = part.read_bytes()
+    assert 0 < len(kept) <= 100_000 and hub.files[name].startswith(kept)
+
+    hub.go.set()
+    run = client.run(prompt(name))
+    assert run.status == "success"
+    assert (folder / name).read_bytes() == hub.files[name]
+    assert not part.exists()
+    assert hub.ranges_asked() == [None, f"bytes={len(kept)}-"]
+
+
+def test_a_failed_download_says_what_to_do(place: Place) -> None:
+    hub, client, folder = place
+    name = "clear_local_8_down_4.safetensors"
+    hub.hub_statuses = [403]
+    with pytest.raises(ClientError) as failure:
+        client.run(prompt(name))
+    text = str(failure.value)
+    assert f"CLEARWeightsLoader (node {LOADER}) failed: {name} could not be downloaded: access is refused" in text
+    assert f"Nothing of it is kept. To do it by hand, fetch {hub.url(name)} and put it into {folder}." in text
