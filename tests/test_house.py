@@ -109,12 +109,14 @@ def test_every_node_has_a_help_page() -> None:
     nodes = {match for path in NODES for match in re.findall(r'node_id="(\w+)"', path.read_text(encoding="utf-8"))}
     assert nodes == {
         "CLEARApply",
+        "CLEARAttentionMap",
         "CLEARCompare",
         "CLEARControlNet",
         "CLEARHighRes",
         "CLEARItem",
         "CLEARStages",
         "CLEARMultiGPU",
+        "CLEARReport",
         "CLEARTiledSampler",
         "CLEARWeightsLoader",
     }

@@ -36,7 +36,7 @@ class MaskedBackend:
         queries, keys = _sizes(call)
         size = queries * keys * call.query.element_size()
         if size > _LARGEST_MASK:
-            return f"its mask would take {size / 2**20:,.0f} MB; it takes up to {_LARGEST_MASK / 2**20:.0f}"
+            return f"its mask would take {size / 2**20:,.0f} MB; it takes up to {_LARGEST_MASK / 2**20:.0f} MB"
         return pooled_mask_refusal(call)
 
     def executed_pairs(self, call: AttentionCall) -> int:

@@ -21,7 +21,6 @@ from ...clear_core.call import as_bias
 from ...clear_core.layout import TokenLayout
 from ...clear_core.pooling import pool
 from ...clear_core.weights import BlockId
-from ..blocks import parse_blocks
 from ..looking import Look, look
 from ..settings import USUAL, ClearSettings
 from .bands import BANDS
@@ -95,7 +94,11 @@ def ask_attention(
     """
     flux, family = transformer_of(model)
     depth = (len(flux.double_blocks), len(flux.single_blocks))
-    parse_blocks(question.block.kind[0] + str(question.block.index)).check_depth(*depth)
+    if question.block.index >= depth[question.block.kind == "single"]:
+        raise ValueError(
+            f"block is {_name(question.block)}; this model has {depth[0]} double and {depth[1]} single blocks: d0 to "
+            f"d{depth[0] - 1} and s0 to s{depth[1] - 1}."
+        )
     if not -1 <= question.head < flux.num_heads:
         raise ValueError(
             f"head is {question.head}; this model has {flux.num_heads} heads: 0 to {flux.num_heads - 1}, or -1 for the "
@@ -122,7 +125,7 @@ def ask_attention(
     _run(watched, positive, latent, samples, sigma, seed)
     if not found:
         raise ValueError(
-            f"block {question.block.kind[0]}{question.block.index} did not attend at {question.percent:g} of the "
+            f"block {_name(question.block)} did not attend at {question.percent:g} of the "
             "schedule: either positive has no part of the prompt for this time, or another node skips or replaces the "
             "block. Remove that node or choose another percent or block."
         )
@@ -260,6 +263,11 @@ def _taken(
         cells = pool(key[None, :, text : text + grid.tokens], grid, pooling(question.block))[0]
     seen = look(query[:, index], key, layout, place, settings, bias=mask, cells=cells)
     return _Taken(seen, settings.left_dense(question.block, active=frame.active))
+
+
+def _name(block: BlockId) -> str:
+    """As a person writes it: d3, s12."""
+    return f"{block.kind[0]}{block.index}"
 
 
 def _token(share: float, size: int) -> int:

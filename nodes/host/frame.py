@@ -12,6 +12,7 @@ from ...clear_core.layout import Grid
 from ...clear_core.weights import BlockId
 
 KEY = "clear_attention"
+BANDS = "clear_bands"
 OVERRIDE = "optimized_attention_override"
 # In transformer_options: the node's settings and its pooling weights, the forward's frame, whether the window is on in
 # this step, and the worker of a forward that runs in bands.
@@ -34,7 +35,12 @@ class Frame:
 
 
 def frame_of(flux: Any, x: Tensor, ref_latents: Sequence[Tensor] | None, options: Mapping[str, Any]) -> Frame:
-    """The frame of a forward of the host's FLUX, from its arguments."""
+    """The frame of a forward of the host's FLUX, from its arguments. Raises ValueError for a latent of nothing."""
+    if x.numel() == 0:
+        raise ValueError(
+            f"The latent that is to be sampled holds no image: its shape is {tuple(x.shape)}. "
+            "Look at the node that makes it."
+        )
     patch = flux.patch_size
     references = tuple(_grid(latent, patch) for latent in ref_latents or ())
     return Frame(_grid(x, patch), references, options.get(ACTIVE, True))

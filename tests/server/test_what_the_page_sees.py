@@ -26,6 +26,7 @@ APPLY = {
     "start_percent": ("FLOAT", 0.0),
     "end_percent": ("FLOAT", 1.0),
     "references": ("COMBO", "window"),
+    "blocks": ("STRING", "all"),
 }
 LIMITS = {
     "radius": (0, 128),
@@ -54,7 +55,7 @@ def test_apply_node(object_info: dict[str, Any]) -> None:
         assert inputs[name][1]["tooltip"]
     for name, (low, high) in LIMITS.items():
         assert (inputs[name][1]["min"], inputs[name][1]["max"]) == (low, high)
-    assert set(info["input"]["optional"]) == {"weights", "references"}
+    assert set(info["input"]["optional"]) == {"weights", "references", "blocks"}
     assert inputs["backend"][1]["options"][0] == "auto"
     assert {"sdpa", "reference"} <= set(inputs["backend"][1]["options"])
     assert inputs["references"][1]["options"] == ["window", "all tokens"]

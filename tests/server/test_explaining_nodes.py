@@ -1,0 +1,50 @@
+"""CLEAR Report and CLEAR Attention Map on the real server: pictures and text on the node, and handed on."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from PIL import Image
+
+from harness import workflow
+
+
+def test_both_nodes_show_their_picture_and_their_text(client: Any, demo_prompt: Any) -> None:
+    prompt = demo_prompt({"CLEARApply": {"radius": 4}}, width=256, height=192)
+    loaders = ("UNETLoader", "CLEARWeightsLoader", "DualCLIPLoader", "CLEARApply", "Prompt", "FluxGuidance", "Width")
+    kept = [workflow.node_id(prompt, name) for name in (*loaders, "Height", "EmptySD3LatentImage")]
+    nodes = {key: prompt[key] for key in kept}
+    model = [workflow.node_id(prompt, "CLEARApply"), 0]
+    nodes["report"] = {"class_type": "CLEARReport", "inputs": {"model": model, "width": 1024, "height": 1536}}
+    nodes["map"] = {
+        "class_type": "CLEARAttentionMap",
+        "inputs": {
+            "model": model,
+            "positive": [workflow.node_id(prompt, "FluxGuidance"), 0],
+            "latent_image": [workflow.node_id(prompt, "EmptySD3LatentImage"), 0],
+            "seed": 3,
+            "percent": 0.2,
+            "block": "s0",
+            "head": -1,
+            "x": 0.5,
+            "y": 0.5,
+        },
+    }
+    run = client.run(nodes)
+    words = {
+        "report": (
+            "FLUX.1, radius 4",
+            "Attention of one step, all 2 layers:",
+            "  1024 x 1536: dense",
+            "would compute it",
+        ),
+        "map": ("FLUX.1, single block 0, mean of 24 heads", "of 12 x 16 tokens", "Inside the window: "),
+    }
+    for node, said in words.items():
+        (text,) = run.outputs[node]["text"]
+        assert all(word in text for word in said), text
+        assert [shown for where, shown in run.texts if where == node][-1] == text
+        (reference,) = run.outputs[node]["images"]
+        with Image.open(io.BytesIO(client.image(reference))) as picture:
+            assert picture.width == 1600
