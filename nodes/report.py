@@ -122,4 +122,5 @@ class StandingReport(RunReport):
     def text(self) -> str:
         with self._lock:
             ran = [f"window: {how}" for how in self._local] + [f"dense: {reason}" for reason in self._dense]
+            ran += self._notes
         return "\n".join([self.headline, *ran])

@@ -12,13 +12,14 @@ import torch
 from ...clear_core.bands import BandPlan, cut_rows
 from ...clear_core.layout import Grid
 from ...clear_core.memory import ModelShape, banded_bytes
-from ..band_settings import BandSettings
+from ..band_settings import MAX_BANDS, BandSettings
+from ..settings import ClearSettings
 from .frame import SETTINGS
 from .replicas import Lane
 
 _LEAST_ROWS = 4  # thinner bands save no more: what waits for its neighbours is as tall as the window
 RESERVE = 512 * 2**20  # bytes left to the driver, the page's previews and the like
-_TEXT = 512
+TEXT = 512
 
 
 def free_bytes(lanes: Sequence[Lane]) -> int | None:
@@ -35,6 +36,22 @@ def free_bytes(lanes: Sequence[Lane]) -> int | None:
 def shape_of(flux: Any, element_size: int) -> ModelShape:
     """The host's FLUX as the memory model knows it. element_size: bytes of an activation's element."""
     return ModelShape(flux.hidden_size, flux.hidden_size // flux.num_heads, element_size=element_size)
+
+
+def plans(grid: Grid, clear: ClearSettings) -> Callable[[int], BandPlan]:
+    """How a forward on one lane is cut, by the number of bands."""
+
+    def plan_of(count: int) -> BandPlan:
+        rows = cut_rows(grid.height, count, clear.down_factor)
+        window = clear.window if clear.whole_schedule and clear.blocks.everything else None
+        return BandPlan(grid, rows, (0,) * len(rows), window, together=clear.down_factor > 1)
+
+    return plan_of
+
+
+def most_bands(grid: Grid) -> int:
+    """The number of bands beyond which more save nothing."""
+    return max(1, min(MAX_BANDS, grid.height // _LEAST_ROWS))
 
 
 def fitting_count(
@@ -64,15 +81,11 @@ def shape_for_estimate(model: Any, noise_shape: Sequence[int], settings: BandSet
     grid = Grid(-(-height // flux.patch_size), -(-width // flux.patch_size))
     shape = shape_of(flux, max(2, model.model.get_dtype().itemsize))  # weights may be fp8, activations are not
 
-    def plan_of(count: int) -> BandPlan:
-        rows = cut_rows(grid.height, count, clear.down_factor)
-        window = clear.window if clear.whole_schedule and clear.blocks.everything else None
-        return BandPlan(grid, rows, (0,) * len(rows), window, together=clear.down_factor > 1)
-
+    plan_of = plans(grid, clear)
     room = comfy.model_management.get_total_memory(home) - model.model_size() - RESERVE
-    count = settings.bands or fitting_count(plan_of, 1, room, _TEXT, shape, 2 * batch)
+    count = settings.bands or fitting_count(plan_of, 1, room, TEXT, shape, 2 * batch)
     if count == 1:
         return noise_shape
-    need = banded_bytes(plan_of(count), _TEXT, shape, batch)
+    need = banded_bytes(plan_of(count), TEXT, shape, batch)
     estimate = model.model.memory_required([batch, channels, height, width])
     return [batch, channels, max(1, min(height, round(height * need / max(1, estimate)))), width]

@@ -28,13 +28,12 @@ from ...clear_core.workers import Anchor, Worker
 from ..band_settings import BandSettings
 from .band_memory import fitting_count, free_bytes, shape_for_estimate, shape_of
 from .band_progress import Begin, Moved, band_progress
-from .frame import FRAME, SETTINGS, STEP, Frame
+from .frame import BANDS, FRAME, SETTINGS, STEP, Frame
 from .messages import messenger, name_of
 from .parts import BandStep
 from .patch import CHROMA, transformer_of
 from .replicas import Lane, Replicas, preflight
 
-BANDS = "clear_bands"
 _log = logging.getLogger("clear-attention")
 
 

@@ -33,17 +33,24 @@ from .frame import (
     unknown_arguments,
 )
 from .messages import name_of
+from .out_of_memory import advise, is_out_of_memory, run_sparing
 from .parts import attend_in_bands
 
 
-def run_wrapper(report: RunReport) -> Callable[..., Any]:
-    def clear_run(executor: Any, *args: Any, **kwargs: Any) -> Any:
+def run_wrapper(report: RunReport, *, can_be_cut: bool) -> Callable[..., Any]:
+    """The OUTER_SAMPLE wrapper. can_be_cut: whether the model's forward can run in bands."""
+
+    def clear_run(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
         report.begin()
         finished = False
         try:
-            out = executor(*args, **kwargs)
+            out = executor(noise, *args, **kwargs)
             finished = True
             return out
+        except Exception as error:
+            if is_out_of_memory(error):
+                advise(report, executor.class_obj.model_patcher, noise.shape, can_be_cut=can_be_cut)
+            raise
         finally:
             report.end(finished=finished)
 
@@ -185,6 +192,6 @@ def _attend(
         if settings.backend != AUTO:
             raise
         return _Dense(str(error), gain=gain)
-    out = choice.backend.run(call).out
+    out = run_sparing(choice.backend.run, call, report).out
     report.local(f"{choice.backend.name} ({layout}; {choice.reason})")
     return shaped(out, heads, kwargs)

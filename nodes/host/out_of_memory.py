@@ -20,7 +20,6 @@ from ...clear_core.memory import banded_bytes
 from ..report import RunReport
 from .band_memory import RESERVE, TEXT, fitting_count, most_bands, plans, shape_of
 from .frame import BANDS, SETTINGS
-from .patch_target import CHROMA, transformer_of
 
 _LESS = 4  # the second try gathers a quarter of the first
 
@@ -44,20 +43,20 @@ def run_sparing(
     comfy.model_management.soft_empty_cache()
     less = max(1, call.budget // _LESS)
     result = run(replace(call, budget=less))
-    report.remark(f"memory was full in a layer, which went on gathering {less / 2**20:.0f} MB at a time: slower")
+    report.note(f"memory was full in a layer, which went on gathering {less / 2**20:.0f} MB at a time: slower")
     return result
 
 
-def advise(report: RunReport, model: Any, noise_shape: Sequence[int]) -> None:
+def advise(report: RunReport, model: Any, noise_shape: Sequence[int], *, can_be_cut: bool) -> None:
     """Say on the node and in the log what would fit. Never raises: the error that led here is what counts."""
     with suppress(Exception):
-        report.remark(advice(model, noise_shape))
+        report.note(_advice(model, noise_shape, can_be_cut))
 
 
-def advice(model: Any, noise_shape: Sequence[int]) -> str:
+def _advice(model: Any, noise_shape: Sequence[int], can_be_cut: bool) -> str:
     """Which tiling would fit, from the memory model. model: a patched MODEL. noise_shape: of the latent."""
-    flux, family = transformer_of(model)
-    if len(noise_shape) != 4 or family == CHROMA:
+    flux = model.get_model_object("diffusion_model")
+    if len(noise_shape) != 4 or not can_be_cut:
         return "out of memory: choose a smaller image, or weights of 8 bits (fp8)"
     batch, _, height, width = noise_shape
     grid = Grid(-(-height // flux.patch_size), -(-width // flux.patch_size))

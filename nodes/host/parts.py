@@ -21,6 +21,7 @@ from ...clear_core.workers import Anchor, Part, Worker
 from ..report import RunReport
 from ..settings import ClearSettings
 from .frame import Frame, Pooling, block_of, full_mask, shaped, unknown_arguments
+from .out_of_memory import run_sparing
 
 _BUDGET = 64 * 2**20  # bytes gathered at a time: bands are for those who are short of memory
 
@@ -117,7 +118,7 @@ class _Parts:
         choice = choose_backend(call, settings.backend)
         if part.query_rows is not None:
             self._report.local(f"{choice.backend.name} in bands ({layout}; {choice.reason})")
-        return choice.backend.run(call)
+        return run_sparing(choice.backend.run, call, self._report)
 
 
 def _cut(mask: Tensor | None, part: Part, layout: TokenLayout) -> Tensor | None:

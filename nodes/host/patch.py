@@ -57,7 +57,7 @@ def apply_clear(
     pooling = _pooling_weights(settings, weights)
     options[OVERRIDE] = attention_override(settings, pooling, report, previous)
     options[KEY], options[SETTINGS], options[POOLING] = report.headline, settings, pooling
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, run_wrapper(report))
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, run_wrapper(report, can_be_cut=family != CHROMA))
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, schedule_wrapper(settings, report))
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, frame_wrapper(report))
     report.announce()

@@ -1,6 +1,7 @@
 """What the page asks the server: /clear_attention/window, /bands, /devices and /weights. All GET, all small JSON.
 
-They lie on ComfyUI's own table of routes, so that its checks of a request's origin hold for them too.
+They lie on ComfyUI's own table of routes, so that its checks of a request's origin hold for them too. A request that
+cannot be read is answered with 400 and {"error": why}; values that a node would refuse, with {"refused": its words}.
 """
 
 from __future__ import annotations
@@ -60,18 +61,25 @@ def window(query: Query) -> Any:
     """The window over an image and its cost; see `window_facts`."""
     values = _values(query, _SIZE | _CLEAR)
     width, height = _size(values)
+    try:
+        settings = _settings(values)
+    except ValueError as refusal:
+        return {"refused": str(refusal)}
     home = comfy.model_management.get_torch_device()
     card = torch.cuda.get_device_name(home) if home.type == "cuda" else None
     bench = read_bench(Path(folder_paths.get_user_directory()) / BENCH, card)
-    return window_facts(_settings(values), width, height, bench)
+    return window_facts(settings, width, height, bench)
 
 
 def bands(query: Query) -> Any:
     """How an image would be cut here; see `band_facts`."""
     values = _values(query, _SIZE | _CLEAR | _BANDS)
     width, height = _size(values)
-    settings = resolve_bands(values["devices"], values["bands"], "exact")
-    return band_facts(_settings(values), settings, width, height, machine())
+    try:
+        clear, settings = _settings(values), resolve_bands(values["devices"], values["bands"], "exact")
+    except ValueError as refusal:
+        return {"refused": str(refusal)}
+    return band_facts(clear, settings, width, height, machine())
 
 
 def devices(query: Query) -> Any:

@@ -1,0 +1,165 @@
+"""What this pack needs of ComfyUI, looked for at start-up, so that a host that lacks it is told in one sentence.
+
+Beside `host`, not in it: that package cannot be imported where a piece of ComfyUI is missing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+_PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+_NAMED = 3  # missing pieces named in the sentence; the rest are counted
+
+NEEDED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "comfy.cli_args": "args",
+        "comfy.controlnet": "ControlNet",
+        "comfy.ldm.chroma.model": "Chroma",
+        "comfy.ldm.common_dit": "pad_to_patch_size",
+        "comfy.ldm.flux.controlnet": "ControlNetFlux",
+        "comfy.ldm.flux.layers": "EmbedND",
+        "comfy.ldm.flux.model": "Flux",
+        "comfy.model_management": "OOM_EXCEPTION get_free_memory get_torch_device get_total_memory load_models_gpu "
+        "soft_empty_cache throw_exception_if_processing_interrupted",
+        "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL "
+        "WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE WrappersMP.PREPARE_SAMPLING",
+        "comfy.sample": "fix_empty_latent_channels prepare_noise",
+        "comfy.samplers": "CFGGuider KSAMPLER KSampler.SAMPLERS KSampler.SCHEDULERS",
+        "comfy.utils": "ProgressBar flux_to_diffusers set_attr",
+        "comfy_api.latest": "ComfyExtension io.AnyType io.Boolean io.Combo io.ComfyNode io.Conditioning io.ControlNet "
+        "io.Custom io.Float io.Guider io.Hidden.dynprompt io.Hidden.extra_pnginfo io.Hidden.prompt io.Hidden.unique_id "
+        "io.Image io.Input io.Int io.Latent io.Model io.NodeOutput io.Noise io.Sampler io.Schema io.Sigmas io.String "
+        "io.UpscaleModel io.Vae ui.PreviewImage",
+        "comfy_execution.graph_utils": "GraphBuilder",
+        "folder_paths": "add_model_folder_path folder_names_and_paths get_filename_list get_folder_paths get_full_path "
+        "get_user_directory models_dir",
+    }
+)
+"""By module: every name that this pack takes from ComfyUI. A test holds it against the imports."""
+
+ON_USE: Final = ("comfy_extras.nodes_custom_sampler.SamplerCustomAdvanced",)
+"""Imported only when it is needed: to look inside would load it."""
+
+METHODS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "comfy.model_base.BaseModel": "apply_model get_dtype memory_required",
+        "comfy.model_patcher.ModelPatcher": "add_object_patch add_patches add_wrapper_with_key clone get_model_object "
+        "get_wrappers model_size remove_wrappers_with_key",
+    }
+)
+"""By class: what is called on a host's object that comes in by a wire."""
+
+ARGUMENTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "comfy.ldm.chroma.model.Chroma._forward": "x transformer_options",
+        "comfy.ldm.flux.layers.DoubleStreamBlock.forward": "transformer_options",
+        "comfy.ldm.flux.layers.SingleStreamBlock.forward": "transformer_options",
+        "comfy.ldm.flux.model.Flux._forward": "x timestep context y guidance ref_latents control transformer_options",
+        "comfy.model_base.BaseModel._apply_model": "x t c_concat c_crossattn control transformer_options",
+        "comfy.model_patcher.ModelPatcher.add_patches": "patches strength_patch strength_model",
+    }
+)
+"""By function: the arguments that wrappers and hooks of this pack rely on, by name."""
+
+_OVERRIDE = "optimized_attention_override"
+
+
+class MissingHooks(Exception):
+    """This ComfyUI lacks something that the pack needs. Its arguments are the names."""
+
+
+def check() -> None:
+    """Raises MissingHooks with the names of what is missing. Takes milliseconds."""
+    found = [*_missing_names(), *_missing_arguments()]
+    if not found and not _asks_override():
+        found.append(f"an attention that asks {_OVERRIDE}")
+    if found:
+        raise MissingHooks(*found)
+
+
+def explained(error: Exception) -> str:
+    """The one sentence for the log: both versions, what is wrong, what to do."""
+    project = _PROJECT.read_text(encoding="utf-8")
+    pack, oldest = (_quoted(project, name) for name in ("version", "requires-comfyui"))
+    host = getattr(sys.modules.get("comfyui_version"), "__version__", None) or _host_version()
+    start = f"CLEAR Attention {pack} adds no nodes to this ComfyUI ({host})"
+    if isinstance(error, MissingHooks):
+        names = ", ".join(map(str, error.args[:_NAMED]))
+        more = f" and {len(error.args) - _NAMED} more" if len(error.args) > _NAMED else ""
+        return (
+            f"{start}, which lacks {names}{more}. It needs ComfyUI {oldest.lstrip('>=')} or newer; where ComfyUI is "
+            "newer than this pack, update the pack."
+        )
+    return (
+        f"{start}: {type(error).__name__}: {str(error).partition(chr(10))[0]}. Where a package is missing, run "
+        "pip install -r requirements.txt in this pack's folder with ComfyUI's Python; else update the pack and ComfyUI."
+    )
+
+
+def _missing_names() -> Iterator[str]:
+    for module, names in (*NEEDED.items(), *((name.rpartition(".")[0], "") for name in METHODS)):
+        try:
+            import_module(module)
+        except Exception:  # whatever a host's module may raise
+            yield module
+            continue
+        yield from (f"{module}.{name}" for name in names.split() if _found(f"{module}.{name}") is None)
+    for name in ON_USE:
+        module, _, attribute = name.rpartition(".")
+        loaded = sys.modules.get(module)
+        if find_spec(module) is None or (loaded is not None and not hasattr(loaded, attribute)):
+            yield name
+    for name, methods in METHODS.items():
+        yield from (f"{name}.{method}" for method in methods.split() if _found(f"{name}.{method}") is None)
+
+
+def _missing_arguments() -> Iterator[str]:
+    for name, wanted in ARGUMENTS.items():
+        function = _found(name)
+        known = inspect.signature(function).parameters if function is not None else {}
+        lacking = [argument for argument in wanted.split() if argument not in known]
+        if lacking:
+            yield f"{name}({', '.join(lacking)})"
+
+
+def _asks_override() -> bool:
+    """Whether the host's attention hands a call to the override: tried, for the name alone says nothing."""
+    asked: list[object] = []
+    wrap = _found("comfy.ldm.modules.attention.wrap_attn")
+    if wrap is None:
+        return False
+    attention = wrap(lambda *args, **kwargs: None)
+    attention(None, None, None, 1, transformer_options={_OVERRIDE: lambda *args, **kwargs: asked.append(args)})
+    return bool(asked)
+
+
+def _found(name: str) -> Any:
+    """What a dotted name stands for, None where it stands for nothing; its module has been imported."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        value: Any = sys.modules.get(".".join(parts[:length]))
+        if value is not None:
+            for part in parts[length:]:
+                value = getattr(value, part, None)
+            return value
+    return None
+
+
+def _host_version() -> str:
+    try:
+        return str(import_module("comfyui_version").__version__)
+    except Exception:  # a host that does not say
+        return "of unknown version"
+
+
+def _quoted(project: str, name: str) -> str:
+    found = re.search(rf'^{name} = "(.+)"$', project, re.MULTILINE)
+    return found[1] if found else "?"

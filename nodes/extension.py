@@ -1,0 +1,38 @@
+"""The list of nodes, as ComfyUI asks for it."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import host
+from .apply import CLEARApply
+from .attention_map import CLEARAttentionMap
+from .compare import CLEARCompare
+from .control_net import CLEARControlNet
+from .high_res import CLEARHighRes, CLEARItem, CLEARStages
+from .multi_gpu import CLEARMultiGPU
+from .report_node import CLEARReport
+from .tiled_sampler import CLEARTiledSampler
+from .weights_loader import CLEARWeightsLoader
+
+
+class ClearAttentionExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            CLEARWeightsLoader,
+            CLEARApply,
+            CLEARMultiGPU,
+            CLEARTiledSampler,
+            CLEARHighRes,
+            CLEARStages,
+            CLEARItem,
+            CLEARCompare,
+            CLEARControlNet,
+            CLEARReport,
+            CLEARAttentionMap,
+        ]
+
+
+async def comfy_entrypoint() -> ClearAttentionExtension:
+    host.add_routes()  # not in on_load, which hosts as old as 0.3.75 have but never call
+    return ClearAttentionExtension()

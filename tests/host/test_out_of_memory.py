@@ -1,0 +1,216 @@
+"""A full card: a layer is tried again with less; what cannot be helped stays ComfyUI's, with advice beside it."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from harness.models import chroma_model, flux_model, inputs, run_forward, sample
+
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.fixture
+def shown(nodes_api: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the node is told."""
+    texts: list[str] = []
+    monkeypatch.setattr(nodes_api.module("nodes.host.patch"), "messenger", lambda node_id: texts.append)
+    return texts
+
+
+@pytest.fixture
+def full(nodes_api: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """Makes memory full for calls of the backend sdpa that gather more than `room` bytes; their budgets."""
+    backend = nodes_api.module("clear_core.backends.sdpa").SdpaBackend
+    own = backend.run
+
+    def fill(room: int, error: Exception = FULL) -> list[int]:
+        asked: list[int] = []
+
+        def run(self: Any, call: Any) -> Any:
+            asked.append(call.budget)
+            if call.budget > room:
+                raise error
+            return own(self, call)
+
+        monkeypatch.setattr(backend, "run", run)
+        return asked
+
+    return fill
+
+
+def card_of(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
+    """A card of so many GiB, where this machine has a processor."""
+    import comfy.model_management
+
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device=None: int(size * 2**30))
+
+
+def test_a_layer_goes_on_with_less(
+    host: Any, nodes_api: Any, shown: list[str], full: Callable[..., list[int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    patched = nodes_api.apply(flux_model(), radius=3, backend="sdpa")
+    expected = sample(patched, 16, 20)
+    asked = full(64 * 2**20)
+    with caplog.at_level(logging.WARNING):
+        out = sample(patched, 16, 20)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+    assert asked == [256 * 2**20, 64 * 2**20] * 6  # three layers, two steps
+    said = "memory was full in a layer, which went on gathering 64 MB at a time: slower"
+    assert shown[-1].splitlines()[-1] == said
+    assert [record.message for record in caplog.records] == [f"CLEAR: {said}"]
+    assert "window: 6 layer calls" in shown[-1]
+
+
+def test_a_part_of_a_forward_in_bands_goes_on_with_less(
+    host: Any, nodes_api: Any, shown: list[str], full: Callable[..., list[int]]
+) -> None:
+    patched = nodes_api.apply(flux_model(), radius=3, backend="sdpa")
+    patched = nodes_api.execute("CLEARMultiGPU", model=patched, devices="cpu", bands=3, text_merge="exact")[0]
+    expected = sample(patched, 16, 20)
+    asked = full(16 * 2**20)
+    torch.testing.assert_close(sample(patched, 16, 20), expected, rtol=0, atol=1e-5)
+    assert set(asked) == {64 * 2**20, 16 * 2**20}
+    assert "gathering 16 MB at a time" in shown[-1]
+
+
+def test_what_the_first_try_held_is_free_before_the_second(
+    host: Any, nodes_api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[Any] = []
+    backend = nodes_api.module("clear_core.backends.sdpa").SdpaBackend
+    own = backend.run
+
+    def run(self: Any, call: Any) -> Any:
+        if not held:
+            buffer = torch.empty(1000)
+            held.append(weakref.ref(buffer))
+            raise torch.OutOfMemoryError("full")
+        gc.collect()
+        assert held[0]() is None
+        return own(self, call)
+
+    monkeypatch.setattr(backend, "run", run)
+    sample(nodes_api.apply(flux_model(), radius=3, backend="sdpa"), 16, 20)
+    assert held
+
+
+@pytest.mark.parametrize(
+    ("size", "bands", "words"),
+    [
+        (24, 0, r"out of memory at 160 x 128 px: with 2 bands it would take 0.2 GiB besides the weights. Put CLEAR "),
+        (24, 2, r"out of memory at 160 x 128 px: with 2 bands it would take 0.2 GiB besides the weights. Set bands to"),
+        (0.6, 0, r"even with 2 bands it would take 0.2 GiB besides the weights, and 0.1 GiB is what the card has for"),
+    ],
+)
+def test_what_would_fit_is_said_and_the_error_stays_the_hosts(
+    host: Any,
+    nodes_api: Any,
+    shown: list[str],
+    full: Callable[..., list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    size: float,
+    bands: int,
+    words: str,
+) -> None:
+    card_of(monkeypatch, size)
+    patched = nodes_api.apply(flux_model(), radius=3, backend="sdpa")
+    if bands:
+        patched = nodes_api.execute("CLEARMultiGPU", model=patched, devices="cpu", bands=bands, text_merge="exact")[0]
+    asked = full(0)
+    with caplog.at_level(logging.WARNING), pytest.raises(torch.OutOfMemoryError) as error:
+        sample(patched, 16, 20)
+    assert error.value is FULL
+    assert len(asked) == 2
+    assert words in shown[-1].splitlines()[-1]
+    assert words in caplog.records[-1].message
+    # The next prompt finds everything as it was.
+    full(2**40)
+    sample(patched, 16, 20)
+    assert "memory" not in shown[-1]
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (16, "at 8192 x 8192 px: with 4 bands it would take 12.5 GiB besides the weights"),
+        (4, "at 8192 x 8192 px: with 64 bands it would take 3.2 GiB besides the weights"),
+        (2, "at 8192 x 8192 px: even with 128 bands it would take 3.0 GiB besides the weights, and 1.5 GiB is what"),
+    ],
+)
+def test_the_tiling_that_is_named_is_the_memory_models(
+    host: Any, nodes_api: Any, monkeypatch: pytest.MonkeyPatch, size: float, words: str
+) -> None:
+    card_of(monkeypatch, size)
+    patched = nodes_api.apply(flux_model(dtype=torch.bfloat16), radius=16)
+    flux = patched.model.diffusion_model
+    monkeypatch.setattr(flux, "hidden_size", 3072)
+    monkeypatch.setattr(flux, "num_heads", 24)
+    said: list[str] = []
+    report = nodes_api.module("nodes.report").RunReport("", said.append)
+    advise = nodes_api.module("nodes.host.out_of_memory").advise
+    advise(report, patched, (1, 16, 1024, 1024), can_be_cut=True)
+    assert words in said[-1]
+
+
+def test_memory_that_ran_out_elsewhere_in_sampling_is_spoken_of_too(
+    host: Any, nodes_api: Any, shown: list[str]
+) -> None:
+    patched = nodes_api.apply(flux_model(), radius=3)
+
+    def broken(*_: object) -> None:
+        raise FULL
+
+    flux = patched.model.diffusion_model
+    handle = flux.double_blocks[0].img_mlp.register_forward_pre_hook(broken)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        sample(patched, 16, 20)
+    handle.remove()
+    assert error.value is FULL
+    assert "out of memory at 160 x 128 px: with " in shown[-1]
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("shapes do not fit"), KeyError("x")])
+def test_other_errors_are_not_tried_again(
+    host: Any, nodes_api: Any, shown: list[str], full: Callable[..., list[int]], problem: Exception
+) -> None:
+    asked = full(0, problem)
+    with pytest.raises(type(problem)) as error:
+        sample(nodes_api.apply(flux_model(), radius=3, backend="sdpa"), 16, 20)
+    assert error.value is problem
+    assert len(asked) == 1
+    assert "memory" not in shown[-1]
+
+
+def test_a_model_that_cannot_be_cut_is_advised_otherwise(
+    host: Any, nodes_api: Any, shown: list[str], full: Callable[..., list[int]]
+) -> None:
+    full(0)
+    with pytest.raises(torch.OutOfMemoryError):
+        sample(nodes_api.apply(chroma_model(), radius=3, backend="sdpa"), 16, 20)
+    assert shown[-1].endswith("out of memory: choose a smaller image, or weights of 8 bits (fp8)")
+
+
+def test_advice_that_fails_does_not_hide_the_error(
+    host: Any, nodes_api: Any, full: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management
+
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", None)
+    full(0)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        sample(nodes_api.apply(flux_model(), radius=3, backend="sdpa"), 16, 20)
+    assert error.value is FULL
+
+
+def test_an_empty_latent_says_so(host: Any, nodes_api: Any) -> None:
+    given = {name: tensor[:0] for name, tensor in inputs(16, 20).items()}
+    with pytest.raises(ValueError, match=r"holds no image: its shape is \(0, 16, 16, 20\)"):
+        run_forward(nodes_api.apply(flux_model(), radius=3), **given)
