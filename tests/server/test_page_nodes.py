@@ -1,0 +1,621 @@
+"""What the pack draws on its nodes, in ComfyUI's own page: both renderers, both themes, mouse and keyboard."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.parse
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
+
+from clear_core.layout import Grid, TokenLayout
+from clear_core.pattern import attention_flops
+from clear_core.window import Window
+
+from harness import workflow
+from harness.page import browser as open_browser
+from harness.page import load, open_page
+
+RENDERERS = ("classic", "nodes 2.0")
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def browser(nodes_api: Any) -> Iterator[Browser]:
+    # `nodes_api` first: it starts a loop of its own, which no longer can be once the browser runs.
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def started(browser: Browser, server: Any) -> Iterator[Page]:
+    page = open_page(browser, server.address)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def page(started: Page) -> Iterator[Page]:
+    """The page, with default settings; nothing of the pack may complain in it."""
+    complaints: list[str] = []
+
+    def heard(message: ConsoleMessage) -> None:
+        # The page itself has things to say when there is no internet.
+        ours = "clear" in message.location.get("url", "") + message.text.lower()
+        if message.type in ("error", "warning") and ours and "Security Policy" not in message.text:
+            complaints.append(message.text)
+
+    def threw(error: Any) -> None:
+        complaints.append(str(error))
+
+    started.on("console", heard)
+    started.on("pageerror", threw)
+    for name, value in {"Picture": True, "Download": True, "Backend": "auto"}.items():
+        set_setting(started, f"ClearAttention.{name}", value)
+    yield started
+    started.remove_listener("console", heard)
+    started.remove_listener("pageerror", threw)
+    assert complaints == []
+
+
+@pytest.fixture(params=RENDERERS)
+def renderer(page: Page, request: pytest.FixtureRequest) -> str:
+    set_setting(page, "Comfy.VueNodes.Enabled", request.param == "nodes 2.0")
+    return request.param
+
+
+def set_setting(page: Page, name: str, value: Any) -> None:
+    page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
+
+
+def open_workflow(page: Page, content: Any) -> None:
+    """Open a workflow, its first CLEAR node at the upper left."""
+    text = json.dumps(content)
+    page.evaluate(
+        """async (text) => {
+            const quiet = { showMissingModelsDialog: false, showMissingNodesDialog: false }
+            await app.loadGraphData(JSON.parse(text), true, true, null, quiet)
+            const node = app.graph.nodes.find((node) => node.type.startsWith('CLEAR')) ?? app.graph.nodes[0]
+            app.canvas.ds.scale = 1
+            app.canvas.ds.offset = [300 - node.pos[0], 200 - node.pos[1]]
+            app.canvas.setDirty(true, true)
+        }""",
+        text,
+    )
+
+
+def shipped(name: str, kind: str | None = None) -> Any:
+    """A shipped workflow; with `kind`, its nodes of that type moved to where the page looks first, alone."""
+    content = workflow.page_form(name)
+    content["groups"] = []
+    for node in content["nodes"]:
+        if kind is not None and node["type"] == kind:
+            node["pos"] = [0, 0]
+        else:
+            node["pos"] = [node["pos"][0] + 3000, node["pos"][1]]
+    # `find` takes the first.
+    content["nodes"].sort(key=lambda node: node["type"] != kind)
+    return content
+
+
+def panel(page: Page) -> Locator:
+    return page.locator(".clear-panel").filter(visible=True).first
+
+
+def figures(page: Page) -> dict[str, str]:
+    """What stands under each name in the first panel."""
+    return page.evaluate(
+        """() => {
+            const list = [...document.querySelectorAll('.clear-panel dl')].find((list) => list.offsetParent)
+            return Object.fromEntries([...(list?.querySelectorAll('dt') ?? [])].map((name) => [
+                name.textContent, name.nextElementSibling.textContent,
+            ]))
+        }"""
+    )
+
+
+def widget(page: Page, kind: str, name: str) -> Any:
+    return page.evaluate(
+        "([kind, name]) => app.graph.nodes.find((n) => n.type === kind).widgets.find((w) => w.name === name).value",
+        [kind, name],
+    )
+
+
+def saved(page: Page, kind: str) -> dict[str, Any]:
+    """A node as it would be saved."""
+    return page.evaluate("(kind) => app.graph.nodes.find((n) => n.type === kind).serialize()", kind)
+
+
+def raise_number(page: Page, renderer: str, kind: str, name: str) -> None:
+    """As a person does: the arrow to the right of a number."""
+    if renderer == "classic":
+        x, y = page.evaluate(
+            """([kind, name]) => {
+                const node = app.graph.nodes.find((n) => n.type === kind)
+                const widget = node.widgets.find((w) => w.name === name)
+                const box = app.canvas.canvas.getBoundingClientRect()
+                const arrow = [node.pos[0] + node.size[0] - 25, node.pos[1] + widget.y + 10]
+                const [x, y] = app.canvas.ds.convertOffsetToCanvas(arrow)
+                return [box.x + x, box.y + y]
+            }""",
+            [kind, name],
+        )
+        page.mouse.click(x, y)
+    else:
+        row = page.locator(".lg-node-widget").filter(has_text=re.compile(rf"^\s*{name}\s*$")).filter(visible=True)
+        row.locator('[data-pc-section="incrementbutton"]').click()
+
+
+def expected(radius: int, width: int, height: int, factor: int = 1) -> dict[str, str]:
+    """The core's figures, as a person reads them."""
+    grid = Grid(height // 16, width // 16)
+    layout = TokenLayout(512, grid)
+    cells = -(-grid.height // factor) * -(-grid.width // factor) if factor > 1 else 0
+    share = 100 * attention_flops(layout, Window(radius), down_factor=factor) / attention_flops(layout, None)
+    cost = f"{share:.1f}" if share < 10 else f"{share:.0f}"
+    return {
+        "keys per query": f"{Window(radius).tokens + 512 + cells:,} of {layout.tokens:,}",
+        "attention cost": f"{cost} % of dense",
+    }
+
+
+def wait_for_figures(page: Page, wanted: dict[str, str]) -> None:
+    found: dict[str, str] = {}
+    for _ in range(100):
+        found = figures(page)
+        if wanted.items() <= found.items():
+            return
+        page.wait_for_timeout(50)
+    assert {name: found.get(name) for name in wanted} == wanted
+
+
+# ---- the window --------------------------------------------------------------------------------------
+
+
+def test_the_picture_follows_the_radius(page: Page, renderer: str) -> None:
+    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    # Radius 0 is that of the weights, clear_local_16.
+    wait_for_figures(page, expected(16, 1024, 1024))
+    picture = panel(page).get_by_role("img")
+    expect(picture).to_have_accessible_name(re.compile(r"radius 16, 496 pixels across, .* 1024 x 1024 pixels"))
+    before = picture.locator(".clear-window").get_attribute("d")
+    for radius in (1, 2, 3):
+        raise_number(page, renderer, "CLEARApply", "radius")
+        wait_for_figures(page, expected(radius, 1024, 1024))
+    expect(picture).to_have_accessible_name(re.compile(r"radius 3, 80 pixels across"))
+    assert picture.locator(".clear-window").get_attribute("d") != before
+    raise_number(page, renderer, "CLEARApply", "down_factor")
+    raise_number(page, renderer, "CLEARApply", "down_factor")
+    wait_for_figures(page, expected(3, 1024, 1024, factor=2))
+    expect(picture).to_have_accessible_name(re.compile(r"coarse view of the whole image: 32 x 32 cells"))
+
+
+def test_the_picture_is_to_scale(page: Page, renderer: str) -> None:
+    content = shipped("clear_text_to_image", "CLEARApply")
+    open_workflow(page, content)
+    wait_for_figures(page, expected(16, 1024, 1024))
+    image, window = (panel(page).locator(f".clear-{name}").bounding_box() for name in ("image", "window"))
+    assert image and window
+    assert window["width"] / image["width"] == pytest.approx(31 / 64, rel=0.03)
+    assert image["width"] == pytest.approx(image["height"], rel=0.03)
+    assert window["x"] + window["width"] / 2 == pytest.approx(image["x"] + image["width"] / 2, rel=0.03)
+
+
+# Size widgets, plain numbers wired into them, an image that is resized and encoded, one node for it all.
+SIZES = {
+    "clear_text_to_image": "1024 x 1024 (graph)",
+    "clear_fast": "2048 x 2048 (graph)",
+    "clear_canny": "2048 x 2048 (graph)",
+    "clear_16k_on_24gb": "16384 x 16384 (graph)",
+    "clear_chroma": "1536 x 1536 (graph)",
+    "clear_image_to_image": "1024 x 1024",  # of a file that is not here: chosen, the least at first
+}
+
+
+def shown_size(page: Page) -> str:
+    select = panel(page).get_by_label("Image size")
+    expect(select).to_be_visible()
+    return select.evaluate("(select) => select.selectedOptions[0].textContent")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_images_size_is_found_in_the_graph(page: Page, name: str) -> None:
+    set_setting(page, "Comfy.VueNodes.Enabled", False)
+    open_workflow(page, shipped(name, "CLEARApply"))
+    assert shown_size(page) == SIZES[name]
+
+
+def test_a_change_elsewhere_in_the_graph_is_seen(page: Page) -> None:
+    set_setting(page, "Comfy.VueNodes.Enabled", False)
+    open_workflow(page, shipped("clear_chroma", "CLEARApply"))
+    wait_for_figures(page, expected(16, 1536, 1536))
+    page.evaluate(
+        """() => {
+            app.canvas.emitBeforeChange()
+            app.graph.nodes.find((n) => n.type === 'EmptySD3LatentImage').widgets[0].value = 768
+            app.canvas.emitAfterChange()
+        }"""
+    )
+    expect(panel(page).get_by_label("Image size")).to_contain_text("768 x 1536 (graph)")
+    wait_for_figures(page, expected(16, 768, 1536))
+
+
+def test_inside_a_subgraph_the_size_comes_from_outside(page: Page, renderer: str) -> None:
+    open_workflow(page, shipped("clear_chroma", "CLEARApply"))
+    page.evaluate(
+        """async () => {
+            const inside = app.graph.nodes.filter((n) => ['CLEARApply', 'ModelSamplingAuraFlow'].includes(n.type))
+            const { subgraph } = app.graph.convertToSubgraph(new Set(inside))
+            app.canvas.setGraph(subgraph)
+            const node = subgraph.nodes.find((n) => n.type === 'CLEARApply')
+            app.canvas.ds.offset = [300 - node.pos[0], 200 - node.pos[1]]
+            app.canvas.setDirty(true, true)
+            await new Promise((done) => setTimeout(done, 200))
+            app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()
+        }"""
+    )
+    wait_for_figures(page, expected(16, 1536, 1536))
+    assert shown_size(page) == "1536 x 1536 (graph)"
+
+
+def test_a_chosen_size_stays_with_the_node(page: Page, renderer: str, server: Any) -> None:
+    """Chosen with the keyboard alone; saved, reloaded, copied, undone."""
+    open_workflow(page, shipped("clear_chroma", "CLEARApply"))
+    wait_for_figures(page, expected(16, 1536, 1536))
+    values = saved(page, "CLEARApply")["widgets_values"]
+    select = panel(page).get_by_label("Image size")
+    select.focus()
+    page.keyboard.type("4096")
+    page.keyboard.press("Delete")  # which on the canvas would remove the node
+    expect(select).to_have_value("4096")
+    wait_for_figures(page, expected(16, 4096, 4096))
+    expect(select).to_be_focused()
+    node = saved(page, "CLEARApply")
+    assert node["properties"]["clear_image"] == 4096
+    assert node["widgets_values"] == values
+    page.evaluate("() => { const [n] = app.graph.nodes.filter((n) => n.type === 'CLEARApply'); app.canvas.select(n) }")
+    twin = page.evaluate(
+        """() => {
+            app.canvas.copyToClipboard()
+            app.canvas.pasteFromClipboard()
+            const [, twin] = app.graph.nodes.filter((n) => n.type === 'CLEARApply')
+            const kept = twin.serialize()
+            app.graph.remove(twin)
+            return kept
+        }"""
+    )
+    assert (twin["properties"]["clear_image"], twin["widgets_values"]) == (4096, values)
+    reopened = page.evaluate("() => app.graph.serialize()")
+    load(page, server.address)
+    open_workflow(page, reopened)
+    wait_for_figures(page, expected(16, 4096, 4096))
+    assert saved(page, "CLEARApply")["widgets_values"] == values
+
+
+def test_undo_takes_the_choice_back(page: Page, renderer: str) -> None:
+    open_workflow(page, shipped("clear_chroma", "CLEARApply"))
+    wait_for_figures(page, expected(16, 1536, 1536))
+    panel(page).get_by_label("Image size").select_option("8192")
+    wait_for_figures(page, expected(16, 8192, 8192))
+    page.keyboard.press("Control+z")
+    wait_for_figures(page, expected(16, 1536, 1536))
+    assert saved(page, "CLEARApply")["widgets_values"][0] == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("Load CLEAR Weights", "CLEARWeightsLoader"),
+        ("Apply CLEAR Attention", "CLEARApply"),
+        ("CLEAR Multi-GPU", "CLEARMultiGPU"),
+        ("CLEAR Tiled Multi-GPU Sampler", "CLEARTiledSampler"),
+    ],
+)
+def test_a_node_found_by_search_has_its_picture(page: Page, renderer: str, name: str, kind: str) -> None:
+    page.evaluate("() => { app.graph.clear(); app.canvas.ds.offset = [0, 0]; app.canvas.ds.scale = 1 }")
+    page.mouse.dblclick(700, 300)
+    search = page.get_by_role("combobox").filter(visible=True).last
+    search.fill(name)
+    page.get_by_role("option", name=name).first.click()
+    page.wait_for_function("(kind) => app.graph.nodes[0]?.type === kind", arg=kind)
+    page.mouse.click(700, 300)  # where the page waits for a place to put it
+    expect(panel(page)).to_be_visible()
+    assert saved(page, kind)["size"][1] >= panel(page).evaluate("(e) => e.offsetHeight")
+
+
+def test_what_cannot_be_shown_says_why(page: Page, renderer: str) -> None:
+    content = shipped("clear_chroma", "CLEARApply")
+    next(node for node in content["nodes"] if node["type"] == "CLEARApply")["widgets_values"][0] = 0
+    open_workflow(page, content)
+    expect(panel(page).get_by_role("status")).to_contain_text("no weights are connected. Connect Load CLEAR Weights")
+    raise_number(page, renderer, "CLEARApply", "radius")
+    wait_for_figures(page, expected(1, 1536, 1536))
+
+
+# ---- bands and devices -------------------------------------------------------------------------------
+
+
+def boxes(page: Page) -> dict[str, bool]:
+    """The devices on offer and whether they are ticked."""
+    return page.evaluate(
+        "() => Object.fromEntries([...document.querySelectorAll('.clear-devices button')].map((box) => "
+        "[box.dataset.device, box.ariaChecked === 'true']))"
+    )
+
+
+@pytest.fixture
+def two_cards(page: Page, nodes_api: Any) -> Iterator[None]:
+    """The server's answers for a machine with two GPUs, made by the same functions: this one has none."""
+    facts, routes = (nodes_api.module(f"nodes.host.{name}") for name in ("page_facts", "routes"))
+    machine = [facts.Device(f"cuda:{i}", f"Card {i}", 20 * GIB, 24 * GIB) for i in range(2)]
+
+    def answer(route: Route) -> None:
+        url = urllib.parse.urlsplit(route.request.url)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        if url.path.endswith("/devices"):
+            body: Any = [{"name": d.name, "title": d.title, "free": d.free, "total": d.total} for d in machine]
+        else:
+            values = routes._values(query, routes._SIZE | routes._CLEAR | routes._BANDS)
+            bands = routes.resolve_bands(values["devices"], values["bands"], "exact")
+            body = facts.band_facts(routes._settings(values), bands, *routes._size(values), machine)
+        route.fulfill(json=body)
+
+    pattern = re.compile(r"/clear_attention/(devices|bands)")
+    page.route(pattern, answer)
+    yield
+    page.unroute(pattern)
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_ticked_devices_are_written_into_the_widget(page: Page, renderer: str) -> None:
+    open_workflow(page, shipped("clear_8k_on_16gb", "CLEARTiledSampler"))
+    devices = panel(page).get_by_role("group", name="Devices")
+    expect(devices.get_by_role("checkbox", name="auto")).to_be_checked()
+    assert boxes(page) == {"auto": True, "cuda:0": False, "cuda:1": False}
+    expect(devices).to_contain_text("Card 1")
+    expect(devices).to_contain_text(re.compile(r"cuda:1Card 1, \d\.\d GiB needed, 20 GiB of 24 GiB free"))
+    second = devices.get_by_role("checkbox", name="cuda:1")
+    second.focus()
+    page.keyboard.press("Space")
+    expect(second).to_be_focused()
+    assert widget(page, "CLEARTiledSampler", "devices") == "cuda:1"
+    assert boxes(page) == {"auto": False, "cuda:0": False, "cuda:1": True}
+    devices.get_by_role("checkbox", name="cuda:0").click()
+    assert widget(page, "CLEARTiledSampler", "devices") == "cuda:0,cuda:1"
+    assert saved(page, "CLEARTiledSampler")["widgets_values"] == ["cuda:0,cuda:1", 64, "exact"]
+    prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
+    (sampler,) = (node for node in prompt.values() if node["class_type"] == "CLEARTiledSampler")
+    assert sampler["inputs"]["devices"] == "cuda:0,cuda:1"
+    assert not {"clear_picture", "clear"} & sampler["inputs"].keys()
+    page.keyboard.press("Control+z")
+    expect(devices.get_by_role("checkbox", name="cuda:0")).not_to_be_checked()
+    assert widget(page, "CLEARTiledSampler", "devices") == "cuda:1"
+    devices.get_by_role("checkbox", name="auto").click()
+    assert widget(page, "CLEARTiledSampler", "devices") == "auto"
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_shares_and_absent_devices_are_kept(page: Page, renderer: str) -> None:
+    content = shipped("clear_8k_on_16gb", "CLEARTiledSampler")
+    next(n for n in content["nodes"] if n["type"] == "CLEARTiledSampler")["widgets_values"][0] = "cuda=3, xpu:4"
+    open_workflow(page, content)
+    devices = panel(page).get_by_role("group", name="Devices")
+    expect(devices.get_by_role("checkbox", name="xpu:4")).to_be_checked()
+    expect(devices).to_contain_text("not in this machine")
+    assert boxes(page) == {"auto": False, "cuda:0": True, "cuda:1": False, "xpu:4": True}
+    devices.get_by_role("checkbox", name="cuda:1").click()
+    assert widget(page, "CLEARTiledSampler", "devices") == "cuda=3,cuda:1,xpu:4"
+    devices.get_by_role("checkbox", name="xpu:4").click()
+    assert widget(page, "CLEARTiledSampler", "devices") == "cuda=3,cuda:1"
+
+
+def test_bands_are_drawn_as_the_core_cuts_them(page: Page, renderer: str) -> None:
+    open_workflow(page, shipped("clear_multi_gpu_8k"))
+    open_workflow(page, shipped("clear_8k_on_16gb", "CLEARTiledSampler"))
+    picture = panel(page).get_by_role("img")
+    expect(picture).to_have_accessible_name("64 bands over an image of 512 x 512 tokens.")
+    assert picture.locator("g").count() == 64
+    assert figures(page) == {
+        "bands": "64",
+        "rows in each": "8 of 512",
+        "halo": "15 rows on either side",
+    }
+    raise_number(page, renderer, "CLEARTiledSampler", "bands")
+    expect(picture).to_have_accessible_name("65 bands over an image of 512 x 512 tokens.")
+    assert figures(page)["rows in each"] == "7 to 8 of 512"
+
+
+def test_multi_gpu_finds_size_and_window_around_it(page: Page, renderer: str) -> None:
+    name, kind = "clear_multi_gpu_8k", "CLEARMultiGPU"
+    content = shipped(name)
+    if not any(node["type"] == kind for node in content["nodes"]):
+        kind = "CLEARTiledSampler"
+    open_workflow(page, shipped(name, kind))
+    expect(panel(page).get_by_role("img")).to_have_accessible_name(re.compile(r"over an image of 512 x 512 tokens"))
+    assert figures(page)["halo"] == "15 rows on either side"
+
+
+def test_without_clear_before_it_the_bands_say_so(page: Page, renderer: str) -> None:
+    page.evaluate(
+        """() => {
+            app.graph.clear()
+            const node = LiteGraph.createNode('CLEARMultiGPU')
+            node.pos = [0, 0]
+            app.graph.add(node)
+            app.canvas.ds.offset = [300, 200]
+            app.canvas.ds.scale = 1
+        }"""
+    )
+    expect(panel(page).get_by_role("status")).to_have_text("Connect Apply CLEAR Attention before it.")
+
+
+def test_each_band_shows_how_far_it_is(page: Page, renderer: str, client: Any) -> None:
+    """A real run on the demo checkpoint, queued by the page."""
+    seed = 40 + RENDERERS.index(renderer)  # what has run already does not run again
+    changes = {**workflow.DEMO.changes(), **workflow.sampling(width=256, height=256, steps=2, seed=seed)}
+    open_workflow(page, workflow.page_form("clear_text_to_image"))
+    page.evaluate(
+        """(changes) => {
+            for (const node of app.graph.nodes) {
+                for (const [name, value] of Object.entries(changes[node.type] ?? changes[node.title] ?? {})) {
+                    node.widgets.find((widget) => widget.name === name).value = value
+                }
+            }
+            const apply = app.graph.nodes.find((n) => n.type === 'CLEARApply')
+            const next = apply.outputs[0].links.map((id) => app.graph.getLink(id))
+            const cut = LiteGraph.createNode('CLEARMultiGPU')
+            cut.pos = [apply.pos[0], apply.pos[1] + 1000]
+            app.graph.add(cut)
+            for (const link of next) cut.connect(0, app.graph.getNodeById(link.target_id), link.target_slot)
+            apply.connect(0, cut, 0)
+            cut.widgets.find((w) => w.name === 'devices').value = 'cpu,cpu'
+            cut.widgets.find((w) => w.name === 'bands').value = 4
+            app.canvas.ds.offset = [300 - cut.pos[0], 200 - cut.pos[1]]
+            window.seen = []
+            window.watch = setInterval(() => {
+                const bar = document.querySelector('.clear-panel progress')
+                if (!bar) return
+                const parts = [...document.querySelectorAll('.clear-done')]
+                seen.push([bar.value, parts.map((part) => Number(part.getAttribute('width')))])
+            }, 20)
+        }""",
+        changes,
+    )
+    cut = page.locator(".clear-panel").filter(has=page.get_by_role("group", name="Devices"))
+    expect(cut.locator("dl")).to_contain_text("4 of 16")
+    page.evaluate("() => app.queuePrompt(0)")
+    page.wait_for_function("() => window.seen.length > 0", timeout=120_000)
+    page.wait_for_function("() => !document.querySelector('.clear-panel progress')", timeout=120_000)
+    page.evaluate("() => clearInterval(window.watch)")
+    seen = page.evaluate("() => window.seen")
+    assert all(len(widths) == 4 and 0 <= value <= 100 for value, widths in seen)
+    assert any(any(widths) for _, widths in seen)
+    # After it the picture is the plan again.
+    expect(cut.locator("dl")).to_contain_text("4 of 16")
+
+
+# ---- the weights, settings, themes -------------------------------------------------------------------
+
+
+def test_the_weights_file_is_here_or_not(page: Page, renderer: str) -> None:
+    open_workflow(page, shipped("clear_text_to_image", "CLEARWeightsLoader"))
+    shown = panel(page)
+    expect(shown).to_contain_text("not here: 3.6 GB to download when it runs")
+    expect(shown).to_contain_text("radius 16, no coarse view")
+    link = shown.get_by_role("link", name="FLUX.1 [dev] non-commercial licence")
+    expect(link).to_have_attribute("href", "https://huggingface.co/Huage001/CLEAR")
+    page.evaluate(
+        """(name) => {
+            app.canvas.emitBeforeChange()
+            app.graph.nodes.find((n) => n.type === 'CLEARWeightsLoader').widgets[0].value = name
+            app.canvas.emitAfterChange()
+        }""",
+        workflow.DEMO.clear,
+    )
+    expect(shown).to_contain_text(re.compile(r"downloaded, 1\d\d MB"))
+    expect(link).to_have_count(0)
+
+
+def test_settings_are_for_new_nodes(page: Page, renderer: str, nodes_api: Any) -> None:
+    backends = page.evaluate("() => app.extensionManager.setting.settings['ClearAttention.Backend'].options")
+    assert backends == list(nodes_api.module("clear_core.backends").backend_names())
+    set_setting(page, "ClearAttention.Backend", "sdpa")
+    set_setting(page, "ClearAttention.Download", False)
+    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    assert widget(page, "CLEARApply", "backend") == "auto"
+    assert widget(page, "CLEARWeightsLoader", "download") == "when missing"
+    page.evaluate(
+        """() => {
+            app.graph.clear()
+            for (const type of ['CLEARApply', 'CLEARWeightsLoader']) app.graph.add(LiteGraph.createNode(type))
+        }"""
+    )
+    assert widget(page, "CLEARApply", "backend") == "sdpa"
+    assert widget(page, "CLEARWeightsLoader", "download") == "never"
+
+
+def test_pictures_can_be_switched_off_and_on(page: Page, renderer: str) -> None:
+    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    expect(panel(page)).to_be_visible()
+    values, size = saved(page, "CLEARApply")["widgets_values"], saved(page, "CLEARApply")["size"]
+    set_setting(page, "ClearAttention.Picture", False)
+    expect(page.locator(".clear-panel")).to_have_count(0)
+    assert saved(page, "CLEARApply")["size"][1] < size[1]
+    set_setting(page, "ClearAttention.Picture", True)
+    wait_for_figures(page, expected(16, 1024, 1024))
+    assert saved(page, "CLEARApply")["widgets_values"] == values
+
+
+def test_the_renderer_can_be_changed_at_any_time(page: Page) -> None:
+    set_setting(page, "Comfy.VueNodes.Enabled", False)
+    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    for enabled in (True, False):
+        wait_for_figures(page, expected(16, 1024, 1024))
+        set_setting(page, "Comfy.VueNodes.Enabled", enabled)
+    wait_for_figures(page, expected(16, 1024, 1024))
+
+
+def test_a_page_without_clear_nodes_is_left_alone(browser: Browser, server: Any) -> None:
+    page = open_page(browser, server.address)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.evaluate("() => app.graph.clear()")
+    page.evaluate("() => app.graph.add(LiteGraph.createNode('KSampler'))")
+    page.wait_for_timeout(500)
+    assert not [url for url in asked if "clear_attention" in url or url.endswith("clear.css")]
+    assert page.locator(".clear-panel").count() == 0
+    page.close()
+
+
+CONTRAST = """([ground, colour]) => {
+    const canvas = document.createElement('canvas').getContext('2d')
+    const luminance = (...colours) => {
+        for (const style of colours) {
+            canvas.fillStyle = style
+            canvas.fillRect(0, 0, 1, 1)
+        }
+        const part = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4
+        const [r, g, b] = canvas.getImageData(0, 0, 1, 1).data
+        return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b) + 0.05
+    }
+    const [under, over] = [luminance(ground), luminance(ground, colour)]
+    return { ratio: Math.max(under, over) / Math.min(under, over), light: under > 0.45 }
+}"""
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_text_can_be_read_in_either_theme(page: Page, renderer: str, theme: str) -> None:
+    set_setting(page, "Comfy.ColorPalette", theme)
+    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    wait_for_figures(page, expected(16, 1024, 1024))
+    try:
+        ground = panel(page).evaluate("(e) => getComputedStyle(e).backgroundColor")
+        for part in ("dt", "dd", "b"):
+            colour = panel(page).locator(part).first.evaluate("(e) => getComputedStyle(e).color")
+            seen = page.evaluate(CONTRAST, [ground, colour])
+            assert seen["light"] == (theme == "light")
+            assert seen["ratio"] >= 4.5, (part, colour)
+    finally:
+        set_setting(page, "Comfy.ColorPalette", "dark")
+
+
+def test_the_wheel_on_a_picture_zooms_the_canvas(page: Page, renderer: str) -> None:
+    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    wait_for_figures(page, expected(16, 1024, 1024))
+    panel(page).get_by_role("img").hover()
+    page.mouse.wheel(0, -300)
+    page.wait_for_function("() => app.canvas.ds.scale > 1.05")
+
+
+def test_the_middle_button_on_a_picture_moves_the_canvas(page: Page, renderer: str) -> None:
+    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    wait_for_figures(page, expected(16, 1024, 1024))
+    before = page.evaluate("() => app.canvas.ds.offset[0]")
+    panel(page).get_by_role("img").hover()
+    page.mouse.down(button="middle")
+    page.mouse.move(900, 500, steps=5)
+    page.mouse.up(button="middle")
+    page.wait_for_function("(x) => app.canvas.ds.offset[0] > x + 50", arg=before)

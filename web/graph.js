@@ -1,0 +1,216 @@
+// What a node's neighbours in the graph say: the image's size, and the settings of Apply CLEAR Attention.
+// Links are followed through reroutes, bypassed nodes and the borders of subgraphs.
+
+import { app } from "../../scripts/app.js";
+
+/** @typedef {import("./types").Node} Node */
+/** @typedef {import("./types").Graph} Graph */
+
+// The host's numbers for the two borders of a subgraph, and for a bypassed node.
+const SUBGRAPH_INPUTS = -10;
+const SUBGRAPH_OUTPUTS = -20;
+const BYPASSED = 4;
+
+// Nodes that give out an image or a latent of the size that they take in.
+const KEEP_SIZE = new Set([
+    ..."VAEEncode VAEEncodeTiled VAEEncodeForInpaint VAEDecode VAEDecodeTiled SetLatentNoiseMask".split(" "),
+    ..."InpaintModelConditioning InstructPixToPixConditioning RepeatLatentBatch Canny ImageBlur ImageInvert".split(" "),
+    ..."KSampler KSamplerAdvanced SamplerCustom SamplerCustomAdvanced CLEARTiledSampler".split(" "),
+]);
+
+/** Inputs of Apply CLEAR Attention on which its picture depends; named alike in the server's routes. */
+const SETTINGS = ["radius", "down_factor", "backend", "start_percent", "end_percent", "blocks"];
+
+/** Every graph of the workflow: the outermost, then the subgraphs. @returns {Graph[]} */
+export function graphs() {
+    return [app.graph, .../** @type {Iterable<any>} */ (app.graph.subgraphs.values())];
+}
+
+/**
+ * The size in pixels of the image that a node works on, or undefined.
+ *
+ * @param {Node} node
+ * @returns {[width: number, height: number] | undefined}
+ */
+export function imageSize(node) {
+    const seen = new Set();
+    const ahead = [node];
+    for (let next = ahead.shift(); next; next = ahead.shift()) {
+        if (seen.has(next)) continue;
+        seen.add(next);
+        const latent = next.inputs.findIndex((input) => input.type === "LATENT");
+        if (latent >= 0) {
+            const size = sizeFrom(originOf(next, latent));
+            if (size) return size;
+        } else {
+            const megapixels = Number(valueOf(next, "target_megapixels"));
+            if (megapixels) return squareOf(megapixels);
+            for (const output of next.outputs) {
+                if (next.graph) ahead.push(...targetsOf(next.graph, output.links ?? []));
+            }
+        }
+    }
+    return undefined;
+}
+
+/** @param {number} megapixels @returns {[number, number]} */
+function squareOf(megapixels) {
+    const side = Math.round(Math.sqrt(megapixels * 1e6) / 16) * 16;
+    return [side, side];
+}
+
+/**
+ * @param {import("./types").Origin | undefined} origin
+ * @param {number} depth how many nodes further back may be looked at
+ * @returns {[number, number] | undefined}
+ */
+function sizeFrom(origin, depth = 20) {
+    const node = origin?.node;
+    if (!node || !depth) return undefined;
+    const [width, height] = [Number(valueOf(node, "width")), Number(valueOf(node, "height"))];
+    if (width && height) return [width, height];
+    const image = /** @type {import("./types").FullNode} */ (node).imgs?.[0];
+    if (node.comfyClass === "LoadImage" && image?.naturalWidth) return [image.naturalWidth, image.naturalHeight];
+    if (!KEEP_SIZE.has(node.comfyClass ?? "")) return undefined;
+    for (const kind of ["LATENT", "IMAGE"]) {
+        const index = node.inputs.findIndex((input) => input.type === kind && input.link != null);
+        if (index >= 0) return sizeFrom(originOf(node, index), depth - 1);
+    }
+    return undefined;
+}
+
+/**
+ * The settings of the Apply CLEAR Attention that a node's model has passed, for the server; undefined where there is
+ * none. A value that only a run can tell is undefined.
+ *
+ * @param {Node} node that node itself, or one after it
+ * @returns {Record<string, unknown> | undefined}
+ */
+export function clearSettings(node) {
+    const apply = applyBefore(node);
+    if (!apply) return undefined;
+    const settings = Object.fromEntries(SETTINGS.map((name) => [name, valueOf(apply, name)]));
+    const loader = originOf(apply, apply.inputs.findIndex((input) => input.name === "weights"))?.node;
+    return loader ? { ...settings, weights: valueOf(loader, "weights_name") } : settings;
+}
+
+/** @param {Node} node @returns {Node | undefined} */
+function applyBefore(node, depth = 50) {
+    if (node.comfyClass === "CLEARApply") return node;
+    const index = node.inputs.findIndex((input) => ["MODEL", "GUIDER"].includes(String(input.type)));
+    const before = depth ? originOf(node, index)?.node : undefined;
+    return before && applyBefore(before, depth - 1);
+}
+
+/**
+ * The value of a widget, or of what is connected in its place; undefined where only a run can tell.
+ *
+ * @param {Node} node
+ * @param {string} name
+ * @returns {unknown}
+ */
+export function valueOf(node, name) {
+    const index = node.inputs.findIndex((input) => input.name === name && input.link != null);
+    if (index < 0) return node.widgets?.find((widget) => widget.name === name)?.value;
+    const origin = originOf(node, index);
+    if (!origin?.node) return origin?.value;
+    // Of nodes that give out a plain value, the first widget is that value.
+    return /^Primitive/.test(origin.node.type) ? origin.node.widgets?.[0]?.value : undefined;
+}
+
+/**
+ * Where what comes into an input is made.
+ *
+ * @param {Node} node
+ * @param {number} index of the input; -1 for none
+ * @returns {import("./types").Origin | undefined}
+ */
+function originOf(node, index) {
+    const link = node.inputs[index]?.link;
+    return link == null || !node.graph ? undefined : originOfLink(node.graph, link);
+}
+
+/**
+ * @param {NonNullable<Node["graph"]>} graph
+ * @param {number} id
+ * @returns {import("./types").Origin | undefined}
+ */
+function originOfLink(graph, id) {
+    const link = graph.getLink(id);
+    if (!link) return undefined;
+    if (link.origin_id === SUBGRAPH_INPUTS) {
+        const outer = holderOf(graph);
+        const input = outer?.inputs[link.origin_slot];
+        if (!outer || !input) return undefined;
+        if (input.link != null) return originOf(outer, link.origin_slot);
+        return { value: outer.widgets?.find((widget) => widget.name === input.name)?.value };
+    }
+    const node = graph.getNodeById(link.origin_id);
+    if (node?.isSubgraphNode()) {
+        const inner = node.subgraph.outputs[link.origin_slot]?.linkIds[0];
+        return inner === undefined ? undefined : originOfLink(node.subgraph, inner);
+    }
+    if (node && (node.mode === BYPASSED || node.type === "Reroute")) {
+        return originOf(node, node.inputs.findIndex((input) => [link.type, "*"].includes(input.type)));
+    }
+    return node ? { node } : undefined;
+}
+
+/**
+ * The nodes that links lead to.
+ *
+ * @param {NonNullable<Node["graph"]>} graph
+ * @param {number[]} ids
+ * @returns {Node[]}
+ */
+function targetsOf(graph, ids) {
+    return ids.flatMap((id) => {
+        const link = graph.getLink(id);
+        if (!link) return [];
+        if (link.target_id === SUBGRAPH_OUTPUTS) {
+            const outer = holderOf(graph);
+            return outer?.graph ? targetsOf(outer.graph, outer.outputs[link.target_slot]?.links ?? []) : [];
+        }
+        const node = graph.getNodeById(link.target_id);
+        if (!node?.isSubgraphNode()) return node ? [node] : [];
+        return targetsOf(node.subgraph, node.subgraph.inputs[link.target_slot]?.linkIds ?? []);
+    });
+}
+
+/** The node that stands for a subgraph; of several the first. @param {unknown} subgraph @returns {Node | undefined} */
+function holderOf(subgraph) {
+    const nodes = graphs().flatMap((graph) => graph.nodes);
+    return nodes.find((node) => node.isSubgraphNode() && node.subgraph === subgraph);
+}
+
+/**
+ * Changes that a person makes in a picture: one step for undo, and seen by the page as any other.
+ *
+ * @param {() => void} make
+ */
+export function changeGraph(make) {
+    app.canvas.emitBeforeChange();
+    try {
+        make();
+    } finally {
+        app.canvas.emitAfterChange();
+        app.graph.setDirtyCanvas(true, true);
+    }
+}
+
+/**
+ * Whether a running node's id, such as 12 or 7:3 inside a subgraph, means this one.
+ *
+ * @param {Node} node
+ * @param {string} id
+ */
+export function isNode(node, id) {
+    /** @type {Graph | undefined} */
+    let graph = app.graph;
+    const path = id.split(":");
+    for (const part of path.slice(0, -1)) {
+        const holder = graph?.getNodeById(Number(part));
+        graph = holder?.isSubgraphNode() ? /** @type {any} */ (holder.subgraph) : undefined;
+    }
+    return graph !== undefined && graph === node.graph && String(node.id) === path.at(-1);
+}
