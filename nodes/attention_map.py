@@ -159,8 +159,8 @@ def _one_block(text: str) -> BlockId:
         span = None
     if span is None or span[1] != span[2]:
         raise ValueError(
-            f"block is {text!r:.60}; write one block: d and a number for a double block, s for a single one, counted from "
-            "0, such as d3 or s12"
+            f"block is {text!r:.60}; write one block: d and a number for a double block, s for a single one, counted "
+            "from 0, such as d3 or s12"
         )
     return BlockId(span[0], span[1])
 

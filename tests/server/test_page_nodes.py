@@ -33,6 +33,7 @@ def browser(nodes_api: Any) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def started(browser: Browser, server: Any) -> Iterator[Page]:
     page = open_page(browser, server.address)
+    page.set_default_timeout(15_000)
     yield page
     page.close()
 
@@ -316,12 +317,12 @@ def test_undo_takes_the_choice_back(page: Page, renderer: str) -> None:
 )
 def test_a_node_found_by_search_has_its_picture(page: Page, renderer: str, name: str, kind: str) -> None:
     page.evaluate("() => { app.graph.clear(); app.canvas.ds.offset = [0, 0]; app.canvas.ds.scale = 1 }")
-    page.mouse.dblclick(700, 300)
+    # As a double click on the canvas does, which the page takes for one only some time after the last.
+    page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     search = page.get_by_role("combobox").filter(visible=True).last
     search.fill(name)
-    page.get_by_role("option", name=name).first.click()
+    page.locator(".p-autocomplete-option").filter(has_text=name).first.click()
     page.wait_for_function("(kind) => app.graph.nodes[0]?.type === kind", arg=kind)
-    page.mouse.click(700, 300)  # where the page waits for a place to put it
     expect(panel(page)).to_be_visible()
     assert saved(page, kind)["size"][1] >= panel(page).evaluate("(e) => e.offsetHeight")
 
