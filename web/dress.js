@@ -14,12 +14,14 @@ const MARGIN = 8;
  */
 export function dress(node, panel) {
     loadStyle();
+    panel.element.classList.add("widget-expands"); // Nodes 2.0: takes what height the node has left
     for (const kind of ["pointerdown", "keydown", "wheel"]) {
         panel.element.addEventListener(kind, passOn, { passive: false });
     }
     const widget = /** @type {import("./types").FullNode} */ (node).addDOMWidget(WIDGET, "clear", panel.element, {
         serialize: false, // not in prompts
         margin: MARGIN,
+        hideOnZoom: false,
         getMinHeight: () => panel.height() + 2 * MARGIN,
     });
     widget.serialize = false; // not in workflows
