@@ -10,7 +10,7 @@ from ..clear_core.backends import AUTO, backend_names
 from ..clear_core.weights import ClearWeights
 from . import host
 from .blocks import ALL, parse_blocks
-from .schema import make
+from .schema import SPEAKS_ON_ITS_NODE, make
 from .settings import (
     MAX_DOWN_FACTOR,
     MAX_NTK_FACTOR,
@@ -40,6 +40,7 @@ class CLEARApply(io.ComfyNode):
             inputs=_inputs(),
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=SPEAKS_ON_ITS_NODE,
         )
 
     @classmethod

@@ -13,7 +13,7 @@ from .blocks import parse_blocks
 from .drawing import percent as in_percent
 from .looking import Shares
 from .map_picture import MapPage, map_picture
-from .schema import make
+from .schema import SPEAKS_ON_ITS_NODE, make
 from .types import CATEGORY
 
 _MAX_HEAD = 127
@@ -35,6 +35,7 @@ class CLEARAttentionMap(io.ComfyNode):
             inputs=_inputs(),
             outputs=[io.Image.Output(display_name="image"), io.String.Output(display_name="text")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            not_idempotent=SPEAKS_ON_ITS_NODE,
             is_output_node=True,
         )
 

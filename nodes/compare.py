@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .schema import make
+from .schema import SPEAKS_ON_ITS_NODE, make
 from .similarity import MS_SSIM_SIDE, SSIM_SIDE, Similarity, pixels_to_do, similarity
 from .types import CATEGORY
 
@@ -32,6 +32,7 @@ class CLEARCompare(io.ComfyNode):
             inputs=_inputs(),
             outputs=[io.String.Output(display_name="text"), io.Image.Output(display_name="difference")],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=SPEAKS_ON_ITS_NODE,
             is_output_node=True,
         )
 

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..clear_core.backends import AUTO, backend_names
 from . import host
-from .schema import make
+from .schema import SPEAKS_ON_ITS_NODE, make
 from .settings import MAX_RADIUS, ClearSettings, check_window
 from .types import CATEGORY
 
@@ -53,6 +53,7 @@ class CLEARControlNet(io.ComfyNode):
             ],
             outputs=[io.ControlNet.Output()],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=SPEAKS_ON_ITS_NODE,
         )
 
     @classmethod

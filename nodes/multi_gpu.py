@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from . import host
 from .band_settings import MAX_BANDS, TEXT_MERGES, check_bands, resolve_bands
-from .schema import make
+from .schema import SPEAKS_ON_ITS_NODE, make
 from .types import CATEGORY
 
 
@@ -31,6 +31,7 @@ class CLEARMultiGPU(io.ComfyNode):
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=SPEAKS_ON_ITS_NODE,
         )
 
     @classmethod

@@ -23,7 +23,7 @@ from .figures import (
     plan_of_tiles,
 )
 from .report_picture import ReportPage, report_picture
-from .schema import make
+from .schema import SPEAKS_ON_ITS_NODE, make
 from .settings import USUAL, ClearSettings
 from .stages import LARGEST_SIDE
 from .types import CATEGORY
@@ -45,6 +45,7 @@ class CLEARReport(io.ComfyNode):
             inputs=_inputs(),
             outputs=[io.Image.Output(display_name="image"), io.String.Output(display_name="text")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            not_idempotent=SPEAKS_ON_ITS_NODE,
             is_output_node=True,
         )
 

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 Made = TypeVar("Made")
+
+SPEAKS_ON_ITS_NODE: Final = True
+"""For a schema's `not_idempotent`: what the node gives out shows text on that very node, now or while sampling.
+
+ComfyUI gives a node the cached outputs of another with the same inputs. A model cached from a node that is gone
+would speak to nobody; this makes the node's own id part of what is compared. (ComfyUI does that by itself for
+nodes of the old style that ask for their id.)
+"""
 
 
 def make(factory: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:

@@ -6,6 +6,7 @@ import { grow } from "./dress.js";
 import { clearSettings, valueOf } from "./graph.js";
 import { ask, asker } from "./server.js";
 import { sizeChoice } from "./window_picture.js";
+import { say } from "./words.js";
 
 /**
  * @param {import("./types").Node} node
@@ -45,7 +46,7 @@ export function bandsPanel(node) {
         picker.update(machine, plan?.peaks ?? {});
         if (!settings || linked) {
             plan = undefined;
-            show(linked ? fromLink(linked) : "Connect Apply CLEAR Attention before it.");
+            show(linked ? fromLink(linked) : say("Connect Apply CLEAR Attention before it."));
         } else {
             void askPlan({ width, height, ...values }, again);
         }
@@ -65,7 +66,10 @@ export function bandsPanel(node) {
         const [height, width] = facts.grid;
         const [start, stop] = facts.bands[Math.min(shown, facts.bands.length - 1)];
         const halo = "halo" in facts ? facts.halo ?? height : 0;
-        const label = `${facts.bands.length} bands over an image of ${width} x ${height} tokens.`;
+        const label = say("$bands bands over an image of $tokens tokens.", {
+            bands: facts.bands.length,
+            tokens: `${width} x ${height}`,
+        });
         const stripes = facts.bands.map(([first, last, lane], band) => {
             const share = "done" in facts ? facts.done[band] / facts.blocks : 1;
             const place = { y: first, width, height: last - first };
@@ -74,7 +78,16 @@ export function bandsPanel(node) {
                 { class: `clear-lane${lane % 6}` },
                 svg("rect", { ...place, class: band % 2 ? "clear-odd" : "clear-even" }),
                 running ? svg("rect", { ...place, class: "clear-done", width: share * width }) : "",
-                svg("title", {}, `Band ${band + 1}: rows ${first} to ${last - 1}, lane ${lane + 1}`),
+                svg(
+                    "title",
+                    {},
+                    say("Band $band: rows $first to $last, lane $lane", {
+                        band: band + 1,
+                        first,
+                        last: last - 1,
+                        lane: lane + 1,
+                    }),
+                ),
             );
             stripe.addEventListener("pointerenter", () => {
                 if (shown !== band && !running) {
@@ -127,8 +140,8 @@ export function bandsPanel(node) {
 function progress(now) {
     const share = now.done.reduce((sum, blocks) => sum + blocks, 0) / (now.blocks * now.done.length);
     const percent = Math.round(100 * share);
-    const bar = html("progress", { "aria-label": "This step", max: 100, value: percent });
-    return html("div", {}, figures([["bands", String(now.bands.length)], ["this step", `${percent} %`]]), bar);
+    const bar = html("progress", { "aria-label": say("this step"), max: 100, value: percent });
+    return html("div", {}, figures([[say("bands"), String(now.bands.length)], [say("this step"), `${percent} %`]]), bar);
 }
 
 /**
@@ -139,10 +152,19 @@ function rows(facts) {
     const heights = facts.bands.map(([start, stop]) => stop - start);
     const [least, most] = [Math.min(...heights), Math.max(...heights)];
     return [
-        ["bands", String(facts.bands.length), facts.chosen ? "by the memory free now" : ""],
-        ["rows in each", least === most ? String(least) : `${least} to ${most}`, `of ${facts.grid[0]}`],
+        [say("bands"), String(facts.bands.length), facts.chosen ? say("by the memory free now") : ""],
+        [
+            say("rows in each"),
+            least === most ? String(least) : say("$least to $most", { least, most }),
+            say("of $all", { all: facts.grid[0] }),
+        ],
         facts.halo === null
-            ? ["halo", "all rows", "", "Some layers or steps are dense: every band needs all the others."]
-            : ["halo", String(facts.halo), "rows on either side", "Rows of keys and values that neighbours hand over."],
+            ? [say("halo"), say("all rows"), "", say("Some layers or steps are dense: every band needs all the others.")]
+            : [
+                  say("halo"),
+                  String(facts.halo),
+                  say("rows on either side"),
+                  say("Rows of keys and values that neighbours hand over."),
+              ],
     ];
 }

@@ -7,6 +7,7 @@ import { dress, showOwn, undress } from "./dress.js";
 import { graphs, isNode } from "./graph.js";
 import { weightsPanel } from "./weights_line.js";
 import { windowPanel } from "./window_picture.js";
+import { loadWords } from "./words.js";
 
 /** @typedef {import("./types").Node} Node */
 /** @typedef {import("./types").Panel} Panel */
@@ -55,10 +56,21 @@ function follow(node, wanted) {
         const panel = PANELS[node.comfyClass ?? ""](node);
         dress(node, panel);
         panels.set(node, panel);
+        void loadWords(redrawAll);
         queueMicrotask(() => panel.refresh()); // its values and links come after it
     } else if (!wanted && there) {
         undress(node);
         panels.delete(node);
+    }
+}
+
+/** The language's words have come. */
+function redrawAll() {
+    for (const node of clearNodes().filter((node) => panels.has(node))) {
+        const [width, height] = node.size;
+        follow(node, false);
+        follow(node, true);
+        node.setSize([width, height]);
     }
 }
 

@@ -2,6 +2,7 @@
 
 import { gib, html } from "./dom.js";
 import { changeGraph } from "./graph.js";
+import { say } from "./words.js";
 
 const AUTO = "auto";
 
@@ -19,7 +20,7 @@ function nameOf(entry) {
 
 /** @param {import("./types").Node} node */
 export function devicePicker(node) {
-    const element = html("fieldset", { class: "clear-devices", "aria-label": "Devices" });
+    const element = html("fieldset", { class: "clear-devices", "aria-label": say("Devices") });
     const widget = node.widgets?.find((other) => other.name === "devices");
     /** @type {string[]} */
     let names = [];
@@ -60,7 +61,7 @@ export function devicePicker(node) {
             const device = here.get(name);
             button.disabled = linked;
             button.ariaChecked = String(name === AUTO ? !ticked.size : ticked.has(name));
-            const all = machine.length > 2 ? "all GPUs" : machine[0].title;
+            const all = machine.length > 2 ? say("all GPUs") : machine[0].title;
             button.children[1].textContent = name === AUTO ? all : about(device, peaks[name]);
         });
     }
@@ -83,9 +84,9 @@ function row(name, press) {
 
 /** @param {import("./types").Device | undefined} device @param {number | undefined} peak */
 function about(device, peak) {
-    if (!device) return "not in this machine";
+    if (!device) return say("not in this machine");
     const { name, title, free, total } = device;
-    const need = peak ? `${gib(peak)} needed` : "";
-    const parts = [title === name ? "" : title, need, `${gib(free)} of ${gib(total)} free`];
+    const need = peak ? say("$size needed", { size: gib(peak) }) : "";
+    const parts = [title === name ? "" : title, need, say("$free of $total free", { free: gib(free), total: gib(total) })];
     return parts.filter(Boolean).join(", ");
 }

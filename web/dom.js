@@ -1,5 +1,7 @@
 // Elements in one call.
 
+import { say } from "./words.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
@@ -60,7 +62,7 @@ export function said(text) {
 
 /** Of a value that only a run can tell. @param {string} name */
 export function fromLink(name) {
-    return `${name} comes through a link: known when it runs.`;
+    return say("$name comes through a link: known when it runs.", { name });
 }
 
 /** @param {number} bytes */

@@ -1,6 +1,7 @@
 // What the page asks the server.
 
 import { api } from "../../scripts/api.js";
+import { say } from "./words.js";
 
 /**
  * The answer of one of this pack's routes, or a sentence that says why there is none.
@@ -17,7 +18,7 @@ export async function ask(route, values = {}) {
         const facts = await answer.json();
         return answer.ok ? facts : { refused: facts.error };
     } catch {
-        return { refused: "The server does not answer." };
+        return { refused: say("The server does not answer.") };
     }
 }
 

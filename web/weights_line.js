@@ -3,6 +3,7 @@
 import { html } from "./dom.js";
 import { valueOf } from "./graph.js";
 import { ask } from "./server.js";
+import { say } from "./words.js";
 
 /**
  * @param {import("./types").Node} node
@@ -32,14 +33,16 @@ export function weightsPanel(node) {
 
 /** @param {import("./types").WeightsFile} file @param {boolean} never */
 function lines(file, never) {
-    const absent = never ? "not here, and download is never" : `not here: ${file.size} to download when it runs`;
+    const absent = never
+        ? say("not here, and download is never")
+        : say("not here: $size to download when it runs", { size: file.size });
     const factor = file.down_factor ?? 1;
-    const coarse = factor > 1 ? `coarse view ${factor} x ${factor}` : "no coarse view";
+    const coarse = factor > 1 ? say("coarse view $factor x $factor", { factor }) : say("no coarse view");
     return [
         file.here
-            ? html("p", { class: "clear-here" }, `downloaded, ${file.size}`)
+            ? html("p", { class: "clear-here" }, say("downloaded, $size", { size: file.size }))
             : html("p", { class: "clear-absent" }, absent),
-        html("p", {}, file.radius === null ? "radius: see the file" : `radius ${file.radius}, ${coarse}`),
+        html("p", {}, file.radius === null ? say("radius: see the file") : say("radius $radius, $coarse", { radius: file.radius, coarse })),
         ...(file.link && file.licence
             ? [html("p", {}, html("a", { href: file.link, target: "_blank", rel: "noopener" }, file.licence))]
             : []),

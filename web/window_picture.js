@@ -3,6 +3,7 @@
 import { figures, fromLink, grouped, html, said, svg } from "./dom.js";
 import { changeGraph, clearSettings, imageSize } from "./graph.js";
 import { asker } from "./server.js";
+import { say } from "./words.js";
 
 const SIDES = [1024, 2048, 4096, 8192, 16384];
 const TOKEN = 16; // pixels a side
@@ -48,7 +49,7 @@ export function windowPanel(node) {
  * @param {() => void} changed
  */
 export function sizeChoice(node, changed) {
-    const select = html("select", { "aria-label": "Image size" });
+    const select = html("select", { "aria-label": say("Image size") });
     select.addEventListener("change", () => {
         changeGraph(() => {
             node.properties.clear_image = Number(select.value);
@@ -61,7 +62,7 @@ export function sizeChoice(node, changed) {
         update() {
             const found = imageSize(node);
             const chosen = Number(node.properties.clear_image) || (found ? 0 : SIDES[0]);
-            const label = found ? `${found.join(" x ")} (graph)` : "";
+            const label = found ? say("$size (graph)", { size: found.join(" x ") }) : "";
             // An open list stays open while it is right.
             if (!select.length || label !== (select.options[0].value === "0" ? select.options[0].text : "")) {
                 const options = SIDES.map((side) => html("option", { value: side }, `${side} x ${side}`));
@@ -82,15 +83,18 @@ function rows(facts) {
     const share = 100 * facts.share;
     const speed = facts.speedup;
     return [
-        ["keys per query", grouped(facts.keys), `of ${grouped(facts.dense_keys)}`],
-        ["attention cost", `${share < 10 ? share.toFixed(1) : share.toFixed(0)} %`, "of dense"],
+        [say("keys per query"), grouped(facts.keys), say("of $all", { all: grouped(facts.dense_keys) })],
+        [say("attention cost"), `${share < 10 ? share.toFixed(1) : share.toFixed(0)} %`, say("of dense")],
         typeof speed === "string"
-            ? ["speed-up here", "–", "not measured", speed]
+            ? [say("speed-up here"), "–", say("not measured"), speed]
             : [
-                  "speed-up here",
+                  say("speed-up here"),
                   `${speed.times.toFixed(1)} x`,
-                  `at ${speed.pixels} px`,
-                  `Of one layer's attention, by ${speed.backend} on ${speed.device}`,
+                  say("at $pixels px", { pixels: speed.pixels }),
+                  say("Of one layer's attention, by $backend on $device", {
+                      backend: speed.backend,
+                      device: speed.device,
+                  }),
               ],
     ];
 }
@@ -100,10 +104,16 @@ function drawing(facts) {
     const [height, width] = facts.grid;
     const [y, x] = [Math.floor(height / 2), Math.floor(width / 2)];
     const across = 2 * facts.half_widths.length - 1;
-    const label =
-        `The window: radius ${facts.radius}, ${across * TOKEN} pixels across, in an image of ${width * TOKEN} x ` +
-        `${height * TOKEN} pixels, ${width} x ${height} tokens.` +
-        (facts.cells ? ` A coarse view of the whole image: ${facts.cells[1]} x ${facts.cells[0]} cells.` : "");
+    const window = say("The window: radius $radius, $across pixels across, in an image of $size pixels, $tokens tokens.", {
+        radius: facts.radius,
+        across: across * TOKEN,
+        size: `${width * TOKEN} x ${height * TOKEN}`,
+        tokens: `${width} x ${height}`,
+    });
+    const coarse = facts.cells
+        ? say("A coarse view of the whole image: $cells cells.", { cells: `${facts.cells[1]} x ${facts.cells[0]}` })
+        : "";
+    const label = `${window} ${coarse}`.trim();
     const path = facts.half_widths.flatMap((half, dy) => {
         const row = `h${2 * half + 1}v1h${-2 * half - 1}z`;
         return [`M${x - half} ${y - dy}${row}`, dy ? `M${x - half} ${y + dy}${row}` : ""];

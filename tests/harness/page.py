@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, sync_playwright
 
+from . import workflow
 from .browser import find_browser
+
+RENDERERS = ("classic", "nodes 2.0")
+GIB = 2**30
 
 # Nothing but the server under test is to be reached, and no sandbox where tests run as root.
 _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
@@ -42,3 +50,69 @@ def load(page: Page, address: str) -> None:
     page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=120_000)
     # The last workflow, or the default one, comes a moment later.
     page.wait_for_function("window.app.extensionManager.workflow?.activeWorkflow", timeout=120_000)
+
+
+def set_setting(page: Page, name: str, value: Any) -> None:
+    page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
+
+
+def use_renderer(page: Page, name: str) -> None:
+    """One of `RENDERERS`."""
+    set_setting(page, "Comfy.VueNodes.Enabled", name == "nodes 2.0")
+
+
+def open_workflow(page: Page, content: Any) -> None:
+    """Open a workflow, its first CLEAR node at the upper left."""
+    text = json.dumps(content)
+    page.evaluate(
+        """async (text) => {
+            const quiet = { showMissingModelsDialog: false, showMissingNodesDialog: false }
+            await app.loadGraphData(JSON.parse(text), true, true, null, quiet)
+            const node = app.graph.nodes.find((node) => node.type.startsWith('CLEAR')) ?? app.graph.nodes[0]
+            app.canvas.ds.scale = 1
+            app.canvas.ds.offset = [300 - node.pos[0], 200 - node.pos[1]]
+            app.canvas.setDirty(true, true)
+        }""",
+        text,
+    )
+
+
+def shipped(name: str, kind: str | None = None) -> Any:
+    """A shipped workflow; with `kind`, its nodes of that type moved to where the page looks first, alone."""
+    content = workflow.page_form(name)
+    content["groups"] = []
+    for node in content["nodes"]:
+        if kind is not None and node["type"] == kind:
+            node["pos"] = [0, 0]
+        else:
+            node["pos"] = [node["pos"][0] + 3000, node["pos"][1]]
+    # `find` takes the first.
+    content["nodes"].sort(key=lambda node: node["type"] != kind)
+    return content
+
+
+def panel(page: Page) -> Locator:
+    return page.locator(".clear-panel").filter(visible=True).first
+
+
+@contextmanager
+def cards(page: Page, nodes_api: Any, count: int) -> Iterator[None]:
+    """The server's answers for a machine with so many GPUs of 24 GiB, made by the same functions: this one has none."""
+    facts, routes = (nodes_api.module(f"nodes.host.{name}") for name in ("page_facts", "routes"))
+    machine = [facts.Device(f"cuda:{i}", f"Card {i}", 20 * GIB, 24 * GIB) for i in range(count)]
+
+    def answer(route: Route) -> None:
+        url = urllib.parse.urlsplit(route.request.url)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        if url.path.endswith("/devices"):
+            body: Any = [{"name": d.name, "title": d.title, "free": d.free, "total": d.total} for d in machine]
+        else:
+            values = routes._values(query, routes._SIZE | routes._CLEAR | routes._BANDS)
+            bands = routes.resolve_bands(values["devices"], values["bands"], "exact")
+            body = facts.band_facts(routes._settings(values), bands, *routes._size(values), machine)
+        route.fulfill(json=body)
+
+    pattern = re.compile(r"/clear_attention/(devices|bands)")
+    page.route(pattern, answer)
+    yield
+    page.unroute(pattern)

@@ -125,6 +125,20 @@ def test_what_belongs_to_no_node(schemas: dict[str, Any]) -> None:
         assert {place for place, _ in texts(main[language])} == expected
 
 
+def test_panels_say_nothing_else() -> None:
+    """The words that web/*.js gives to `say`; the values put in at $names are in every language's text."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web").glob("*.js"))
+    said = set(re.findall(r'\bsay\(\s*"((?:[^"\\]|\\.)*)"', sources))
+    # Beside these only the function itself and a call of it with what is not a literal could be.
+    assert len(re.findall(r"\bsay\(", sources)) == len(re.findall(r'\bsay\(\s*"', sources)) + 1
+    for language in LANGUAGES:
+        words = read(language, "main")["clearPanels"]
+        assert words.keys() == said
+        for text, translated in words.items():
+            assert sorted(re.findall(r"\$[a-z]+", translated)) == sorted(re.findall(r"\$[a-z]+", text)), translated
+            assert (text == translated) == (language == "en"), translated
+
+
 def test_settings_are_the_pages_own() -> None:
     source = (ROOT / "web" / "clear.js").read_text(encoding="utf-8")
     pattern = r'id: "([\w.]+)",\s*category: \["([^"]*)", "([^"]*)"[^}]*?name: "([^"]*)",\s*tooltip: "([^"]*)"'

@@ -1,23 +1,21 @@
-"""ComfyUI's own page in a real browser: the shipped workflows open in it whole."""
+"""ComfyUI's own page in a real browser: the shipped workflows open whole in it, from its template browser."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect
 
 from harness import workflow
-from harness.browser import find_browser
+from harness.page import browser as open_browser
+from harness.page import open_page
+from harness.server import PACK_FOLDER, ComfyServer
 
-# Nothing but the server under test is to be reached, and no sandbox where tests run as root.
-_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-_OPEN = """async ([name, text]) => {
-    await window.app.handleFile(new File([text], name, { type: 'application/json' }))
-    const prompt = await window.app.graphToPrompt()
-    const nodes = window.app.graph.nodes ?? window.app.graph._nodes
+_OPENED = """async () => {
+    const prompt = await app.graphToPrompt()
+    const nodes = app.graph.nodes
     return {
         prompt: prompt.output,
         unknown: nodes.filter((node) => node.constructor.nodeData === undefined && !/Note$/.test(node.type))
@@ -33,26 +31,32 @@ _OPEN = """async ([name, text]) => {
 
 
 @pytest.fixture(scope="module")
-def page(server: Any) -> Iterator[Page]:
-    browser_path = find_browser()
-    assert browser_path, "there is no browser: run the tests with python dev.py test"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=_ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        page.goto(server.address)
-        page.wait_for_function("window.app?.graph && window.app.extensionManager", timeout=120_000)
-        yield page
-        browser.close()
+def page(server: ComfyServer) -> Iterator[Page]:
+    with open_browser() as browser:
+        yield open_page(browser, server.address)
 
 
 @pytest.mark.parametrize("name", workflow.NAMES)
 def test_it_opens_whole_and_sends_what_is_shipped(page: Page, name: str) -> None:
     errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    text = (workflow.ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8")
-    opened = page.evaluate(_OPEN, [f"{name}.json", text])
+
+    def threw(error: object) -> None:
+        errors.append(str(error))
+
+    page.on("pageerror", threw)
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    templates = page.get_by_role("dialog")
+    templates.get_by_text(PACK_FOLDER, exact=True).first.click()
+    card = templates.get_by_test_id(f"template-workflow-{name}")
+    card.scroll_into_view_if_needed()
+    expect(card.get_by_role("img").first).to_have_js_property("complete", True)
+    card.click()
+    expect(templates).to_have_count(0)
+    page.wait_for_function("(name) => app.extensionManager.workflow.activeWorkflow.filename === name", arg=name)
+    opened = page.evaluate(_OPENED)
+    page.remove_listener("pageerror", threw)
     assert opened["unknown"] == opened["red"] == opened["small"] == errors == []
     assert opened["prompt"] == workflow.server_form(name)
-    nodes = json.loads(text)["nodes"]
+    nodes = json.loads((workflow.ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
     wired = {str(node["id"]): sum(slot["link"] is not None for slot in node["inputs"]) for node in nodes}
     assert opened["links"] == wired

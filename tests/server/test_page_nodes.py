@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
-import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, expect
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from clear_core.layout import Grid, TokenLayout
 from clear_core.pattern import attention_flops
 from clear_core.window import Window
 
 from harness import workflow
+from harness.page import RENDERERS, cards, load, open_page, open_workflow, panel, set_setting, shipped, use_renderer
 from harness.page import browser as open_browser
-from harness.page import load, open_page
-
-RENDERERS = ("classic", "nodes 2.0")
-GIB = 2**30
 
 
 @pytest.fixture(scope="module")
@@ -64,46 +59,8 @@ def page(started: Page) -> Iterator[Page]:
 
 @pytest.fixture(params=RENDERERS)
 def renderer(page: Page, request: pytest.FixtureRequest) -> str:
-    set_setting(page, "Comfy.VueNodes.Enabled", request.param == "nodes 2.0")
+    use_renderer(page, request.param)
     return request.param
-
-
-def set_setting(page: Page, name: str, value: Any) -> None:
-    page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
-
-
-def open_workflow(page: Page, content: Any) -> None:
-    """Open a workflow, its first CLEAR node at the upper left."""
-    text = json.dumps(content)
-    page.evaluate(
-        """async (text) => {
-            const quiet = { showMissingModelsDialog: false, showMissingNodesDialog: false }
-            await app.loadGraphData(JSON.parse(text), true, true, null, quiet)
-            const node = app.graph.nodes.find((node) => node.type.startsWith('CLEAR')) ?? app.graph.nodes[0]
-            app.canvas.ds.scale = 1
-            app.canvas.ds.offset = [300 - node.pos[0], 200 - node.pos[1]]
-            app.canvas.setDirty(true, true)
-        }""",
-        text,
-    )
-
-
-def shipped(name: str, kind: str | None = None) -> Any:
-    """A shipped workflow; with `kind`, its nodes of that type moved to where the page looks first, alone."""
-    content = workflow.page_form(name)
-    content["groups"] = []
-    for node in content["nodes"]:
-        if kind is not None and node["type"] == kind:
-            node["pos"] = [0, 0]
-        else:
-            node["pos"] = [node["pos"][0] + 3000, node["pos"][1]]
-    # `find` takes the first.
-    content["nodes"].sort(key=lambda node: node["type"] != kind)
-    return content
-
-
-def panel(page: Page) -> Locator:
-    return page.locator(".clear-panel").filter(visible=True).first
 
 
 def figures(page: Page) -> dict[str, str]:
@@ -349,25 +306,8 @@ def boxes(page: Page) -> dict[str, bool]:
 
 @pytest.fixture
 def two_cards(page: Page, nodes_api: Any) -> Iterator[None]:
-    """The server's answers for a machine with two GPUs, made by the same functions: this one has none."""
-    facts, routes = (nodes_api.module(f"nodes.host.{name}") for name in ("page_facts", "routes"))
-    machine = [facts.Device(f"cuda:{i}", f"Card {i}", 20 * GIB, 24 * GIB) for i in range(2)]
-
-    def answer(route: Route) -> None:
-        url = urllib.parse.urlsplit(route.request.url)
-        query = dict(urllib.parse.parse_qsl(url.query))
-        if url.path.endswith("/devices"):
-            body: Any = [{"name": d.name, "title": d.title, "free": d.free, "total": d.total} for d in machine]
-        else:
-            values = routes._values(query, routes._SIZE | routes._CLEAR | routes._BANDS)
-            bands = routes.resolve_bands(values["devices"], values["bands"], "exact")
-            body = facts.band_facts(routes._settings(values), bands, *routes._size(values), machine)
-        route.fulfill(json=body)
-
-    pattern = re.compile(r"/clear_attention/(devices|bands)")
-    page.route(pattern, answer)
-    yield
-    page.unroute(pattern)
+    with cards(page, nodes_api, 2):
+        yield
 
 
 @pytest.mark.usefixtures("two_cards")

@@ -121,3 +121,15 @@ def test_uploaded_image_comes_back(client: Any) -> None:
     Image.new("RGB", (3, 2), (10, 20, 30)).save(data, "PNG")
     name = client.upload("small.png", data.getvalue())
     assert client.image({"filename": name, "type": "input"}) == data.getvalue()
+
+
+def test_a_node_put_in_anew_speaks_for_itself(client: Any, demo_prompt: Any) -> None:
+    """Deleted and added again with the same settings: ComfyUI could give it what the old one gave out."""
+    prompt = demo_prompt()
+    client.run(prompt)
+    old = workflow.node_id(prompt, "CLEARApply")
+    anew = json.loads(json.dumps(prompt).replace(f'["{old}", 0]', '["anew", 0]'))
+    anew["anew"] = anew.pop(old)
+    run = client.run(anew)
+    assert "\nwindow: " in [text for node, text in run.texts if node == "anew"][-1]
+    assert old not in {node for node, _ in run.texts}
