@@ -75,19 +75,11 @@ class CLEARReport(io.ComfyNode):
             sizes=sizes,
             layers=facts.layers,
         )
-        text = "\n".join(
-            [
-                *_about(facts, settings, page),
-                "",
-                *_costs(facts, sizes),
-                "",
-                *_plan(page.plan, needed_pairs(call)),
-                "",
-                *_who(found),
-            ]
-        )
+        about, who = _about(facts, settings, page), _who(found)
+        text = "\n".join([*about, "", *_costs(facts, sizes), "", *_plan(page.plan, needed_pairs(call)), "", *who])
         image = report_picture(page)
-        host.messenger(cls.hidden.unique_id)(text)
+        # The picture under it says the rest.
+        host.messenger(cls.hidden.unique_id)("\n".join([*about, who[0]]))
         shown_images = ui.PreviewImage(image, cls=cls).as_dict()
         return io.NodeOutput(image, text, ui={**shown_images, "text": (text,)})
 

@@ -62,7 +62,8 @@ export function devicePicker(node) {
             button.disabled = linked;
             button.ariaChecked = String(name === AUTO ? !ticked.size : ticked.has(name));
             const all = machine.length > 2 ? say("all GPUs") : machine[0].title;
-            button.children[1].textContent = name === AUTO ? all : about(device, peaks[name]);
+            const text = name === AUTO ? all : about(device, peaks[name]);
+            button.children[1].textContent = button.title = text;
         });
     }
 
@@ -87,6 +88,7 @@ function about(device, peak) {
     if (!device) return say("not in this machine");
     const { name, title, free, total } = device;
     const need = peak ? say("$size needed", { size: gib(peak) }) : "";
-    const parts = [title === name ? "" : title, need, say("$free of $total free", { free: gib(free), total: gib(total) })];
+    // The name comes last: what is too long for the node is cut.
+    const parts = [need, say("$free of $total free", { free: gib(free), total: gib(total) }), title === name ? "" : title];
     return parts.filter(Boolean).join(", ");
 }

@@ -15,7 +15,8 @@ def messenger(node_id: str | None) -> Callable[[str], None]:
         module = sys.modules.get("server")
         server = getattr(getattr(module, "PromptServer", None), "instance", None)
         if server is not None and node_id is not None:
-            server.send_progress_text(text, node_id)
+            # Nodes 2.0 reads it as Markdown, where a line ends with two spaces; the classic renderer does not mind.
+            server.send_progress_text(text.replace("\n", "  \n"), node_id)
 
     return show
 

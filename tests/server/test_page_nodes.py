@@ -315,15 +315,15 @@ def test_ticked_devices_are_written_into_the_widget(page: Page, renderer: str) -
     open_workflow(page, shipped("clear_8k_on_16gb", "CLEARTiledSampler"))
     devices = panel(page).get_by_role("group", name="Devices")
     expect(devices.get_by_role("checkbox", name="auto")).to_be_checked()
-    assert boxes(page) == {"auto": True, "cuda:0": False, "cuda:1": False}
+    assert boxes(page) == {"auto": True, "cuda:0": False, "cuda:1": False, "cpu": False}
     expect(devices).to_contain_text("Card 1")
-    expect(devices).to_contain_text(re.compile(r"cuda:1Card 1, \d\.\d GiB needed, 20 GiB of 24 GiB free"))
+    expect(devices).to_contain_text(re.compile(r"cuda:1\d\.\d GiB needed, 20 GiB of 24 GiB free, Card 1"))
     second = devices.get_by_role("checkbox", name="cuda:1")
     second.focus()
     page.keyboard.press("Space")
     expect(second).to_be_focused()
     assert widget(page, "CLEARTiledSampler", "devices") == "cuda:1"
-    assert boxes(page) == {"auto": False, "cuda:0": False, "cuda:1": True}
+    assert boxes(page) == {"auto": False, "cuda:0": False, "cuda:1": True, "cpu": False}
     devices.get_by_role("checkbox", name="cuda:0").click()
     assert widget(page, "CLEARTiledSampler", "devices") == "cuda:0,cuda:1"
     assert saved(page, "CLEARTiledSampler")["widgets_values"] == ["cuda:0,cuda:1", 64, "exact"]
@@ -346,7 +346,7 @@ def test_shares_and_absent_devices_are_kept(page: Page, renderer: str) -> None:
     devices = panel(page).get_by_role("group", name="Devices")
     expect(devices.get_by_role("checkbox", name="xpu:4")).to_be_checked()
     expect(devices).to_contain_text("not in this machine")
-    assert boxes(page) == {"auto": False, "cuda:0": True, "cuda:1": False, "xpu:4": True}
+    assert boxes(page) == {"auto": False, "cuda:0": True, "cuda:1": False, "cpu": False, "xpu:4": True}
     devices.get_by_role("checkbox", name="cuda:1").click()
     assert widget(page, "CLEARTiledSampler", "devices") == "cuda=3,cuda:1,xpu:4"
     devices.get_by_role("checkbox", name="xpu:4").click()

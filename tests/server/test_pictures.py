@@ -1,0 +1,156 @@
+"""The pictures of the help pages and of the template browser: there, small, and shown by the page.
+
+CLEAR_WRITE_PICTURES=1 python dev.py test tests/server/test_pictures.py   takes them anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageFilter
+from playwright.sync_api import Browser, Page, expect
+
+from harness import pictures, workflow
+from harness.page import RENDERERS, cards, open_page, set_setting
+from harness.page import browser as open_browser
+from harness.server import PACK_FOLDER
+
+NODE_FILES = [
+    pictures.node_file(kind, renderer, theme)
+    for kind in pictures.NODES
+    for renderer in RENDERERS
+    for theme in pictures.THEMES
+]
+WORKFLOW_FILES = [pictures.workflow_file(name) for name in workflow.NAMES]
+
+
+@pytest.fixture(scope="module")
+def browser(nodes_api: Any) -> Iterator[Browser]:
+    # `nodes_api` first: it starts a loop of its own, which no longer can be once the browser runs.
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, server: Any) -> Iterator[Page]:
+    page = open_page(browser, server.address)
+    page.set_default_timeout(15_000)
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def written(page: Page, client: Any, nodes_api: Any, demo_prompt: Callable[..., Any]) -> None:
+    """The pictures, taken anew where that is asked for."""
+    if not os.environ.get("CLEAR_WRITE_PICTURES"):
+        return
+    page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+    for over_it in ("CanvasInfo", "CanvasMenu"):
+        set_setting(page, f"Comfy.Graph.{over_it}", False)
+    pictures.uploaded(client, "example.png", pictures.scene())
+    with cards(page, nodes_api, 2):
+        for name in workflow.NAMES:
+            pictures.take_workflow(page, name)
+        page.set_viewport_size({"width": 1600, "height": 1500})
+        for kind in pictures.PLACED:
+            pictures.place(page, kind)
+            pictures.take_node(page, kind)
+    for kind, (prompt, size) in shown_nodes(client, demo_prompt).items():
+        pictures.run(page, kind, prompt, size)
+        pictures.take_node(page, kind)
+    page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+
+
+def shown_nodes(client: Any, demo_prompt: Callable[..., Any]) -> dict[str, tuple[Any, tuple[int, int]]]:
+    """For each node that shows what it made: a prompt of its own, and the node's size."""
+    scene = pictures.scene()
+    names = [
+        pictures.uploaded(client, "scene.png", scene),
+        pictures.uploaded(client, "soft.png", scene.filter(ImageFilter.GaussianBlur(3))),
+    ]
+    prompt = demo_prompt({"CLEARApply": {"radius": 8}}, width=768, height=768)
+    loaders = "UNETLoader CLEARWeightsLoader DualCLIPLoader VAELoader CLEARApply Prompt FluxGuidance"
+    kept = [workflow.node_id(prompt, name) for name in loaders.split()]
+    info = client.object_info()
+    nodes = {key: prompt[key] for key in kept}
+    *_, vae, apply, _, guidance = kept
+
+    def made(kind: str, **inputs: Any) -> Any:
+        return {"class_type": kind, "inputs": inputs, "_meta": {"title": info[kind]["display_name"]}}
+
+    image = made("LoadImage", image=names[0])
+    latent = made("VAEEncode", pixels=["image", 0], vae=[vae, 0])
+    report = made("CLEARReport", model=[apply, 0], width=2048, height=2048)
+    looked = made(
+        "CLEARAttentionMap",
+        model=[apply, 0],
+        positive=[guidance, 0],
+        latent_image=["latent", 0],
+        seed=3,
+        percent=0.5,
+        block="s0",
+        head=0,
+        x=0.4,
+        y=0.6,
+    )
+    compared = made("CLEARCompare", image_a=["image", 0], image_b=["soft", 0], gain=4.0)
+    return {
+        "CLEARReport": (nodes | {"report": report}, (760, 960)),
+        "CLEARAttentionMap": (nodes | {"image": image, "latent": latent, "map": looked}, (760, 960)),
+        "CLEARCompare": (
+            {"image": image, "soft": made("LoadImage", image=names[1]), "compare": compared},
+            (420, 120),
+        ),
+    }
+
+
+@pytest.mark.parametrize("path", [*NODE_FILES, *WORKFLOW_FILES], ids=lambda path: path.name)
+def test_a_picture_is_there_and_small(path: Path) -> None:
+    with Image.open(path) as picture:
+        picture.load()
+        assert min(picture.size) > 50
+    assert path.stat().st_size < 300_000
+
+
+def test_no_picture_is_left_over() -> None:
+    kept = {*NODE_FILES, *WORKFLOW_FILES}
+    found = {path for folder in (pictures.DOCS, pictures.WORKFLOWS) for path in folder.iterdir()}
+    assert {path for path in found if path.suffix in (".png", ".jpg")} == kept
+
+
+@pytest.mark.parametrize("kind", pictures.NODES)
+def test_the_help_page_shows_the_node(page: Page, kind: str) -> None:
+    """Opened as a person does: the sign for help over a node that is selected."""
+    page.evaluate(
+        """(kind) => {
+            app.graph.clear()
+            app.graph.add(LiteGraph.createNode(kind))
+        }""",
+        kind,
+    )
+    pictures.look_at(page, kind)
+    page.wait_for_timeout(100)
+    box = page.evaluate(pictures.BOUNDS, kind)
+    page.mouse.click(box["x"] + 90, box["y"] + 15)
+    page.get_by_test_id("info-button").click()
+    picture = page.locator(f'.node-help-content img[src*="{kind}.png"]')
+    expect(picture).to_have_js_property("complete", True)
+    assert picture.evaluate("(image) => image.naturalWidth") > 50
+    assert picture.get_attribute("alt")
+
+
+def test_the_walk_through_shows_every_workflow() -> None:
+    text = (pictures.WORKFLOWS / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\]\((\w+)\.jpg\)", text)) == set(workflow.NAMES)
+    assert set(re.findall(r"\]\((\w+)\.json\)", text)) == set(workflow.NAMES)
+
+
+@pytest.mark.parametrize("name", workflow.NAMES)
+def test_the_template_browser_has_its_picture(client: Any, name: str) -> None:
+    served = client.get(f"/api/workflow_templates/{PACK_FOLDER}/{name}.jpg")
+    assert served == pictures.workflow_file(name).read_bytes()
