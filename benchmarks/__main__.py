@@ -32,6 +32,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tflops", type=float, default=200.0, metavar="N", help="for --scaling: one device's rate")
     parser.add_argument("--gbps", type=float, default=25.0, metavar="N", help="for --scaling: one link's GB/s")
     parser.add_argument("--memory", action="store_true", help="instead: peak memory by number of bands, computed")
+    parser.add_argument(
+        "--page", action="store_true", help="instead: the start of ComfyUI's page, with the pack and without"
+    )
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats is {options.repeats}; 1 or more is needed")
@@ -46,6 +49,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.memory:
         return _memory(options, parser, arguments)
+    if options.page:
+        return _page(options, arguments)
     every = attention.cases(device, flex=options.flex or device.type == "cuda")
     cases = [case for case in every if not options.sizes or case.side * 16 in options.sizes]
     steps = [*(step.tasks(device) if "step" in options.only else ())]
@@ -111,6 +116,26 @@ def _memory(options: argparse.Namespace, parser: argparse.ArgumentParser, argume
         "command": "python dev.py bench " + " ".join(arguments),
         "torch": torch.__version__,
         "rows": [row.as_dict() for row in rows],
+    }
+    _write(options.json, content)
+    return 0
+
+
+def _page(options: argparse.Namespace, arguments: list[str]) -> int:
+    from . import page  # the browser's driver; nothing else here needs it
+
+    found = page.measure(options.repeats)
+    print(
+        f"ComfyUI's page in Chromium, {found.pages} fresh starts of each kind in turn, no CLEAR node in the graph: "
+        f"{found.without:.2f} s without the pack, {found.with_pack:.2f} s with it; "
+        f"the difference {found.difference * 1e3:+.0f} ms (median of pairs; half the distance of the quartiles "
+        f"{found.spread * 1e3:.0f} ms). The pack's {found.requests} files are {found.bytes / 1e3:.0f} kB."
+    )
+    content: dict[str, object] = {
+        "date": date.today().isoformat(),
+        "command": "python dev.py bench " + " ".join(arguments),
+        "device": device_name(torch.device("cpu")),
+        "page": found.as_dict(),
     }
     _write(options.json, content)
     return 0

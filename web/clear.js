@@ -74,6 +74,21 @@ function redrawAll() {
     }
 }
 
+/**
+ * The page saves the text that a run has shown on a node behind the node's values. There an input that a later version
+ * adds will look for its own.
+ *
+ * @param {Node} node
+ */
+function keepOwnValues(node) {
+    const count = node.widgets?.length ?? 0;
+    const before = node.onSerialize;
+    node.onSerialize = function (saved) {
+        before?.call(this, saved);
+        saved.widgets_values = saved.widgets_values?.slice(0, count);
+    };
+}
+
 /** @param {Node} node @param {string} name @param {string} value */
 function preset(node, name, value) {
     const widget = node.widgets?.find((other) => other.name === name);
@@ -122,7 +137,9 @@ app.registerExtension({
         });
     },
     nodeCreated(node) {
-        if (!PANELS[node.comfyClass ?? ""]) return;
+        if (!node.comfyClass?.startsWith("CLEAR")) return;
+        keepOwnValues(node);
+        if (!PANELS[node.comfyClass]) return;
         preset(node, "backend", setting("Backend"));
         if (setting("Download") === false) preset(node, "download", "never");
         for (const widget of node.widgets ?? []) {

@@ -18,7 +18,7 @@ RENDERERS = ("classic", "nodes 2.0")
 GIB = 2**30
 
 # Nothing but the server under test is to be reached, and no sandbox where tests run as root.
-_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def browser() -> Iterator[Browser]:
     path = find_browser()
     assert path, "there is no browser: run the tests with python dev.py test"
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
+        opened = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield opened
         opened.close()
 

@@ -1,0 +1,95 @@
+"""What this pack adds to the start of ComfyUI's page, in a real browser: with its script and without it, in turn."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from playwright.sync_api import Browser, Request, Route, sync_playwright
+
+from harness.browser import find_browser
+from harness.page import ARGUMENTS
+from harness.server import PACK_FOLDER, ComfyServer
+
+_EXTENSIONS = "**/api/extensions"
+_READY = "window.app?.graph && window.app.extensionManager?.workflow?.activeWorkflow && performance.now()"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Seconds from opening the page to its first workflow being there, medians; pages of each kind."""
+
+    without: float
+    with_pack: float
+    difference: float  # median of the differences of neighbours in time
+    spread: float  # half the distance between their quartiles
+    requests: int  # that the pack makes
+    bytes: int
+    pages: int
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def measure(pages: int) -> Start:
+    """Open `pages` fresh pages of each kind, a graph without CLEAR nodes in all of them."""
+    path = find_browser()
+    if not path:
+        raise RuntimeError("no browser was found; python dev.py test installs one")
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_FOLDER]
+        for name in ("user", "output", "input", "temp"):
+            options += [f"--{name}-directory", str(Path(folder) / name)]
+            (Path(folder) / name).mkdir()
+        with (
+            ComfyServer(Path(folder) / "server.log", options=options) as server,
+            sync_playwright() as playwright,
+            playwright.chromium.launch(executable_path=path, args=ARGUMENTS) as browser,
+        ):
+            seconds: dict[bool, list[float]] = {False: [], True: []}
+            asked: list[tuple[str, int]] = []
+            for number in range(-1, pages):  # the first of each kind warms up
+                for with_pack in (False, True):
+                    taken, found = _start(browser, server.address, with_pack)
+                    if number >= 0:
+                        seconds[with_pack].append(taken)
+                    asked = found if with_pack else asked
+    differences = [b - a for a, b in zip(seconds[False], seconds[True], strict=True)]
+    low, _, high = statistics.quantiles(differences, n=4)
+    return Start(
+        statistics.median(seconds[False]),
+        statistics.median(seconds[True]),
+        statistics.median(differences),
+        (high - low) / 2,
+        len(asked),
+        sum(size for _, size in asked),
+        pages,
+    )
+
+
+def _start(browser: Browser, address: str, with_pack: bool) -> tuple[float, list[tuple[str, int]]]:
+    """Seconds of one start in a browser without a cache, and the pack's files that it loaded, with their bytes."""
+    context = browser.new_context()
+    page = context.new_page()
+    ours: list[Request] = []
+
+    def extensions(route: Route) -> None:
+        # The same detour for both kinds, so that it does not count.
+        listed = route.fetch().json()
+        kept = [name for name in listed if with_pack or f"/{PACK_FOLDER}/" not in name]
+        route.fulfill(body=json.dumps(kept), content_type="application/json")
+
+    def finished(request: Request) -> None:
+        if f"/{PACK_FOLDER}/" in request.url or "clear_attention" in request.url:
+            ours.append(request)
+
+    page.route(_EXTENSIONS, extensions)
+    page.on("requestfinished", finished)
+    page.goto(address)
+    milliseconds = page.wait_for_function(_READY, timeout=120_000).json_value()
+    files = [(request.url, request.sizes()["responseBodySize"]) for request in ours]
+    context.close()
+    return milliseconds / 1e3, files

@@ -1,0 +1,105 @@
+"""A person at ComfyUI's own page: runs a workflow, watches it, cancels, comes back; in their own language."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from harness import workflow
+from harness.client import ComfyClient
+from harness.page import browser as open_browser
+from harness.page import load, open_page, open_workflow, panel, set_setting, shipped, use_renderer
+
+_CHANGE = """(changes) => {
+    for (const node of app.graph.nodes) {
+        for (const [name, value] of Object.entries(changes[node.type] ?? changes[node.title] ?? {})) {
+            node.widgets.find((widget) => widget.name === name).value = value
+        }
+    }
+}"""
+_SAVED = "() => app.graph.nodes.find((node) => node.type === 'CLEARApply').serialize()"
+_TEXT = """() => {
+    const { widgets } = app.graph.nodes.find((node) => node.type === 'CLEARApply')
+    return widgets.find((widget) => widget.name === '$$node-text-preview')?.value ?? ''
+}"""
+
+
+@pytest.fixture(scope="module")
+def page(server: Any) -> Iterator[Page]:
+    with open_browser() as browser:
+        page = open_page(browser, server.address)
+        page.set_default_timeout(15_000)
+        yield page
+        set_setting(page, "Comfy.Locale", "en")
+
+
+def open_demo(page: Page, **asked: int) -> None:
+    use_renderer(page, "classic")
+    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    page.evaluate(_CHANGE, {**workflow.DEMO.changes(), **workflow.sampling(**asked)})
+
+
+def wait_for_end(page: Page, client: ComfyClient) -> str:
+    """How the newest prompt ended: the name of the last message about it."""
+    for _ in range(600):
+        queue = client.get_json("/queue")
+        if not queue["queue_running"] and not queue["queue_pending"]:
+            newest = max(client.get_json("/history").values(), key=lambda entry: entry["prompt"][0])
+            return newest["status"]["messages"][-1][0]
+        page.wait_for_timeout(100)
+    raise AssertionError("the run does not end")
+
+
+def test_run_watch_cancel_and_run_again(page: Page, client: ComfyClient) -> None:
+    open_demo(page, width=512, height=512, steps=40, seed=501)
+    values = page.evaluate(_SAVED)["widgets_values"]
+    page.get_by_role("button", name="Run", exact=True).click()
+    # The tab's title counts the sampler's steps.
+    page.wait_for_function("() => /\\[[1-9]\\d?%\\] SamplerCustomAdvanced/.test(document.title)", timeout=120_000)
+    assert "\nwindow: " in page.evaluate(_TEXT)
+    page.get_by_role("button", name="Cancel current run").click()
+    assert wait_for_end(page, client) == "execution_interrupted"
+    page.evaluate(_CHANGE, workflow.sampling(width=256, height=256, steps=2, seed=502))
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.wait_for_function("() => !document.title.includes('%')", timeout=120_000)
+    assert wait_for_end(page, client) == "execution_success"
+    assert re.search(r"\nwindow: 4 layer calls by ", page.evaluate(_TEXT))
+    page.wait_for_function("() => Object.values(app.nodeOutputs).some((made) => made?.images?.[0]?.type === 'output')")
+    # What a run has shown on the node is not saved among its values.
+    assert page.evaluate(_SAVED)["widgets_values"] == values
+
+
+def test_what_was_on_the_page_is_there_after_a_reload(page: Page, server: Any) -> None:
+    open_demo(page, width=768, height=512, steps=2, seed=503)
+    page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
+    prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
+    page.wait_for_timeout(1500)  # the page keeps its draft a moment later
+    load(page, server.address)
+    page.wait_for_function("() => app.graph.nodes.some((node) => node.type === 'CLEARApply')")
+    assert page.evaluate("async () => (await app.graphToPrompt()).output") == prompt
+    expect(panel(page)).to_be_visible()
+
+
+@pytest.mark.parametrize("renderer", ["classic", "nodes 2.0"])
+@pytest.mark.parametrize("language", ["zh", "ja", "en"])
+def test_the_panels_speak_the_pages_language(page: Page, language: str, renderer: str) -> None:
+    set_setting(page, "Comfy.Locale", language)
+    page.wait_for_timeout(1000)  # the page opens its workflow anew
+    use_renderer(page, renderer)
+    words = json.loads((workflow.ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))["clearPanels"]
+    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    for name in ("keys per query", "attention cost", "speed-up here"):
+        expect(panel(page).get_by_text(words[name], exact=True)).to_be_visible()
+    expect(panel(page).get_by_label(words["Image size"])).to_have_text(
+        re.compile(words["$size (graph)"].replace("$size", "1024 x 1024").replace("(", r"\(").replace(")", r"\)"))
+    )
+    size = page.evaluate(_SAVED)["size"]
+    open_workflow(page, shipped("clear_text_to_image", "CLEARWeightsLoader"))
+    expect(panel(page)).to_contain_text(words["not here: $size to download when it runs"].replace("$size", "3.6 GB"))
+    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    assert page.evaluate(_SAVED)["size"] == size
