@@ -133,6 +133,9 @@ def _explained(url: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise _refusal(error.response.status_code, error.response.headers) from error
     except Exception as error:  # of requests or httpx, by the client's version: they have no class in common
+        answer: Any = getattr(error, "response", None)
+        if answer is not None:
+            raise _refusal(answer.status_code, answer.headers) from error
         raise Unsteady(
             f"the connection to {urlsplit(url).netloc} failed ({error or type(error).__name__}); look at the "
             "network, the proxy and HF_ENDPOINT"

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -409,6 +410,21 @@ def test_a_disk_without_hard_links(
         watch.moved = lambda done, size: (folder / NAME).write_bytes(b"put here by hand")
     assert start().read_bytes() == (b"put here by hand" if appears else data)
     assert names(folder) == {NAME}
+
+
+def test_a_fault_that_an_older_client_passes_on_as_it_came(
+    start: Start, hub: LoopbackHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before version 1 the client gives up on a 503 with the error of requests, which knows no hub."""
+
+    class OlderError(Exception):
+        response = SimpleNamespace(status_code=503, headers={})
+
+    def fail(url: str, **options: Any) -> None:
+        raise OlderError("503 Server Error")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", fail)
+    refused(start, hub, folder, "has a fault \\(HTTP 503\\): try again later")
 
 
 # ---- no network ------------------------------------------------------------------------------------------------
