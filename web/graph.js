@@ -6,7 +6,7 @@ import { app } from "../../scripts/app.js";
 /** @typedef {import("./types").Node} Node */
 /** @typedef {import("./types").Graph} Graph */
 
-// The host's numbers for the two borders of a subgraph, and for a bypassed node.
+// The host's numbers for the two borders of a subgraph, and for a bypassed node. Newer pages keep ids as text.
 const SUBGRAPH_INPUTS = -10;
 const SUBGRAPH_OUTPUTS = -20;
 const BYPASSED = 4;
@@ -138,7 +138,7 @@ function originOf(node, index) {
 function originOfLink(graph, id) {
     const link = graph.getLink(id);
     if (!link) return undefined;
-    if (link.origin_id === SUBGRAPH_INPUTS) {
+    if (Number(link.origin_id) === SUBGRAPH_INPUTS) {
         const outer = holderOf(graph);
         const input = outer?.inputs[link.origin_slot];
         if (!outer || !input) return undefined;
@@ -167,7 +167,7 @@ function targetsOf(graph, ids) {
     return ids.flatMap((id) => {
         const link = graph.getLink(id);
         if (!link) return [];
-        if (link.target_id === SUBGRAPH_OUTPUTS) {
+        if (Number(link.target_id) === SUBGRAPH_OUTPUTS) {
             const outer = holderOf(graph);
             return outer?.graph ? targetsOf(outer.graph, outer.outputs[link.target_slot]?.links ?? []) : [];
         }
@@ -209,7 +209,7 @@ export function isNode(node, id) {
     let graph = app.graph;
     const path = id.split(":");
     for (const part of path.slice(0, -1)) {
-        const holder = graph?.getNodeById(Number(part));
+        const holder = graph?.getNodeById(part);
         graph = holder?.isSubgraphNode() ? /** @type {any} */ (holder.subgraph) : undefined;
     }
     return graph !== undefined && graph === node.graph && String(node.id) === path.at(-1);

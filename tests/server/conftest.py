@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def new_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], ComfySe
         folder = tmp_path_factory.mktemp("server")
         options = ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_FOLDER]
         options += ["--use-pytorch-cross-attention", "--preview-method", "latent2rgb"]
+        if page := os.environ.get("CLEAR_PAGE"):  # by hand: the folder `static` of another comfyui-frontend-package
+            options += ["--front-end-root", page]
         for name in ("output", "input", "temp", "user"):
             (folder / name).mkdir()
             options += [f"--{name}-directory", str(folder / name)]

@@ -104,7 +104,8 @@ def raise_number(page: Page, renderer: str, kind: str, name: str) -> None:
         page.mouse.click(x, y)
     else:
         row = page.locator(".lg-node-widget").filter(has_text=re.compile(rf"^\s*{name}\s*$")).filter(visible=True)
-        row.locator('[data-pc-section="incrementbutton"]').click()
+        increment = row.locator('[data-pc-section="incrementbutton"]')
+        (increment if increment.count() else row.locator("button").last).click()  # newer pages do not name it
 
 
 def expected(radius: int, width: int, height: int, factor: int = 1) -> dict[str, str]:

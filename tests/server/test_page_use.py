@@ -58,14 +58,14 @@ def wait_for_end(page: Page, client: ComfyClient) -> str:
 def test_run_watch_cancel_and_run_again(page: Page, client: ComfyClient) -> None:
     open_demo(page, width=512, height=512, steps=40, seed=501)
     values = page.evaluate(_SAVED)["widgets_values"]
-    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_role("button", name="Run", exact=True).first.click()
     # The tab's title counts the sampler's steps.
     page.wait_for_function("() => /\\[[1-9]\\d?%\\] SamplerCustomAdvanced/.test(document.title)", timeout=120_000)
     assert "\nwindow: " in page.evaluate(_TEXT)
     page.get_by_role("button", name="Cancel current run").click()
     assert wait_for_end(page, client) == "execution_interrupted"
     page.evaluate(_CHANGE, workflow.sampling(width=256, height=256, steps=2, seed=502))
-    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_role("button", name="Run", exact=True).first.click()
     page.wait_for_function("() => !document.title.includes('%')", timeout=120_000)
     assert wait_for_end(page, client) == "execution_success"
     assert re.search(r"\nwindow: 4 layer calls by ", page.evaluate(_TEXT))
