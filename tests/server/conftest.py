@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, Page
 
 from harness import workflow
 from harness.checkpoints import make_demo_files
 from harness.checkpoints_plugins import make_plugin_files
 from harness.client import ComfyClient, Run
+from harness.page import browser as open_browser
+from harness.page import open_page
 from harness.server import BASE, PACK_FOLDER, ComfyServer
 
 Picture = np.ndarray
@@ -52,6 +55,22 @@ def server(new_server: Callable[[], ComfyServer]) -> Iterator[ComfyServer]:
 def plugin_files(server: ComfyServer) -> None:
     """LoRAs, ControlNets and FLUX.1-schnell beside the demo files; the server sees them at once."""
     make_plugin_files(BASE / "models")
+
+
+@pytest.fixture(scope="module")
+def browser(nodes_api: Any) -> Iterator[Browser]:
+    # `nodes_api` first: it starts a loop of its own, which no longer can be once the browser runs.
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, server: ComfyServer) -> Iterator[Page]:
+    """ComfyUI's page."""
+    page = open_page(browser, server.address)
+    page.set_default_timeout(15_000)
+    yield page
+    page.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from harness import workflow
-from harness.page import browser as open_browser
-from harness.page import open_page
-from harness.server import PACK_FOLDER, ComfyServer
+from harness.server import PACK_FOLDER
 
 _OPENED = """async () => {
     const prompt = await app.graphToPrompt()
@@ -28,12 +25,6 @@ _OPENED = """async () => {
         ])),
     }
 }"""
-
-
-@pytest.fixture(scope="module")
-def page(server: ComfyServer) -> Iterator[Page]:
-    with open_browser() as browser:
-        yield open_page(browser, server.address)
 
 
 @pytest.mark.parametrize("name", workflow.NAMES)

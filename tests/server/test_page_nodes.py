@@ -15,26 +15,10 @@ from clear_core.window import Window
 
 from harness import workflow
 from harness.page import RENDERERS, cards, load, open_page, open_workflow, panel, set_setting, shipped, use_renderer
-from harness.page import browser as open_browser
-
-
-@pytest.fixture(scope="module")
-def browser(nodes_api: Any) -> Iterator[Browser]:
-    # `nodes_api` first: it starts a loop of its own, which no longer can be once the browser runs.
-    with open_browser() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def started(browser: Browser, server: Any) -> Iterator[Page]:
-    page = open_page(browser, server.address)
-    page.set_default_timeout(15_000)
-    yield page
-    page.close()
 
 
 @pytest.fixture
-def page(started: Page) -> Iterator[Page]:
+def page(page: Page) -> Iterator[Page]:
     """The page, with default settings; nothing of the pack may complain in it."""
     complaints: list[str] = []
 
@@ -47,13 +31,13 @@ def page(started: Page) -> Iterator[Page]:
     def threw(error: Any) -> None:
         complaints.append(str(error))
 
-    started.on("console", heard)
-    started.on("pageerror", threw)
+    page.on("console", heard)
+    page.on("pageerror", threw)
     for name, value in {"Picture": True, "Download": True, "Backend": "auto"}.items():
-        set_setting(started, f"ClearAttention.{name}", value)
-    yield started
-    started.remove_listener("console", heard)
-    started.remove_listener("pageerror", threw)
+        set_setting(page, f"ClearAttention.{name}", value)
+    yield page
+    page.remove_listener("console", heard)
+    page.remove_listener("pageerror", threw)
     assert complaints == []
 
 

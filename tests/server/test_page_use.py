@@ -12,8 +12,7 @@ from playwright.sync_api import Page, expect
 
 from harness import workflow
 from harness.client import ComfyClient
-from harness.page import browser as open_browser
-from harness.page import load, open_page, open_workflow, panel, set_setting, shipped, use_renderer
+from harness.page import load, open_workflow, panel, set_setting, shipped, use_renderer
 
 _CHANGE = """(changes) => {
     for (const node of app.graph.nodes) {
@@ -30,12 +29,9 @@ _TEXT = """() => {
 
 
 @pytest.fixture(scope="module")
-def page(server: Any) -> Iterator[Page]:
-    with open_browser() as browser:
-        page = open_page(browser, server.address)
-        page.set_default_timeout(15_000)
-        yield page
-        set_setting(page, "Comfy.Locale", "en")
+def page(page: Page) -> Iterator[Page]:
+    yield page
+    set_setting(page, "Comfy.Locale", "en")
 
 
 def open_demo(page: Page, **asked: int) -> None:

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageFilter
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from harness import pictures, workflow
-from harness.page import RENDERERS, cards, open_page, set_setting
-from harness.page import browser as open_browser
+from harness.page import RENDERERS, cards, set_setting
 from harness.server import PACK_FOLDER
 
 NODE_FILES = [
@@ -27,21 +26,6 @@ NODE_FILES = [
     for theme in pictures.THEMES
 ]
 WORKFLOW_FILES = [pictures.workflow_file(name) for name in workflow.NAMES]
-
-
-@pytest.fixture(scope="module")
-def browser(nodes_api: Any) -> Iterator[Browser]:
-    # `nodes_api` first: it starts a loop of its own, which no longer can be once the browser runs.
-    with open_browser() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def page(browser: Browser, server: Any) -> Iterator[Page]:
-    page = open_page(browser, server.address)
-    page.set_default_timeout(15_000)
-    yield page
-    page.close()
 
 
 @pytest.fixture(scope="module", autouse=True)
