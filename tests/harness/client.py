@@ -174,7 +174,8 @@ def _read_binary(message: bytes, run: Run) -> None:
     elif kind == _TEXT:
         (length,) = struct.unpack_from(">I", message, 4)
         node_id, text = message[8 : 8 + length], message[8 + length :]
-        run.texts.append((node_id.decode(), text.decode(errors="replace")))
+        # As the page shows it: a line of Markdown ends with two spaces.
+        run.texts.append((node_id.decode(), text.decode(errors="replace").replace("  \n", "\n")))
 
 
 def _read_text(message: dict[str, Any], run: Run) -> bool:

@@ -44,7 +44,7 @@ def test_both_nodes_show_their_picture_and_their_text(client: Any, demo_prompt: 
     for node, said in words.items():
         (text,) = run.outputs[node]["text"]
         assert all(word in text for word in said), text
-        shown = [shown for where, shown in run.texts if where == node][-1].replace("  \n", "\n")
+        shown = [shown for where, shown in run.texts if where == node][-1]
         assert set(shown.split("\n")) <= set(text.split("\n"))
         (reference,) = run.outputs[node]["images"]
         with Image.open(io.BytesIO(client.image(reference))) as picture:
