@@ -1,76 +1,36 @@
 // CLEAR's part of the page: pictures on its nodes, and its settings.
 
 import { app } from "../../scripts/app.js";
-import { api } from "../../scripts/api.js";
-import { bandsPanel } from "./bands_picture.js";
-import { dress, showOwn, undress } from "./dress.js";
-import { graphs, isNode } from "./graph.js";
-import { weightsPanel } from "./weights_line.js";
-import { windowPanel } from "./window_picture.js";
-import { loadWords } from "./words.js";
 
 /** @typedef {import("./types").Node} Node */
-/** @typedef {import("./types").Panel} Panel */
 
-/** @type {Record<string, (node: Node) => Panel>} */
-const PANELS = {
-    CLEARApply: windowPanel,
-    CLEARMultiGPU: bandsPanel,
-    CLEARTiledSampler: bandsPanel,
-    CLEARWeightsLoader: weightsPanel,
-};
+// What is drawn is in panels.mjs, for ComfyUI's page fetches every .js of a pack when it starts.
+const DRAWN = new Set(["CLEARApply", "CLEARMultiGPU", "CLEARTiledSampler", "CLEARWeightsLoader"]);
 const BACKENDS = ["auto", "sdpa", "reference", "triton", "masked"];
 
-/** @type {WeakMap<Node, Panel>} */
-const panels = new WeakMap();
+/** @type {typeof import("./panels.mjs") | undefined} */
+let panels;
+let wanted = false; // there has been a node to draw on
+
+async function loadPanels() {
+    panels = await import("./panels.mjs");
+    return panels;
+}
 
 /** @param {string} name @returns {any} */
 function setting(name) {
     return app.extensionManager.setting.get(`ClearAttention.${name}`);
 }
 
-/** The nodes of the workflow that may have a panel. @returns {Node[]} */
-function clearNodes() {
-    return graphs().flatMap((graph) => graph.nodes.filter((node) => PANELS[node.comfyClass ?? ""]));
-}
-
-/** @param {(panel: Panel, node: Node) => void} tell */
-function toPanels(tell) {
-    for (const node of clearNodes()) {
-        const panel = panels.get(node);
-        if (panel) tell(panel, node);
-    }
-}
-
-function refreshAll() {
-    toPanels((panel, node) => {
-        showOwn(node, panel);
-        panel.refresh();
-    });
-}
-
-/** Give a node its panel, or take it away. @param {Node} node @param {boolean} wanted */
-function follow(node, wanted) {
-    const there = panels.has(node);
-    if (wanted && !there) {
-        const panel = PANELS[node.comfyClass ?? ""](node);
-        dress(node, panel);
-        panels.set(node, panel);
-        void loadWords(redrawAll);
-        queueMicrotask(() => panel.refresh()); // its values and links come after it
-    } else if (!wanted && there) {
-        undress(node);
-        panels.delete(node);
-    }
-}
-
-/** The language's words have come. */
-function redrawAll() {
-    for (const node of clearNodes().filter((node) => panels.has(node))) {
-        const [width, height] = node.size;
-        follow(node, false);
-        follow(node, true);
-        node.setSize([width, height]);
+/** Give a new node its picture, at once where that can be. @param {Node} node */
+async function draw(node) {
+    wanted = true;
+    if (!setting("Picture")) return;
+    if (panels) {
+        panels.follow(node, true);
+    } else {
+        const { follow } = await loadPanels();
+        if (node.graph && setting("Picture")) follow(node, true);
     }
 }
 
@@ -106,7 +66,7 @@ app.registerExtension({
             tooltip: "The window, the bands, and what they cost.",
             type: "boolean",
             defaultValue: true,
-            onChange: (wanted) => app.graph && clearNodes().forEach((node) => follow(node, wanted)),
+            onChange: (shown) => wanted && void loadPanels().then(({ followAll }) => followAll(shown)),
         },
         {
             id: "ClearAttention.Download",
@@ -126,30 +86,20 @@ app.registerExtension({
             defaultValue: "auto",
         },
     ],
-    setup() {
-        api.addEventListener("graphChanged", refreshAll);
-        for (const end of /** @type {const} */ (["execution_success", "execution_error", "execution_interrupted"])) {
-            api.addEventListener(end, () => toPanels((panel) => panel.runEnded?.()));
-        }
-        /** @type {EventTarget} */ (api).addEventListener("clear_attention.bands", (event) => {
-            const progress = /** @type {CustomEvent<import("./types").BandProgress>} */ (event).detail;
-            toPanels((panel, node) => isNode(node, progress.node) && panel.moved?.(progress));
-        });
-    },
     nodeCreated(node) {
         if (!node.comfyClass?.startsWith("CLEAR")) return;
         keepOwnValues(node);
-        if (!PANELS[node.comfyClass]) return;
+        if (!DRAWN.has(node.comfyClass)) return;
         preset(node, "backend", setting("Backend"));
         if (setting("Download") === false) preset(node, "download", "never");
         for (const widget of node.widgets ?? []) {
             const before = widget.callback;
             widget.callback = function (...values) {
                 before?.apply(this, values);
-                refreshAll();
+                panels?.refreshAll();
             };
         }
-        follow(node, setting("Picture"));
+        void draw(node);
     },
-    afterConfigureGraph: refreshAll,
+    afterConfigureGraph: () => panels?.refreshAll(),
 });

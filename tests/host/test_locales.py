@@ -126,8 +126,8 @@ def test_what_belongs_to_no_node(schemas: dict[str, Any]) -> None:
 
 
 def test_panels_say_nothing_else() -> None:
-    """The words that web/*.js gives to `say`; the values put in at $names are in every language's text."""
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web").glob("*.js"))
+    """The words that web/*.mjs gives to `say`; the values put in at $names are in every language's text."""
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web").glob("*.mjs"))
     said = set(re.findall(r'\bsay\(\s*"((?:[^"\\]|\\.)*)"', sources))
     # Beside these only the function itself and a call of it with what is not a literal could be.
     assert len(re.findall(r"\bsay\(", sources)) == len(re.findall(r'\bsay\(\s*"', sources)) + 1

@@ -1,6 +1,6 @@
 // Elements in one call.
 
-import { say } from "./words.js";
+import { say } from "./words.mjs";
 
 const SVG = "http://www.w3.org/2000/svg";
 

@@ -1,9 +1,9 @@
 // On Load CLEAR Weights: whether the file is here, how large it is, and its licence.
 
-import { html } from "./dom.js";
-import { valueOf } from "./graph.js";
-import { ask } from "./server.js";
-import { say } from "./words.js";
+import { html } from "./dom.mjs";
+import { valueOf } from "./graph.mjs";
+import { ask } from "./server.mjs";
+import { say } from "./words.mjs";
 
 /**
  * @param {import("./types").Node} node

@@ -1,7 +1,7 @@
 // Puts a panel under a node's widgets, in either renderer, and takes it away.
 
 import { app } from "../../scripts/app.js";
-import { html } from "./dom.js";
+import { html } from "./dom.mjs";
 
 /** @typedef {import("./types").Panel} Panel */
 

@@ -1,12 +1,12 @@
 // On CLEAR Multi-GPU and its sampler: the bands over the image, the devices that share them, and how far each is.
 
-import { devicePicker } from "./devices.js";
-import { figures, fromLink, html, said, svg } from "./dom.js";
-import { grow } from "./dress.js";
-import { clearSettings, valueOf } from "./graph.js";
-import { ask, asker } from "./server.js";
-import { sizeChoice } from "./window_picture.js";
-import { say } from "./words.js";
+import { devicePicker } from "./devices.mjs";
+import { figures, fromLink, html, said, svg } from "./dom.mjs";
+import { grow } from "./dress.mjs";
+import { clearSettings, valueOf } from "./graph.mjs";
+import { ask, asker } from "./server.mjs";
+import { sizeChoice } from "./window_picture.mjs";
+import { say } from "./words.mjs";
 
 /**
  * @param {import("./types").Node} node

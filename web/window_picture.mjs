@@ -1,9 +1,9 @@
 // On Apply CLEAR Attention: the window over the image, drawn to scale, and what it costs.
 
-import { figures, fromLink, grouped, html, said, svg } from "./dom.js";
-import { changeGraph, clearSettings, imageSize } from "./graph.js";
-import { asker } from "./server.js";
-import { say } from "./words.js";
+import { figures, fromLink, grouped, html, said, svg } from "./dom.mjs";
+import { changeGraph, clearSettings, imageSize } from "./graph.mjs";
+import { asker } from "./server.mjs";
+import { say } from "./words.mjs";
 
 const SIDES = [1024, 2048, 4096, 8192, 16384];
 const TOKEN = 16; // pixels a side

@@ -1,8 +1,8 @@
 // The devices of this machine as boxes to tick. What is stored stays the text in the node's widget "devices".
 
-import { gib, html } from "./dom.js";
-import { changeGraph } from "./graph.js";
-import { say } from "./words.js";
+import { gib, html } from "./dom.mjs";
+import { changeGraph } from "./graph.mjs";
+import { say } from "./words.mjs";
 
 const AUTO = "auto";
 

@@ -1,7 +1,7 @@
 // What the page asks the server.
 
 import { api } from "../../scripts/api.js";
-import { say } from "./words.js";
+import { say } from "./words.mjs";
 
 /**
  * The answer of one of this pack's routes, or a sentence that says why there is none.
