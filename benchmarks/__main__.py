@@ -129,7 +129,8 @@ def _page(options: argparse.Namespace, arguments: list[str]) -> int:
         f"ComfyUI's page in Chromium, {found.pages} fresh starts of each kind in turn, no CLEAR node in the graph: "
         f"{found.without:.2f} s without the pack, {found.with_pack:.2f} s with it; "
         f"the difference {found.difference * 1e3:+.0f} ms (median of pairs; half the distance of the quartiles "
-        f"{found.spread * 1e3:.0f} ms). The pack's {found.requests} files are {found.bytes / 1e3:.0f} kB."
+        f"{found.spread * 1e3:.0f} ms). The pack's {found.requests} file(s), {found.bytes / 1e3:.0f} kB, "
+        f"are fetched in {found.fetching * 1e3:.0f} ms, beside all others."
     )
     content: dict[str, object] = {
         "date": date.today().isoformat(),
