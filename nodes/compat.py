@@ -89,8 +89,7 @@ def explained(error: Exception) -> str:
     """The one sentence for the log: both versions, what is wrong, what to do."""
     project = _PROJECT.read_text(encoding="utf-8")
     pack, oldest = (_quoted(project, name) for name in ("version", "requires-comfyui"))
-    host = getattr(sys.modules.get("comfyui_version"), "__version__", None) or _host_version()
-    start = f"CLEAR Attention {pack} adds no nodes to this ComfyUI ({host})"
+    start = f"CLEAR Attention {pack} adds no nodes to this ComfyUI ({_host_version()})"
     if isinstance(error, MissingHooks):
         names = ", ".join(map(str, error.args[:_NAMED]))
         more = f" and {len(error.args) - _NAMED} more" if len(error.args) > _NAMED else ""

@@ -122,7 +122,7 @@ def _bytes_to_skip(answer: Any, start: int, size: int) -> int:
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
     """Turns the client's errors into Failure and Unsteady."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
         yield
@@ -130,9 +130,7 @@ def _explained(url: str) -> Iterator[None]:
         raise
     except OfflineModeIsEnabled as error:
         raise Failure("the hub's client is in offline mode: unset HF_HUB_OFFLINE and restart ComfyUI") from error
-    except HfHubHTTPError as error:
-        raise _refusal(error.response.status_code, error.response.headers) from error
-    except Exception as error:  # of requests or httpx, by the client's version: they have no class in common
+    except Exception as error:  # of the client, of requests or of httpx, by its version: they have no class in common
         answer: Any = getattr(error, "response", None)
         if answer is not None:
             raise _refusal(answer.status_code, answer.headers) from error

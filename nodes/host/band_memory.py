@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -67,6 +68,25 @@ def fitting_count(
     return count
 
 
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What decides how much of a device a sampling run takes, and what there is for it."""
+
+    grid: Grid
+    plan_of: Callable[[int], BandPlan]
+    shape: ModelShape
+    room: int  # bytes, beside the weights
+
+    @classmethod
+    def of(cls, model: Any, noise_shape: Sequence[int], clear: ClearSettings) -> Demand:
+        """model: a patched MODEL. noise_shape: of the latent, (batch, channels, height, width)."""
+        flux = model.get_model_object("diffusion_model")
+        grid = Grid(*(-(-side // flux.patch_size) for side in noise_shape[2:]))
+        shape = shape_of(flux, max(2, model.model.get_dtype().itemsize))  # weights may be fp8, activations are not
+        total = comfy.model_management.get_total_memory(torch.device(model.load_device))
+        return cls(grid, plans(grid, clear), shape, total - model.model_size() - RESERVE)
+
+
 def shape_for_estimate(model: Any, noise_shape: Sequence[int], settings: BandSettings) -> Sequence[int]:
     """A latent's shape from which the host estimates the memory that bands really take.
 
@@ -76,16 +96,11 @@ def shape_for_estimate(model: Any, noise_shape: Sequence[int], settings: BandSet
     home = torch.device(model.load_device)
     if clear is None or home.type == "cpu" or len(noise_shape) != 4:
         return noise_shape
-    flux = model.get_model_object("diffusion_model")
     batch, channels, height, width = noise_shape
-    grid = Grid(-(-height // flux.patch_size), -(-width // flux.patch_size))
-    shape = shape_of(flux, max(2, model.model.get_dtype().itemsize))  # weights may be fp8, activations are not
-
-    plan_of = plans(grid, clear)
-    room = comfy.model_management.get_total_memory(home) - model.model_size() - RESERVE
-    count = settings.bands or fitting_count(plan_of, 1, room, TEXT, shape, 2 * batch)
+    demand = Demand.of(model, noise_shape, clear)
+    count = settings.bands or fitting_count(demand.plan_of, 1, demand.room, TEXT, demand.shape, 2 * batch)
     if count == 1:
         return noise_shape
-    need = banded_bytes(plan_of(count), TEXT, shape, batch)
+    need = banded_bytes(demand.plan_of(count), TEXT, demand.shape, batch)
     estimate = model.model.memory_required([batch, channels, height, width])
     return [batch, channels, max(1, min(height, round(height * need / max(1, estimate)))), width]

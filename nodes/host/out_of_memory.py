@@ -11,14 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
-import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...clear_core.call import AttentionCall, AttentionResult
-from ...clear_core.layout import Grid
 from ...clear_core.memory import banded_bytes
 from ..report import RunReport
-from .band_memory import RESERVE, TEXT, fitting_count, most_bands, plans, shape_of
+from .band_memory import TEXT, Demand, fitting_count, most_bands
 from .frame import BANDS, SETTINGS
 
 _LESS = 4  # the second try gathers a quarter of the first
@@ -55,18 +53,13 @@ def advise(report: RunReport, model: Any, noise_shape: Sequence[int], *, can_be_
 
 def _advice(model: Any, noise_shape: Sequence[int], can_be_cut: bool) -> str:
     """Which tiling would fit, from the memory model. model: a patched MODEL. noise_shape: of the latent."""
-    flux = model.get_model_object("diffusion_model")
     if len(noise_shape) != 4 or not can_be_cut:
         return "out of memory: choose a smaller image, or weights of 8 bits (fp8)"
-    batch, _, height, width = noise_shape
-    grid = Grid(-(-height // flux.patch_size), -(-width // flux.patch_size))
-    plan_of = plans(grid, model.model_options["transformer_options"][SETTINGS])
-    shape = shape_of(flux, max(2, model.model.get_dtype().itemsize))
-    home = torch.device(model.load_device)
-    room = comfy.model_management.get_total_memory(home) - model.model_size() - RESERVE
+    batch, demand = noise_shape[0], Demand.of(model, noise_shape, model.model_options["transformer_options"][SETTINGS])
+    grid, room = demand.grid, demand.room
     in_bands = bool(model.get_wrappers(WrappersMP.DIFFUSION_MODEL, BANDS))
-    count = most_bands(grid) if in_bands else max(2, fitting_count(plan_of, 1, room, TEXT, shape, batch))
-    need = banded_bytes(plan_of(count), TEXT, shape, batch)
+    count = most_bands(grid) if in_bands else max(2, fitting_count(demand.plan_of, 1, room, TEXT, demand.shape, batch))
+    need = banded_bytes(demand.plan_of(count), TEXT, demand.shape, batch)
     would = f"with {count} bands it would take {_gib(need)} besides the weights"
     size = f"out of memory at {grid.width * 16} x {grid.height * 16} px"
     if need > room:
