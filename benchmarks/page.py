@@ -8,11 +8,10 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from playwright.sync_api import Browser, Request, Route, sync_playwright
+from playwright.sync_api import Browser, Request, Route
 
-from harness.browser import find_browser
-from harness.page import ARGUMENTS
-from harness.server import PACK_FOLDER, ComfyServer
+from harness.page import browser as open_browser
+from harness.server import PACK_FOLDER, ComfyServer, only_this_pack
 
 _EXTENSIONS = "**/api/extensions"
 _FETCHED = f"""() => {{
@@ -43,19 +42,9 @@ class Start:
 
 def measure(pages: int) -> Start:
     """Open `pages` fresh pages of each kind, a graph without CLEAR nodes in all of them."""
-    path = find_browser()
-    if not path:
-        raise RuntimeError("no browser was found; python dev.py test installs one")
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_FOLDER]
-        for name in ("user", "output", "input", "temp"):
-            options += [f"--{name}-directory", str(Path(folder) / name)]
-            (Path(folder) / name).mkdir()
-        with (
-            ComfyServer(Path(folder) / "server.log", options=options) as server,
-            sync_playwright() as playwright,
-            playwright.chromium.launch(executable_path=path, args=ARGUMENTS) as browser,
-        ):
+        options = only_this_pack(Path(folder))
+        with ComfyServer(Path(folder) / "server.log", options=options) as server, open_browser() as browser:
             seconds: dict[bool, list[float]] = {False: [], True: []}
             asked: list[tuple[str, int]] = []
             fetching: list[float] = []

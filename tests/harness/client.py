@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import websocket
+from PIL import Image
 
 Prompt = dict[str, Any]
 Status = Literal["success", "interrupted"]
@@ -109,6 +111,12 @@ class ComfyClient:
         headers = {"Content-Type": f"multipart/form-data; boundary={border}"}
         answer = self._request(urllib.request.Request(f"{self._address}/upload/image", body, headers))
         return json.loads(answer)["name"]
+
+    def upload_picture(self, name: str, picture: Image.Image) -> str:
+        """`upload` as a PNG."""
+        data = io.BytesIO()
+        picture.save(data, "PNG")
+        return self.upload(name, data.getvalue())
 
     # ---- prompts -------------------------------------------------------------------------------------
 

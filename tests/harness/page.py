@@ -8,6 +8,7 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 from playwright.sync_api import Browser, Locator, Page, Route, sync_playwright
 
@@ -18,7 +19,7 @@ RENDERERS = ("classic", "nodes 2.0")
 GIB = 2**30
 
 # Nothing but the server under test is to be reached, and no sandbox where tests run as root.
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def browser() -> Iterator[Browser]:
     path = find_browser()
     assert path, "there is no browser: run the tests with python dev.py test"
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        opened = playwright.chromium.launch(executable_path=path, args=_ARGUMENTS)
         yield opened
         opened.close()
 
@@ -91,6 +92,36 @@ def shipped(name: str, kind: str | None = None) -> Any:
     return content
 
 
+def change_widgets(page: Page, changes: workflow.Changes) -> None:
+    """Give widgets other values: by node type, or by title."""
+    page.evaluate(
+        """(changes) => {
+            for (const node of app.graph.nodes) {
+                for (const [name, value] of Object.entries(changes[node.type] ?? changes[node.title] ?? {})) {
+                    node.widgets.find((widget) => widget.name === name).value = value
+                }
+            }
+        }""",
+        changes,
+    )
+
+
+def put_after(page: Page, before: str, kind: str, name: str, place: tuple[float, float]) -> None:
+    """Put a new node into the wires that leave the node of type `before`; name: of its input."""
+    page.evaluate(
+        """([before, kind, name, place]) => {
+            const source = app.graph.nodes.find((node) => node.type === before)
+            const node = LiteGraph.createNode(kind)
+            node.pos = place
+            app.graph.add(node)
+            const rest = source.outputs[0].links.map((id) => app.graph.getLink(id))
+            source.connect(0, node, name)
+            for (const link of rest) node.connect(0, app.graph.getNodeById(link.target_id), link.target_slot)
+        }""",
+        [before, kind, name, place],
+    )
+
+
 def panel(page: Page) -> Locator:
     return page.locator(".clear-panel").filter(visible=True).first
 
@@ -104,16 +135,11 @@ def cards(page: Page, nodes_api: Any, count: int) -> Iterator[None]:
 
     def answer(route: Route) -> None:
         url = urllib.parse.urlsplit(route.request.url)
-        query = dict(urllib.parse.parse_qsl(url.query))
-        if url.path.endswith("/devices"):
-            body: Any = [{"name": d.name, "title": d.title, "free": d.free, "total": d.total} for d in machine]
-        else:
-            values = routes._values(query, routes._SIZE | routes._CLEAR | routes._BANDS)
-            bands = routes.resolve_bands(values["devices"], values["bands"], "exact")
-            body = facts.band_facts(routes._settings(values), bands, *routes._size(values), machine)
-        route.fulfill(json=body)
+        ask = getattr(routes, url.path.rpartition("/")[2])
+        route.fulfill(json=ask(dict(urllib.parse.parse_qsl(url.query))))
 
     pattern = re.compile(r"/clear_attention/(devices|bands)")
     page.route(pattern, answer)
-    yield
+    with mock.patch.object(routes, "machine", return_value=machine):
+        yield
     page.unroute(pattern)

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from playwright.sync_api import Page
 
 from . import workflow
-from .page import RENDERERS, open_workflow, set_setting, shipped, use_renderer
+from .page import RENDERERS, open_workflow, put_after, set_setting, shipped, use_renderer
 
 THEMES = ("dark", "light")
 PLACED: dict[str, tuple[str, tuple[str, str] | None]] = {
@@ -87,12 +87,6 @@ def scene(width: int = 640, height: int = 640) -> Image.Image:
     return picture.filter(ImageFilter.GaussianBlur(1.5))
 
 
-def uploaded(client: Any, name: str, picture: Image.Image) -> str:
-    data = io.BytesIO()
-    picture.save(data, "PNG")
-    return client.upload(name, data.getvalue())
-
-
 def look_at(page: Page, kind: str) -> None:
     page.evaluate(
         """(kind) => {
@@ -139,24 +133,13 @@ def save_small(data: bytes, path: Path) -> None:
     Image.open(io.BytesIO(data)).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
-_ADD = """([kind, before, input]) => {
-    const source = app.graph.nodes.find((node) => node.type === before)
-    const node = LiteGraph.createNode(kind)
-    node.pos = [0, 0]
-    app.graph.add(node)
-    const rest = source.outputs[0].links.map((id) => app.graph.getLink(id))
-    source.connect(0, node, input)
-    for (const link of rest) node.connect(0, app.graph.getNodeById(link.target_id), link.target_slot)
-}"""
-
-
 def place(page: Page, kind: str) -> None:
     """Open a shipped workflow with the node in it, the node to itself."""
     name, before = PLACED[kind]
     content = shipped(name, kind)
     open_workflow(page, content)
     if before:
-        page.evaluate(_ADD, [kind, *before])
+        put_after(page, before[0], kind, before[1], (0, 0))
 
 
 def run(page: Page, kind: str, prompt: Any, size: tuple[int, int]) -> None:

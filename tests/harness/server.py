@@ -38,6 +38,15 @@ runpy.run_path("main.py", run_name="__main__")
 """
 
 
+def only_this_pack(folder: Path) -> list[str]:
+    """Options of a server without any other pack, whose output, input, temp and user folders are made in `folder`."""
+    options = ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_FOLDER]
+    for name in ("output", "input", "temp", "user"):
+        (folder / name).mkdir()
+        options += [f"--{name}-directory", str(folder / name)]
+    return options
+
+
 class ServerError(Exception):
     """The server did not start, or is gone; the text holds the end of its log."""
 

@@ -19,7 +19,7 @@ from harness.checkpoints_plugins import make_plugin_files
 from harness.client import ComfyClient, Run
 from harness.page import browser as open_browser
 from harness.page import open_page
-from harness.server import BASE, PACK_FOLDER, ComfyServer
+from harness.server import BASE, PACK_FOLDER, ComfyServer, only_this_pack
 
 Picture = np.ndarray
 
@@ -33,13 +33,10 @@ def new_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], ComfySe
 
     def make() -> ComfyServer:
         folder = tmp_path_factory.mktemp("server")
-        options = ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_FOLDER]
+        options = only_this_pack(folder)
         options += ["--use-pytorch-cross-attention", "--preview-method", "latent2rgb"]
         if page := os.environ.get("CLEAR_PAGE"):  # by hand: the folder `static` of another comfyui-frontend-package
             options += ["--front-end-root", page]
-        for name in ("output", "input", "temp", "user"):
-            (folder / name).mkdir()
-            options += [f"--{name}-directory", str(folder / name)]
         return ComfyServer(folder / "server.log", options=options, cpu=True)
 
     return make

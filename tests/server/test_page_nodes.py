@@ -14,7 +14,19 @@ from clear_core.pattern import attention_flops
 from clear_core.window import Window
 
 from harness import workflow
-from harness.page import RENDERERS, cards, load, open_page, open_workflow, panel, set_setting, shipped, use_renderer
+from harness.page import (
+    RENDERERS,
+    cards,
+    change_widgets,
+    load,
+    open_page,
+    open_workflow,
+    panel,
+    put_after,
+    set_setting,
+    shipped,
+    use_renderer,
+)
 
 
 @pytest.fixture
@@ -383,20 +395,12 @@ def test_each_band_shows_how_far_it_is(page: Page, renderer: str, client: Any) -
     seed = 40 + RENDERERS.index(renderer)  # what has run already does not run again
     changes = {**workflow.DEMO.changes(), **workflow.sampling(width=256, height=256, steps=2, seed=seed)}
     open_workflow(page, workflow.page_form("clear_text_to_image"))
+    change_widgets(page, changes)
+    x, y = page.evaluate("() => [...app.graph.nodes.find((node) => node.type === 'CLEARApply').pos]")
+    put_after(page, "CLEARApply", "CLEARMultiGPU", "model", (x, y + 1000))
     page.evaluate(
-        """(changes) => {
-            for (const node of app.graph.nodes) {
-                for (const [name, value] of Object.entries(changes[node.type] ?? changes[node.title] ?? {})) {
-                    node.widgets.find((widget) => widget.name === name).value = value
-                }
-            }
-            const apply = app.graph.nodes.find((n) => n.type === 'CLEARApply')
-            const next = apply.outputs[0].links.map((id) => app.graph.getLink(id))
-            const cut = LiteGraph.createNode('CLEARMultiGPU')
-            cut.pos = [apply.pos[0], apply.pos[1] + 1000]
-            app.graph.add(cut)
-            for (const link of next) cut.connect(0, app.graph.getNodeById(link.target_id), link.target_slot)
-            apply.connect(0, cut, 0)
+        """() => {
+            const cut = app.graph.nodes.find((node) => node.type === 'CLEARMultiGPU')
             cut.widgets.find((w) => w.name === 'devices').value = 'cpu,cpu'
             cut.widgets.find((w) => w.name === 'bands').value = 4
             app.canvas.ds.offset = [300 - cut.pos[0], 200 - cut.pos[1]]
@@ -407,8 +411,7 @@ def test_each_band_shows_how_far_it_is(page: Page, renderer: str, client: Any) -
                 const parts = [...document.querySelectorAll('.clear-done')]
                 seen.push([bar.value, parts.map((part) => Number(part.getAttribute('width')))])
             }, 20)
-        }""",
-        changes,
+        }"""
     )
     cut = page.locator(".clear-panel").filter(has=page.get_by_role("group", name="Devices"))
     expect(cut.locator("dl")).to_contain_text("4 of 16")

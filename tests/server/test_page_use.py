@@ -12,15 +12,8 @@ from playwright.sync_api import Page, expect
 
 from harness import workflow
 from harness.client import ComfyClient
-from harness.page import load, open_workflow, panel, set_setting, shipped, use_renderer
+from harness.page import change_widgets, load, open_workflow, panel, set_setting, shipped, use_renderer
 
-_CHANGE = """(changes) => {
-    for (const node of app.graph.nodes) {
-        for (const [name, value] of Object.entries(changes[node.type] ?? changes[node.title] ?? {})) {
-            node.widgets.find((widget) => widget.name === name).value = value
-        }
-    }
-}"""
 _SAVED = "() => app.graph.nodes.find((node) => node.type === 'CLEARApply').serialize()"
 _TEXT = """() => {
     const { widgets } = app.graph.nodes.find((node) => node.type === 'CLEARApply')
@@ -37,7 +30,7 @@ def page(page: Page) -> Iterator[Page]:
 def open_demo(page: Page, **asked: int) -> None:
     use_renderer(page, "classic")
     open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
-    page.evaluate(_CHANGE, {**workflow.DEMO.changes(), **workflow.sampling(**asked)})
+    change_widgets(page, {**workflow.DEMO.changes(), **workflow.sampling(**asked)})
 
 
 def wait_for_end(page: Page, client: ComfyClient) -> str:
@@ -60,7 +53,7 @@ def test_run_watch_cancel_and_run_again(page: Page, client: ComfyClient) -> None
     assert "\nwindow: " in page.evaluate(_TEXT)
     page.get_by_role("button", name="Cancel current run").click()
     assert wait_for_end(page, client) == "execution_interrupted"
-    page.evaluate(_CHANGE, workflow.sampling(width=256, height=256, steps=2, seed=502))
+    change_widgets(page, workflow.sampling(width=256, height=256, steps=2, seed=502))
     page.get_by_role("button", name="Run", exact=True).first.click()
     page.wait_for_function("() => !document.title.includes('%')", timeout=120_000)
     assert wait_for_end(page, client) == "execution_success"

@@ -36,7 +36,7 @@ def written(page: Page, client: Any, nodes_api: Any, demo_prompt: Callable[..., 
     page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
     for over_it in ("CanvasInfo", "CanvasMenu"):
         set_setting(page, f"Comfy.Graph.{over_it}", False)
-    pictures.uploaded(client, "example.png", pictures.scene())
+    client.upload_picture("example.png", pictures.scene())
     with cards(page, nodes_api, 2):
         for name in workflow.NAMES:
             pictures.take_workflow(page, name)
@@ -54,8 +54,8 @@ def shown_nodes(client: Any, demo_prompt: Callable[..., Any]) -> dict[str, tuple
     """For each node that shows what it made: a prompt of its own, and the node's size."""
     scene = pictures.scene()
     names = [
-        pictures.uploaded(client, "scene.png", scene),
-        pictures.uploaded(client, "soft.png", scene.filter(ImageFilter.GaussianBlur(3))),
+        client.upload_picture("scene.png", scene),
+        client.upload_picture("soft.png", scene.filter(ImageFilter.GaussianBlur(3))),
     ]
     prompt = demo_prompt({"CLEARApply": {"radius": 8}}, width=768, height=768)
     loaders = "UNETLoader CLEARWeightsLoader DualCLIPLoader VAELoader CLEARApply Prompt FluxGuidance"

@@ -39,12 +39,6 @@ def pictures(client: Any, prompt: Any, run: Run) -> dict[str, np.ndarray]:
     return found
 
 
-def uploaded(client: Any, name: str, image: Image.Image) -> str:
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return client.upload(name, data.getvalue())
-
-
 # ---- ControlNets -------------------------------------------------------------------------------------
 
 
@@ -54,7 +48,7 @@ def control(client: Any) -> Callable[..., Any]:
     image = Image.new("RGB", (160, 120), "black")
     ImageDraw.Draw(image).ellipse((30, 20, 90, 80), fill="white")
     ImageDraw.Draw(image).rectangle((100, 10, 120, 110), fill="red")
-    name = uploaded(client, "to_follow.png", image)
+    name = client.upload_picture("to_follow.png", image)
 
     def make(*changes: workflow.Changes, steps: int = 1) -> Any:
         files: workflow.Changes = {"LoadImage": {"image": name}, "ControlNetLoader": {"control_net_name": UNION}}
@@ -123,7 +117,7 @@ def test_image_to_image_in_two_passes(client: Any, picture: Any) -> None:
     images = [Image.effect_noise((110, 70), 80), Image.new("L", (110, 70), 128)]
     found = []
     for number, image in enumerate(images):
-        name = uploaded(client, f"to_change_{number}.png", image.convert("RGB"))
+        name = client.upload_picture(f"to_change_{number}.png", image.convert("RGB"))
         small_passes: workflow.Changes = {
             "LoadImage": {"image": name},
             "Size": {"width": 88},
