@@ -147,7 +147,7 @@ def _mend_companions() -> None:
     """torchvision and torchaudio are published for CUDA only; make them import beside a CPU torch."""
     site = Path(_in_venv("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
     if _in_venv("-c", "import torchvision").returncode != 0:
-        shutil.copy(ROOT / "tests" / "harness" / "torchvision_on_cpu.py", site)
+        shutil.copy(ROOT / "devtools" / "torchvision_on_cpu.py", site)
         (site / "torchvision_on_cpu.pth").write_text("import torchvision_on_cpu\n", encoding="utf-8")
     if _in_venv("-c", "import torchaudio").returncode != 0:
         for library in (site / "torchaudio" / "lib").glob("*.so"):
@@ -305,7 +305,7 @@ def find_browser() -> None:
     if BROWSER.is_file() and Path(BROWSER.read_text(encoding="utf-8")).exists():
         return
     LOG.touch()
-    _step("Looking for a browser", [PYTHON, ROOT / "tests" / "harness" / "browser.py", BROWSER])
+    _step("Looking for a browser", [PYTHON, ROOT / "devtools" / "browser.py", BROWSER])
 
 
 def test(arguments: list[str], soak: bool) -> int:
@@ -361,7 +361,7 @@ def main(arguments: list[str]) -> int:
     if options.command == "run":
         values = {name: getattr(options, name) for name in ("output", "port", "size", "steps", "models")}
         flags = [f"--{name}={value}" for name, value in values.items() if value is not None]
-        return call("-m", "benchmarks.demo", *(["--headless"] if options.headless else []), *flags)
+        return call("-m", "devtools.demo", *(["--headless"] if options.headless else []), *flags)
     if options.command in ("test", "lint"):
         try:
             if not rest:

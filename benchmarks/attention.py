@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from clear_core.backends import BACKENDS, Backend
+from clear_core.backends.triton.tile_plan import GridPair, tile_plan
 from clear_core.call import AttentionCall
 from clear_core.layout import Grid, TokenLayout
 from clear_core.pattern import LocalPattern, attention_flops
-from clear_core.plan import GridPair, tile_plan
 from clear_core.pooling import mean_weight, pool_key_value
 from clear_core.scale import softmax_scale
 from clear_core.window import Window

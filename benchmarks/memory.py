@@ -20,13 +20,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from clear_core.bands import BandPlan, cut_rows
+from clear_core.bands.memory import ModelShape, banded_bytes, stock_bytes
+from clear_core.bands.plan import BandPlan, cut_rows
 from clear_core.layout import Grid
-from clear_core.memory import ModelShape, banded_bytes, stock_bytes
 from clear_core.window import Window
-
-from .host import import_host, node_class, run_node
-from harness.models import FULL_SIZE, flux_model
+from devtools.inprocess import import_host, node_class, run_node
+from devtools.models import FULL_SIZE, flux_model
 
 TEXT, RADIUS = 512, 16
 BLOCKS = (2, 2)
@@ -36,7 +35,7 @@ BANDS = {1024: (4,), 2048: (4, 8, 16), 4096: (8, 16, 32), 8192: (8, 16, 32, 64),
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """kind: "stock", with one band, or "tiled". predicted_gib: by `clear_core.memory`, which the nodes go by."""
+    """kind: "stock", with one band, or "tiled". predicted_gib: by `clear_core.bands.memory`, which the nodes go by."""
 
     pixels: int
     bands: int
@@ -90,7 +89,7 @@ class Bench:
             self._model = flux_model(dtype=torch.bfloat16, **shape)
         self._apply, self._bands = node_class("apply", "CLEARApply"), node_class("multi_gpu", "CLEARMultiGPU")
         # On a CPU the backend gathers less at a time than on a card, for its caches: here it does as on a card.
-        sdpa: Any = importlib.import_module("clear_pack.clear_core.backends.sdpa")
+        sdpa: Any = importlib.import_module("clear_pack.clear_core.backends.sdpa.backend")
         sdpa._CPU_BLOCK = 2**40
 
     def stock(self, pixels: int) -> Row:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Request, Route
 
-from harness.page import browser as open_browser
-from harness.server import PACK_FOLDER, ComfyServer, only_this_pack
+from devtools.page import browser as open_browser
+from devtools.server import PACK_FOLDER, ComfyServer, only_this_pack
 
 _EXTENSIONS = "**/api/extensions"
 _FETCHED = f"""() => {{

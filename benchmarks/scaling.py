@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from clear_core.bands import all_to_all_bytes, halo_bytes
+from clear_core.bands.plan import all_to_all_bytes, halo_bytes
 from clear_core.layout import Grid, TokenLayout
 from clear_core.pattern import attention_flops
 from clear_core.window import Window

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from .host import import_host, node_class, run_node
+from devtools.inprocess import import_host, node_class, run_node
+from devtools.models import FULL_SIZE, flux_model, run_forward
+
 from .timing import medians, wait
-from harness.models import FULL_SIZE, flux_model, run_forward
 
 TEXT = 512
 

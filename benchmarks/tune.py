@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from clear_core.backends.triton import KernelConfig, TritonBackend
+from clear_core.backends.triton.backend import KernelConfig, TritonBackend
 
 from .attention import HEAD_DIM, Case, make_call
 from .timing import medians, wait

@@ -1,1 +1,1 @@
-"""What a person drags into a graph, one thin file per node. `host` is the only one that knows ComfyUI."""
+"""The nodes, one file each. `options` validates inputs, `insight` explains, `host` alone knows ComfyUI's internals."""

@@ -9,9 +9,8 @@ from comfy_api.latest import io
 from ..clear_core.backends import AUTO, backend_names
 from ..clear_core.weights import ClearWeights
 from . import host
-from .blocks import ALL, parse_blocks
-from .schema import SPEAKS_ON_ITS_NODE, make
-from .settings import (
+from .options.blocks import ALL, parse_blocks
+from .options.clear import (
     MAX_DOWN_FACTOR,
     MAX_NTK_FACTOR,
     MAX_RADIUS,
@@ -21,7 +20,7 @@ from .settings import (
     resolve_settings,
     within,
 )
-from .types import CATEGORY, CLEAR_WEIGHTS
+from .schema import CATEGORY, CLEAR_WEIGHTS, SPEAKS_ON_ITS_NODE, make
 
 
 class CLEARApply(io.ComfyNode):

@@ -9,12 +9,11 @@ from comfy_api.latest import io, ui
 
 from ..clear_core.weights import BlockId
 from . import host
-from .blocks import parse_blocks
-from .drawing import percent as in_percent
-from .looking import Shares
-from .map_picture import MapPage, map_picture
-from .schema import SPEAKS_ON_ITS_NODE, make
-from .types import CATEGORY
+from .insight.canvas import percent as in_percent
+from .insight.map_figure import MapPage, map_picture
+from .insight.probe import Shares
+from .options.blocks import parse_blocks
+from .schema import CATEGORY, SPEAKS_ON_ITS_NODE, make
 
 _MAX_HEAD = 127
 

@@ -10,9 +10,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .schema import SPEAKS_ON_ITS_NODE, make
-from .similarity import MS_SSIM_SIDE, SSIM_SIDE, Similarity, pixels_to_do, similarity
-from .types import CATEGORY
+from .insight.similarity import MS_SSIM_SIDE, SSIM_SIDE, Similarity, pixels_to_do, similarity
+from .schema import CATEGORY, SPEAKS_ON_ITS_NODE, make
 
 _MAX_GAIN = 255.0
 

@@ -8,9 +8,8 @@ from comfy_api.latest import io
 
 from ..clear_core.backends import AUTO, backend_names
 from . import host
-from .schema import SPEAKS_ON_ITS_NODE, make
-from .settings import MAX_RADIUS, ClearSettings, check_window
-from .types import CATEGORY
+from .options.clear import MAX_RADIUS, ClearSettings, check_window
+from .schema import CATEGORY, SPEAKS_ON_ITS_NODE, make
 
 
 class CLEARControlNet(io.ComfyNode):

@@ -11,7 +11,7 @@ from .compare import CLEARCompare
 from .control_net import CLEARControlNet
 from .high_res import CLEARHighRes, CLEARItem, CLEARStages
 from .multi_gpu import CLEARMultiGPU
-from .report_node import CLEARReport
+from .report import CLEARReport
 from .tiled_sampler import CLEARTiledSampler
 from .weights_loader import CLEARWeightsLoader
 

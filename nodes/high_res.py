@@ -12,11 +12,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import host
-from .band_settings import MAX_BANDS, check_bands
-from .schema import make
-from .settings import MAX_NTK_FACTOR, within
-from .stages import Stage, plan_stages
-from .types import CATEGORY, CLEAR_WEIGHTS
+from .options.bands import MAX_BANDS, check_bands
+from .options.clear import MAX_NTK_FACTOR, within
+from .options.stages import Stage, plan_stages
+from .schema import CATEGORY, CLEAR_WEIGHTS, make
 
 _SHIFT = 1.1  # ln 3: the fixed time shift of the authors' recipe, whatever the size
 _TILE = {"tile_size": 1024, "overlap": 128, "temporal_size": 64, "temporal_overlap": 8}

@@ -7,9 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import host
-from .band_settings import MAX_BANDS, TEXT_MERGES, check_bands, resolve_bands
-from .schema import SPEAKS_ON_ITS_NODE, make
-from .types import CATEGORY
+from .options.bands import MAX_BANDS, TEXT_MERGES, check_bands, resolve_bands
+from .schema import CATEGORY, SPEAKS_ON_ITS_NODE, make
 
 
 class CLEARMultiGPU(io.ComfyNode):

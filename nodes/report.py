@@ -1,126 +1,168 @@
-"""What happened, for the person who looks at the node: headline, then what each sampling run did.
-
-A patched model's layers speak to its report from the sampling thread; the report speaks to the node and,
-once per reason, to the log.
-"""
+"""CLEAR Report: what the window is, what it costs by size, and who would compute it here, as a picture and in words."""
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Callable
-from threading import Lock
+from typing import Any
 
-_log = logging.getLogger("clear-attention")
-_MAX_REASONS = 16  # distinct reasons kept per run: a reason may carry sizes, and sizes may change
+from comfy_api.latest import io, ui
 
-
-class RunReport:
-    """Counts the attention layers of one sampling run, by who computed them and why."""
-
-    def __init__(self, headline: str, show: Callable[[str], None]) -> None:
-        self.headline = headline
-        self._show = show
-        self._lock = Lock()
-        self._forwards = 0
-        self._local: Counter[str] = Counter()
-        self._dense: Counter[str] = Counter()
-        self._notes: dict[str, None] = {}  # in order
-        self._logged: set[str] = set()
-        self._in_charge = ""
-        self._called = False
-        self._finished = False
-
-    def announce(self) -> None:
-        """Show the headline: the node has run, nothing is sampled yet."""
-        self._show(self.headline)
-
-    def begin(self) -> None:
-        """A sampling run starts: forget the last one."""
-        with self._lock:
-            self._forwards = 0
-            self._local.clear()
-            self._dense.clear()
-            self._notes.clear()
-            self._in_charge = ""
-            self._called = self._finished = False
-        self._show(self.text())
-
-    def forward(self, in_charge: str) -> None:
-        """The model is about to run once. in_charge: the attention override that the host will call."""
-        with self._lock:
-            self._forwards += 1
-            self._in_charge = in_charge
-
-    def called(self) -> None:
-        """The host asked CLEAR for a layer, whatever becomes of it."""
-        self._called = True
-
-    def local(self, how: str) -> None:
-        """A layer used the window, computed by `how`."""
-        self._count(self._local, how)
-
-    def dense(self, reason: str, *, asked: bool = False) -> None:
-        """A layer ran dense. asked: it was meant to, so it is shown but not logged as a warning."""
-        new = self._count(self._dense, reason)
-        if new and not asked:
-            with self._lock:
-                warn = reason not in self._logged and len(self._logged) < _MAX_REASONS
-                self._logged.add(reason) if warn else None
-            if warn:
-                _log.warning("CLEAR runs dense here: %s", reason)
-
-    def note(self, text: str) -> None:
-        """Something else that a person should know of this run; shown and logged once."""
-        with self._lock:
-            new = text not in self._notes and len(self._notes) < _MAX_REASONS
-            self._notes |= {text: None} if new else {}
-        if new:
-            _log.warning("CLEAR: %s", text)
-            self._show(self.text())
-
-    def end(self, *, finished: bool) -> None:
-        """The sampling run is over; `finished` unless it was cancelled or failed."""
-        self._finished = finished
-        if self._overruled():
-            _log.warning("CLEAR was not used: %s took over its attention hook", self._in_charge)
-        self._show(self.text())
-
-    def text(self) -> str:
-        """The headline and what the run did so far, a line each."""
-        with self._lock:
-            lines = [self.headline]
-            lines += [f"window: {count} layer calls by {how}" for how, count in self._local.items()]
-            lines += [f"dense: {count} layer calls, {reason}" for reason, count in self._dense.items()]
-            lines += self._notes
-            if self._overruled():
-                lines.append(
-                    f"not used: another node's attention ({self._in_charge}) took over. "
-                    "Put Apply CLEAR Attention after that node."
-                )
-        return "\n".join(lines)
-
-    def _overruled(self) -> bool:
-        """The model ran to the end and CLEAR was never asked."""
-        return self._finished and self._forwards > 0 and not self._called
-
-    def _count(self, counter: Counter[str], key: str) -> bool:
-        with self._lock:
-            new = key not in counter
-            if new and len(counter) >= _MAX_REASONS:
-                key = "other reasons"
-                new = key not in counter
-            counter[key] += 1
-        if new:
-            self._show(self.text())
-        return new
+from ..clear_core.backends.triton.tile_plan import TilePlan
+from . import host
+from .insight.canvas import percent, shown
+from .insight.cost import (
+    TEXT,
+    TOKEN,
+    Backends,
+    ModelFacts,
+    SizeFigures,
+    backends,
+    by_size,
+    example_call,
+    grid_of,
+    needed_pairs,
+    plan_of_tiles,
+)
+from .insight.report_figure import ReportPage, report_picture
+from .options.clear import USUAL, ClearSettings
+from .options.stages import LARGEST_SIDE
+from .schema import CATEGORY, SPEAKS_ON_ITS_NODE, make
 
 
-class StandingReport(RunReport):
-    """Of what hears of no beginning and no end of a run: how layers were computed so far, not how many."""
+class CLEARReport(io.ComfyNode):
+    """Computes, loads nothing and samples nothing."""
 
-    def text(self) -> str:
-        with self._lock:
-            ran = [f"window: {how}" for how in self._local] + [f"dense: {reason}" for reason in self._dense]
-            ran += self._notes
-        return "\n".join([self.headline, *ran])
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make(
+            io.Schema,
+            node_id="CLEARReport",
+            display_name="CLEAR Report",
+            category=CATEGORY,
+            description="Shows the window over the image, what attention and memory cost by size, dense against CLEAR, "
+            "and which backend would compute it on this machine.",
+            search_aliases=["clear", "cost", "flops", "memory", "backends", "window", "explain", "benchmark"],
+            inputs=_inputs(),
+            outputs=[io.Image.Output(display_name="image"), io.String.Output(display_name="text")],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            not_idempotent=SPEAKS_ON_ITS_NODE,
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model: Any, width: int, height: int) -> io.NodeOutput:
+        for name, value in (("width", width), ("height", height)):
+            if not TOKEN <= value <= LARGEST_SIDE:
+                raise ValueError(f"{name} is {value}; allowed is {TOKEN} to {LARGEST_SIDE} pixels")
+        facts = host.model_facts(model)
+        settings = facts.settings or USUAL
+        grid = grid_of(width, height)
+        call = example_call(facts, settings, grid)
+        found = backends(call, settings.backend)
+        sizes = list(by_size(facts, settings, width, height))
+        what = (
+            facts.headline.split("\n")[0] or f"radius {settings.window.radius}, the usual one: no CLEAR in this model"
+        )
+        page = ReportPage(
+            width=width,
+            height=height,
+            subtitle=f"{facts.family}, {what}; {grid} image tokens and {TEXT} of text",
+            grid=grid,
+            window=settings.window,
+            down_factor=settings.down_factor,
+            plan=plan_of_tiles(call),
+            backends=found,
+            sizes=sizes,
+            layers=facts.layers,
+        )
+        about, who = _about(facts, settings, page), _who(found)
+        text = "\n".join([*about, "", *_costs(facts, sizes), "", *_plan(page.plan, needed_pairs(call)), "", *who])
+        image = report_picture(page)
+        # The picture under it says the rest.
+        host.messenger(cls.hidden.unique_id)("\n".join([*about, who[0]]))
+        shown_images = ui.PreviewImage(image, cls=cls).as_dict()
+        return io.NodeOutput(image, text, ui={**shown_images, "text": (text,)})
+
+
+def _inputs() -> list[io.Input]:
+    """The inputs in their released order: saved workflows keep values by position, so add at the end only."""
+    return [
+        make(
+            io.Model.Input,
+            "model",
+            tooltip="A FLUX model. From Apply CLEAR Attention, its settings count; without, radius 16 is taken as an "
+            "example.",
+        ),
+        *(
+            make(
+                io.Int.Input,
+                name,
+                default=2048,
+                min=TOKEN,
+                max=LARGEST_SIDE,
+                step=TOKEN,
+                tooltip=f"The image's {name} in pixels. 2048 is usual; 1K, 2K, 4K and 8K squares are shown as well.",
+            )
+            for name in ("width", "height")
+        ),
+    ]
+
+
+def _about(facts: ModelFacts, settings: ClearSettings, page: ReportPage) -> list[str]:
+    radius, tokens = settings.window.radius, settings.window.tokens
+    across = (2 * settings.window.halo + 1) * TOKEN
+    lines = [page.subtitle]
+    if facts.settings is None:
+        lines.append("Put Apply CLEAR Attention before this node to see its own settings.")
+    lines.append(
+        f"The window: radius {radius}, {tokens:,} tokens, {across} px across. Each place of the image sees it, all of "
+        "the text"
+        + (
+            f" and the image in cells of {settings.down_factor} x {settings.down_factor}."
+            if page.down_factor > 1
+            else "."
+        )
+    )
+    dense = facts.layers - facts.windowed_layers(settings)
+    if dense:
+        lines.append(
+            f"{dense} of {facts.layers} layers stay dense, as asked: blocks other than {settings.blocks.text}."
+        )
+    if not settings.whole_schedule:
+        lines.append(
+            f"Counted is a step between {settings.start_percent:g} and {settings.end_percent:g} of sampling; outside, "
+            "attention is dense."
+        )
+    return lines
+
+
+def _costs(facts: ModelFacts, sizes: list[SizeFigures]) -> list[str]:
+    lines = [f"Attention of one step, all {facts.layers} layers:"]
+    for size in sizes:
+        dense, clear = size.dense / 1e12, size.clear / 1e12
+        lines.append(
+            f"  {size.width} x {size.height}: dense {shown(dense)} TFLOP, CLEAR {shown(clear)} "
+            f"({percent(size.clear / size.dense)})"
+        )
+    dtype = str(facts.dtype).removeprefix("torch.")
+    lines.append(f"Memory of one step besides the weights, predicted, {dtype}, one image at CFG 1:")
+    for size in sizes:
+        line = f"  {size.width} x {size.height}: {shown(size.whole / 2**30)} GiB, dense or with CLEAR"
+        if size.in_bands is not None:
+            line += f"; {shown(size.in_bands / 2**30)} in {size.bands} bands (CLEAR Multi-GPU)"
+        lines.append(line)
+    return lines
+
+
+def _plan(plan: TilePlan, needed: int) -> list[str]:
+    return [
+        f"Plan of the fused kernel: {plan.tiles:,} tiles of {plan.tile[0]} x {plan.tile[1]} queries read "
+        f"{len(plan.boxes):,} boxes of {plan.box[0]} x {plan.box[1]} keys, {plan.full_boxes:,} of them without a mask;",
+        f"  {plan.executed_pairs() / needed:.2f} times the pairs that the windows hold exactly.",
+    ]
+
+
+def _who(found: Backends) -> list[str]:
+    lines = [f"Here {found.chosen} would compute it: {found.reason}." if found.chosen else found.reason]
+    for backend in found.every:
+        lines.append(f"  {backend.name}: {percent(backend.share)} of dense attention's pairs; {backend.said}")
+    return lines

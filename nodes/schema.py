@@ -6,7 +6,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from comfy_api.latest import io
+
 Made = TypeVar("Made")
+
+CATEGORY: Final = "CLEAR"
+CLEAR_WEIGHTS = io.Custom("CLEAR_WEIGHTS")
+"""The type that travels between this pack's nodes: a `clear_core.weights.ClearWeights`."""
 
 SPEAKS_ON_ITS_NODE: Final = True
 """For a schema's `not_idempotent`: what the node gives out shows text on that very node, now or while sampling.

@@ -7,10 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import host
-from .band_settings import resolve_bands
 from .multi_gpu import band_inputs, problem
-from .schema import make
-from .types import CATEGORY
+from .options.bands import resolve_bands
+from .schema import CATEGORY, make
 
 
 class CLEARTiledSampler(io.ComfyNode):

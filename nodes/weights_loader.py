@@ -7,8 +7,7 @@ from comfy_api.latest import io
 from ..clear_core.hub.released import RELEASED, Released, address, size_text
 from ..clear_core.weights import read_weights
 from . import host
-from .schema import make
-from .types import CATEGORY, CLEAR_WEIGHTS
+from .schema import CATEGORY, CLEAR_WEIGHTS, make
 
 _WHEN_MISSING, _NEVER = "when missing", "never"
 

@@ -24,6 +24,7 @@ if not (HOST / "comfy").is_dir():
     raise pytest.UsageError(f"There is no ComfyUI host in {HOST}. Run the tests with: python dev.py test")
 
 sys.path[:0] = [str(HOST), str(ROOT / "tests")]
+sys.path.append(str(ROOT))  # for devtools; last, or `nodes/` would hide the host's `nodes.py`
 
 from comfy.cli_args import args
 

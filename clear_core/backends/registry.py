@@ -11,8 +11,8 @@ from ..call import AttentionCall
 from .base import Backend
 from .masked import MaskedBackend
 from .reference import ReferenceBackend
-from .sdpa import SdpaBackend
-from .triton import TritonBackend
+from .sdpa.backend import SdpaBackend
+from .triton.backend import TritonBackend
 
 BACKENDS: Final[tuple[Backend, ...]] = (SdpaBackend(), ReferenceBackend(), TritonBackend(), MaskedBackend())
 """In the order they are listed. A new backend is a new file, a line here and one in the table below."""

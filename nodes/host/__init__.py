@@ -14,17 +14,17 @@ deep-copy what lies in `model_options`, and functions are left alone.
 
 from comfy.utils import ProgressBar
 
-from .attention_map import Answer, Question, ask_attention
-from .bands import apply_bands, sample_in_bands
-from .control import window_control
+from .attention_call import Frame
+from .bands.forward import apply_bands, sample_in_bands
 from .downloads import download
-from .facts import model_facts
 from .files import absent_release, download_folder, file_fingerprint, weights_files, weights_path
-from .frame import Frame
-from .graph import SAMPLERS, SCHEDULERS, GraphBuilder, call_number, has_clear, keeps_outputs
-from .messages import messenger
-from .patch import apply_clear
-from .routes import add_routes
+from .flux_model import model_facts
+from .node_text import messenger
+from .page.routes import add_routes
+from .patching.controlnet import window_control
+from .patching.patch import apply_clear
+from .probe import Answer, Question, ask_attention
+from .workflow import SAMPLERS, SCHEDULERS, GraphBuilder, call_number, has_clear, keeps_outputs
 
 __all__ = [
     "SAMPLERS",

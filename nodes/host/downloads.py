@@ -12,7 +12,7 @@ import comfy.utils
 from ...clear_core.hub.fetch import fetch
 from ...clear_core.hub.released import Released, size_text
 from .files import download_folder
-from .messages import messenger
+from .node_text import messenger
 
 _EVERY = 0.5  # seconds between two texts
 _WINDOW = 20  # texts that the speed is taken over

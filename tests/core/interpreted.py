@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from clear_core.backends import BackendError, choose_backend
 from clear_core.backends.masked import MaskedBackend
 from clear_core.backends.reference import ReferenceBackend
-from clear_core.backends.triton import KernelConfig, TritonBackend, config_for
+from clear_core.backends.triton.backend import KernelConfig, TritonBackend, config_for
+from clear_core.backends.triton.tile_plan import GridPair, tile_plan
 from clear_core.call import AttentionCall
 from clear_core.layout import Band, Grid, TokenLayout
 from clear_core.pattern import LocalPattern, ReferenceView
-from clear_core.plan import GridPair, tile_plan
 from clear_core.pooling import pool_key_value
 from clear_core.window import Window
 
@@ -106,7 +106,7 @@ def test_a_new_card_is_asked_a_small_question_first(dtype: torch.dtype, return_l
 
 
 def test_a_kernel_that_answers_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clear_core.backends.triton._LOG2_E", 1.0)
+    monkeypatch.setattr("clear_core.backends.triton.backend._LOG2_E", 1.0)
     doubt = TritonBackend().doubt(torch.device("cpu"), torch.float16, 16, return_lse=True)
     assert doubt is not None
     assert "its answer on this card is wrong by" in doubt

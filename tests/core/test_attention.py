@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from clear_core.attention import local_attention
 from clear_core.backends import AUTO, BackendError, backend_names, choose_backend, list_backends
 from clear_core.backends.masked import MaskedBackend
-from clear_core.backends.sdpa import SdpaBackend
+from clear_core.backends.sdpa.backend import SdpaBackend
 from clear_core.call import AttentionCall, AttentionResult
 from clear_core.layout import Band, Grid, TokenLayout
 from clear_core.pattern import LocalPattern

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clear_core.bands import BandPlan, all_to_all_bytes, cut_rows, deal, halo_bytes
+from clear_core.bands.plan import BandPlan, all_to_all_bytes, cut_rows, deal, halo_bytes
 from clear_core.layout import Band, Grid
 from clear_core.window import Window
 

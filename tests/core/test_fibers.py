@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from clear_core.fibers import Fiber, FiberCancelled
+from clear_core.bands.fibers import Fiber, FiberCancelled
 
 CPU = torch.device("cpu")
 

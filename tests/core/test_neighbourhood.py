@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clear_core.backends.sdpa.tiles import axis_runs, tile_groups
 from clear_core.layout import Band, Grid, TokenLayout
-from clear_core.neighbourhood import axis_runs, tile_groups
 from clear_core.pattern import LocalPattern
 from clear_core.window import Window
 

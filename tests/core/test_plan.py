@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clear_core.backends.triton.tile_plan import GridPair, TilePlan, tile_plan
 from clear_core.layout import Band, Grid, same_place
-from clear_core.plan import GridPair, TilePlan, tile_plan
 from clear_core.window import Window
 
 

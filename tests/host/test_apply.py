@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clear_core.layout import Grid
+from devtools.models import clear_tensors, flux_model, inputs, run_forward, sample
 
-from harness.models import clear_tensors, flux_model, inputs, run_forward, sample
 from host.oracle import with_mask
 
 

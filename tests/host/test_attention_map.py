@@ -17,9 +17,9 @@ from torch import Tensor
 from clear_core.layout import Grid, TokenLayout
 from clear_core.pooling import pool
 from clear_core.scale import softmax_scale
+from devtools.models import chroma_model, clear_tensors, flux2_model, flux_model, inputs, run_forward, sample
 
 from core.naive import visible
-from harness.models import chroma_model, clear_tensors, flux2_model, flux_model, inputs, run_forward, sample
 from host.oracle import with_mask
 
 PLACE = {"percent": 0.4, "head": -1, "x": 0.4, "y": 0.7}
@@ -269,7 +269,7 @@ def test_shares_add_up_and_the_node_says_them(model: Any, nodes_api: Any, ask: A
     inside = float(look.dense[9:][seen].sum() / look.dense[9:].sum())
     assert look.inside == pytest.approx(inside)
     picture, text = show(patched)
-    percent = nodes_api.module("nodes.drawing").percent
+    percent = nodes_api.module("nodes.insight.canvas").percent
     assert f"Inside the window: {percent(inside)} of what the dense query looks at in the image" in text
     assert f"The window is {percent(int(seen.sum()) / 130)} of the image" in text
     assert f"dense: text {percent(look.dense_shares.text)}, image {percent(look.dense_shares.image)}" in text
@@ -418,9 +418,9 @@ def test_the_heat_map_is_brightest_where_the_attention_is(nodes_api: Any) -> Non
     seen = visible(TokenLayout(4, Grid(20, 30)), 5)[4 + 10 * 30 + 8]
     dense, local = torch.full((604,), 1e-4), seen * 1e-3
     dense[4 + 3 * 30 + 25] = local[4 + 12 * 30 + 7] = 0.5
-    look = nodes_api.module("nodes.looking").Look(layout, 10, 8, dense / dense.sum(), local / local.sum(), seen)
-    page = nodes_api.module("nodes.map_picture").MapPage("t", "s", ("a", "b"), look, 1, window, None, "v")
-    picture = nodes_api.module("nodes.map_picture").map_picture(page)[0].numpy()
+    look = nodes_api.module("nodes.insight.probe").Look(layout, 10, 8, dense / dense.sum(), local / local.sum(), seen)
+    page = nodes_api.module("nodes.insight.map_figure").MapPage("t", "s", ("a", "b"), look, 1, window, None, "v")
+    picture = nodes_api.module("nodes.insight.map_figure").map_picture(page)[0].numpy()
     for number, (row, column) in enumerate(((3, 25), (12, 7))):
         left = 48 + number * 766 + 20
         part = picture[192 : 192 + 465, left : left + 698]

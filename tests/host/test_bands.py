@@ -19,7 +19,8 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.models import Golden, clear_tensors, flux_model, inputs, run_forward, sample
+from devtools.models import Golden, clear_tensors, flux_model, inputs, run_forward, sample
+
 from host.rounding import golden_timestep_embedding
 
 ROOT = Path(__file__).parents[2]
@@ -267,7 +268,7 @@ def test_a_replica_has_its_own_weights_and_the_same_patches(model: Any, nodes_ap
     patched = nodes_api.apply(model, nodes_api.weights(path), ntk_factor=4.0)
     given = inputs(20, 16)
     plain, expected = run_forward(model, **given), run_forward(patched, **given)
-    replicate = nodes_api.module("nodes.host.replicas").replicate
+    replicate = nodes_api.module("nodes.host.bands.replicas").replicate
     for loaded in (patched, model):
         # Whatever is loaded at the moment, patched or not, the replica starts from the model's own weights.
         run_forward(loaded, **given)
@@ -391,7 +392,7 @@ def test_devices_that_are_not_here_are_left_out_and_named(
     model: Any, nodes_api: Any, in_bands: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(nodes_api.module("nodes.host.bands"), "messenger", lambda node_id: said.append)
+    monkeypatch.setattr(nodes_api.module("nodes.host.bands.forward"), "messenger", lambda node_id: said.append)
     given = inputs(20, 16)
     patched = nodes_api.apply(model, radius=3)
     out = run_forward(in_bands(patched, 4, "cpu,cuda:7,cpu"), **given)
@@ -433,7 +434,7 @@ def test_inputs_that_mean_nothing_are_refused_when_the_prompt_is_queued(
 def test_what_crosses_between_devices_is_the_halo_and_the_text(
     model: Any, nodes_api: Any, in_bands: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, devices: int
 ) -> None:
-    module = nodes_api.module("nodes.host.bands")
+    module = nodes_api.module("nodes.host.bands.forward")
     streams: list[Any] = []
 
     class Watched(module.Stream):
@@ -447,7 +448,7 @@ def test_what_crosses_between_devices_is_the_halo_and_the_text(
     (stream,) = streams
     image = nodes_api.module("clear_core.layout").Grid(24, width)
     borders = 2 * (devices - 1)
-    bands = nodes_api.module("clear_core.bands")
+    bands = nodes_api.module("clear_core.bands.plan")
     halo = bands.halo_bytes(image, nodes_api.module("clear_core.window").Window(radius), channels, size, borders)
     assert halo == 2 * (radius - 1) * width * channels * size * borders
     assert stream.traffic.halo == layers * halo

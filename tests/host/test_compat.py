@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.server import BASE, HOST, PACK_FOLDER
+from devtools.server import BASE, HOST, PACK_FOLDER
 
 ROOT = Path(__file__).parents[2]
 HOST_PACKAGES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths"}

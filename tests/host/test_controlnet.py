@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from clear_core.layout import Grid, TokenLayout
+from devtools.models import flux_model, sample
 
 from core.naive import visible
-from harness.models import flux_model, sample
 
 HEIGHT, WIDTH = 24, 18  # latent cells: 12 x 9 tokens
 
@@ -164,7 +164,7 @@ def test_positions_stay_apart_in_bfloat16(host: Any, windowed: Callable[..., Any
 
 def test_it_says_what_ran(patched: Any, nodes_api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(nodes_api.module("nodes.host.control"), "messenger", lambda node_id: said.append)
+    monkeypatch.setattr(nodes_api.module("nodes.host.patching.controlnet"), "messenger", lambda node_id: said.append)
     (control,) = nodes_api.execute("CLEARControlNet", control_net=control_net("xlabs"), radius=3, backend="sdpa")
     run(patched, applied(control))
     assert said[0] == "radius 3, window only: this ControlNet was trained with dense attention"

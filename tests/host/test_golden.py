@@ -10,7 +10,8 @@ import torch
 from einops import rearrange
 from safetensors.torch import save_file
 
-from harness.models import Golden, run_forward
+from devtools.models import Golden, run_forward
+
 from host.rounding import golden_timestep_embedding
 
 FILES = sorted((Path(__file__).parents[1] / "data" / "golden").glob("*.safetensors"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.models import chroma_model, flux_model, inputs, run_forward, sample
+from devtools.models import chroma_model, flux_model, inputs, run_forward, sample
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -20,14 +20,14 @@ FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 def shown(nodes_api: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the node is told."""
     texts: list[str] = []
-    monkeypatch.setattr(nodes_api.module("nodes.host.patch"), "messenger", lambda node_id: texts.append)
+    monkeypatch.setattr(nodes_api.module("nodes.host.patching.patch"), "messenger", lambda node_id: texts.append)
     return texts
 
 
 @pytest.fixture
 def full(nodes_api: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """Makes memory full for calls of the backend sdpa that gather more than `room` bytes; their budgets."""
-    backend = nodes_api.module("clear_core.backends.sdpa").SdpaBackend
+    backend = nodes_api.module("clear_core.backends.sdpa.backend").SdpaBackend
     own = backend.run
 
     def fill(room: int, error: Exception = FULL) -> list[int]:
@@ -84,7 +84,7 @@ def test_what_the_first_try_held_is_free_before_the_second(
     host: Any, nodes_api: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[Any] = []
-    backend = nodes_api.module("clear_core.backends.sdpa").SdpaBackend
+    backend = nodes_api.module("clear_core.backends.sdpa.backend").SdpaBackend
     own = backend.run
 
     def run(self: Any, call: Any) -> Any:
@@ -154,8 +154,8 @@ def test_the_tiling_that_is_named_is_the_memory_models(
     monkeypatch.setattr(flux, "hidden_size", 3072)
     monkeypatch.setattr(flux, "num_heads", 24)
     said: list[str] = []
-    report = nodes_api.module("nodes.report").RunReport("", said.append)
-    advise = nodes_api.module("nodes.host.out_of_memory").advise
+    report = nodes_api.module("nodes.host.run_log").RunReport("", said.append)
+    advise = nodes_api.module("nodes.host.patching.out_of_memory").advise
     advise(report, patched, (1, 16, 1024, 1024), can_be_cut=True)
     assert words in said[-1]
 

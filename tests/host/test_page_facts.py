@@ -17,13 +17,13 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def facts(nodes_api: Any) -> Any:
-    return nodes_api.module("nodes.host.page_facts")
+    return nodes_api.module("nodes.host.page.payloads")
 
 
 @pytest.fixture(scope="module")
 def clear(nodes_api: Any) -> Any:
     """Settings of Apply CLEAR Attention by their names."""
-    settings = nodes_api.module("nodes.settings").USUAL
+    settings = nodes_api.module("nodes.options.clear").USUAL
     window = nodes_api.module("clear_core.window").Window
 
     def make(radius: int = 16, **changes: Any) -> Any:
@@ -34,7 +34,7 @@ def clear(nodes_api: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def cut(nodes_api: Any) -> Any:
-    return nodes_api.module("nodes.band_settings").resolve_bands
+    return nodes_api.module("nodes.options.bands").resolve_bands
 
 
 @pytest.mark.parametrize("factor", [1, 4])
@@ -112,7 +112,7 @@ def test_bands_and_their_memory_are_the_cores(nodes_api: Any, facts: Any, clear:
     found = facts.band_facts(clear(16), cut("cuda:0=2,cuda:1=1", 12, "exact"), 4096, 2048, cards(facts, 20, 20))
     assert found["grid"] == [128, 256]
     assert [band[:2] for band in found["bands"]] == [
-        [rows.start, rows.stop] for rows in nodes_api.module("clear_core.bands").cut_rows(128, 12)
+        [rows.start, rows.stop] for rows in nodes_api.module("clear_core.bands.plan").cut_rows(128, 12)
     ]
     assert [band[2] for band in found["bands"]] == [0] * 8 + [1] * 4
     assert found["lanes"] == ["cuda:0", "cuda:1"]
@@ -147,8 +147,8 @@ def test_one_device_in_two_lanes_has_both_to_hold(facts: Any, clear: Any, cut: A
 
 def test_lanes_are_those_of_a_run(nodes_api: Any, facts: Any, clear: Any, cut: Any) -> None:
     """On this machine, whatever it has."""
-    machine = nodes_api.module("nodes.host.routes").machine()
-    replicas = nodes_api.module("nodes.host.replicas").Replicas
+    machine = nodes_api.module("nodes.host.page.routes").machine()
+    replicas = nodes_api.module("nodes.host.bands.replicas").Replicas
     home = torch.device(machine[0].name)
     for devices in ("auto", "cpu", "cpu=2,cpu=1", "cuda:93,cpu", "cuda:93", "mps:7, cpu ,xpu:9"):
         settings = cut(devices, 8, "exact")
@@ -161,7 +161,7 @@ def test_lanes_are_those_of_a_run(nodes_api: Any, facts: Any, clear: Any, cut: A
 @pytest.mark.parametrize("changes", [{"start_percent": 0.2}, {"blocks": "double"}])
 def test_dense_layers_need_every_band(nodes_api: Any, facts: Any, clear: Any, cut: Any, changes: Any) -> None:
     if "blocks" in changes:
-        changes = {"blocks": nodes_api.module("nodes.blocks").parse_blocks(changes["blocks"])}
+        changes = {"blocks": nodes_api.module("nodes.options.blocks").parse_blocks(changes["blocks"])}
     bands = cut("auto", 8, "exact")
     windowed, dense = (
         facts.band_facts(clear(16, **more), bands, 4096, 4096, cards(facts, 20)) for more in ({}, changes)

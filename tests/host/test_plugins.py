@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clear_core.layout import Grid
+from devtools.models import clear_tensors, flux_model, sample
 
-from harness.models import clear_tensors, flux_model, sample
 from host.oracle import with_mask
 
 HEIGHT, WIDTH, RADIUS = 20, 28, 3
@@ -188,7 +188,7 @@ def test_replicas_follow_the_hooks(host: Any, nodes_api: Any, tmp_path: Path) ->
     model = flux_model()
     save_file(clear_tensors(model), tmp_path / "clear_local_3.safetensors")
     patched = nodes_api.apply(model, nodes_api.weights(tmp_path / "clear_local_3.safetensors"))
-    bands, settings = nodes_api.module("nodes.host.bands"), nodes_api.module("nodes.band_settings")
+    bands, settings = nodes_api.module("nodes.host.bands.forward"), nodes_api.module("nodes.options.bands")
     devices = tuple(settings.Device(name) for name in ("cpu", "cpu:0"))
     banded = bands.apply_bands(patched, settings.BandSettings(devices, 4, "exact"), node_id=None)
     lora = {
@@ -218,7 +218,7 @@ def test_hooks_on_a_model_that_is_partly_loaded_are_warned_of(
     import comfy.model_patcher
 
     said: list[str] = []
-    monkeypatch.setattr(nodes_api.module("nodes.host.patch"), "messenger", lambda node_id: said.append)
+    monkeypatch.setattr(nodes_api.module("nodes.host.patching.patch"), "messenger", lambda node_id: said.append)
     lora = {
         "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": noise(4, 32),
         "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": noise(32, 4, seed=7),
@@ -248,7 +248,7 @@ def test_step_caches_skip_steps_and_change_nothing_else(
 
     cache = getattr(nodes_easycache, f"{node}Node")
     said: list[str] = []
-    monkeypatch.setattr(nodes_api.module("nodes.host.patch"), "messenger", lambda node_id: said.append)
+    monkeypatch.setattr(nodes_api.module("nodes.host.patching.patch"), "messenger", lambda node_id: said.append)
 
     def cached(threshold: float) -> tuple[Tensor, int]:
         def add(model: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from harness.models import clear_tensors, flux_model
+from devtools.models import clear_tensors, flux_model
 
 
 @pytest.fixture

@@ -11,14 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from clear_core.bands import BandPlan, cut_rows
+from clear_core.backends.triton.tile_plan import GridPair, tile_plan
+from clear_core.bands.memory import ModelShape, banded_bytes, stock_bytes
+from clear_core.bands.plan import BandPlan, cut_rows
 from clear_core.layout import Grid, TokenLayout
-from clear_core.memory import ModelShape, banded_bytes, stock_bytes
 from clear_core.pattern import LocalPattern, attention_flops
-from clear_core.plan import GridPair, tile_plan
 from clear_core.window import Window
-
-from harness.models import chroma_model, flux2_model, flux_model, inputs, run_forward
+from devtools.models import chroma_model, flux2_model, flux_model, inputs, run_forward
 
 SIZES = [(side, side) for side in (1024, 2048, 4096, 8192)]
 
@@ -97,7 +96,7 @@ def test_the_backend_is_the_one_that_runs(host: Any, nodes_api: Any, report: Any
     """With as many text tokens and the same size, the node foretells what a forward reports, reason included."""
     module = nodes_api.module
     window = module("clear_core.window").Window(radius)
-    settings = module("nodes.settings").ClearSettings(window=window, down_factor=factor)
+    settings = module("nodes.options.clear").ClearSettings(window=window, down_factor=factor)
     patched, ran = module("nodes.host").apply_clear(flux_model(), settings, None, node_id=None)
     _, text = report(patched, 512, 384)
     run_forward(patched, **inputs(48, 64, text=512))
@@ -120,7 +119,7 @@ def test_every_backend_is_listed_with_its_reason(host: Any, nodes_api: Any, repo
 
 
 def test_nothing_of_the_images_size_is_allocated(host: Any, nodes_api: Any) -> None:
-    figures, facts = nodes_api.module("nodes.figures"), nodes_api.module("nodes.host").model_facts
+    figures, facts = nodes_api.module("nodes.insight.cost"), nodes_api.module("nodes.host").model_facts
     model = nodes_api.apply(flux_model(), radius=8, down_factor=4)
     known = facts(model)
     call = figures.example_call(known, known.settings, figures.grid_of(16384, 16384))
@@ -182,7 +181,7 @@ def test_what_the_node_hands_on_and_shows(host: Any, nodes_api: Any, pack: dict[
 @pytest.mark.parametrize(("row", "column"), [(20, 30), (0, 0), (39, 59)])
 def test_the_window_is_drawn_to_scale(nodes_api: Any, row: int, column: int) -> None:
     """Every token of it, clipped at the border, and no other: nine pixels each."""
-    drawing = nodes_api.module("nodes.drawing")
+    drawing = nodes_api.module("nodes.insight.canvas")
     sheet = drawing.Sheet(200, 130)
     plan = drawing.TokenPlan.of(drawing.Box(10, 5, 190, 125), 40, 60)
     drawing.draw_window(sheet, plan, nodes_api.module("clear_core.window").Window(9), row, column, "#000000")
@@ -218,11 +217,11 @@ def test_other_models_are_named(host: Any, report: Any) -> None:
     [(0.83, "83 %"), (0.048, "4.8 %"), (0.997, "99.7 %"), (0.9999, "100 %"), (1e-5, "below 0.01 %"), (0.0, "0 %")],
 )
 def test_shares_in_words(nodes_api: Any, value: float, words: str) -> None:
-    assert nodes_api.module("nodes.drawing").percent(value) == words
+    assert nodes_api.module("nodes.insight.canvas").percent(value) == words
 
 
 @pytest.mark.parametrize(
     ("value", "words"), [(0.04212, "0.0421"), (3.14159, "3.14"), (9.999, "10.0"), (12345, "12,300"), (0, "0")]
 )
 def test_numbers_in_words(nodes_api: Any, value: float, words: str) -> None:
-    assert nodes_api.module("nodes.drawing").shown(value) == words
+    assert nodes_api.module("nodes.insight.canvas").shown(value) == words

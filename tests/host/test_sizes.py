@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from clear_core.layout import Grid, TokenLayout
+from devtools.models import flux_model, inputs, run_forward
 
 import host.oracle
 from core.naive import visible
-from harness.models import flux_model, inputs, run_forward
 
 LONG = 2048  # latent cells of 16384 pixels: 1024 tokens
 RADIUS = 4
@@ -164,7 +164,7 @@ def test_reference_images_of_16384_pixels_have_exact_positions_too(model: Any, n
 def test_stages_reach_any_size_up_to_16384_pixels(
     nodes_api: Any, width: int, height: int, longest: int, count: int
 ) -> None:
-    plan = nodes_api.module("nodes.stages").plan_stages
+    plan = nodes_api.module("nodes.options.stages").plan_stages
     scale = longest / max(width, height)
     assume(width * height * scale**2 >= 16 * 16)  # not less than a token
     planned = plan(width, height, width * height * scale**2 / 1e6, count)
@@ -184,7 +184,7 @@ def test_the_targets_of_the_node_reach_the_sizes_they_name(nodes_api: Any, pack:
     megapixels = math.floor(side**2 / 1e5 + 0.5) / 10  # as the node's tooltip rounds it
     assert megapixels <= inputs["target_megapixels"].max
     for start in ((1024, 1024), (1000, 1000), (512, 512)):
-        last = nodes_api.module("nodes.stages").plan_stages(*start, megapixels)[-1]
+        last = nodes_api.module("nodes.options.stages").plan_stages(*start, megapixels)[-1]
         assert (last.width, last.height) == (side, side)
 
 

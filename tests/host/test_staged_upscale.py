@@ -20,7 +20,7 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.models import clear_tensors, flux_model, inputs
+from devtools.models import clear_tensors, flux_model, inputs
 
 RADIUS, SEED = 4, 5
 STEPS, DENOISE = 2, 0.5  # with so few steps the core rounds 0.7 up to 1, and the image would not matter

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 @pytest.fixture(scope="session")
 def stages(nodes_api: Any) -> Any:
-    return nodes_api.module("nodes.stages")
+    return nodes_api.module("nodes.options.stages")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.hub import LoopbackHub, small_files
+from devtools.hub import LoopbackHub, small_files
 
 
 @pytest.fixture(scope="session")

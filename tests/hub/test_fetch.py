@@ -23,9 +23,8 @@ from torch import zeros
 
 from clear_core.hub.fetch import DownloadError, fetch
 from clear_core.hub.released import DATE, REPOSITORY, REVISION, Released, find
-
-from harness import hub as loopback
-from harness.hub import LoopbackHub
+from devtools import hub as loopback
+from devtools.hub import LoopbackHub
 
 NAME = "clear_local_16.safetensors"
 PATIENT = (0.0,) * 4

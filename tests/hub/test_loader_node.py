@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.hub import LoopbackHub
+from devtools.hub import LoopbackHub
 
 NAME = "clear_local_16.safetensors"
 

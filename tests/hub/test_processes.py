@@ -14,8 +14,7 @@ import pytest
 
 from clear_core.hub.fetch import fetch
 from clear_core.hub.released import find
-
-from harness.hub import LoopbackHub
+from devtools.hub import LoopbackHub
 
 ROOT = Path(__file__).parents[2]
 NAME = "clear_local_16.safetensors"

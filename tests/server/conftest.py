@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
-from harness import workflow
-from harness.checkpoints import make_demo_files
-from harness.checkpoints_plugins import make_plugin_files
-from harness.client import ComfyClient, Run
-from harness.page import browser as open_browser
-from harness.page import open_page
-from harness.server import BASE, PACK_FOLDER, ComfyServer, only_this_pack
+from devtools import workflow
+from devtools.checkpoints import make_demo_files
+from devtools.checkpoints_plugins import make_plugin_files
+from devtools.client import ComfyClient, Run
+from devtools.page import browser as open_browser
+from devtools.page import open_page
+from devtools.server import BASE, PACK_FOLDER, ComfyServer, only_this_pack
 
 Picture = np.ndarray
 

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from harness import workflow
-from harness.client import Run
+from devtools import workflow
+from devtools.client import Run
 
 DEVICES = {"devices": "cpu", "bands": 1, "text_merge": "exact"}
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness.client import ClientError, ComfyClient, Prompt, Run
-from harness.hub import LoopbackHub, small_files
-from harness.server import PACK_FOLDER, ComfyServer
+from devtools.client import ClientError, ComfyClient, Prompt, Run
+from devtools.hub import LoopbackHub, small_files
+from devtools.server import PACK_FOLDER, ComfyServer
 
 LOADER = "1"
 Place = tuple[LoopbackHub, ComfyClient, Path]

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from harness import workflow
+from devtools import workflow
 
 
 def test_both_nodes_show_their_picture_and_their_text(client: Any, demo_prompt: Any) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import workflow
-from harness.client import Run
+from devtools import workflow
+from devtools.client import Run
 
 STEPS, DENOISE = 2, 0.5  # with so few steps the core rounds 0.7 up to 1, and the image would not matter
 

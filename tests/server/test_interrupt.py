@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness import workflow
-from harness.client import Run
+from devtools import workflow
+from devtools.client import Run
 
 
 def test_interrupt_stops_at_once_and_leaves_the_model_usable(client: Any, demo_prompt: Any, picture: Any) -> None:

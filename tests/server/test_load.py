@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from harness import checkpoints, workflow
-from harness.client import ClientError, ComfyClient, Run
-from harness.server import BASE, ComfyServer
+from devtools import checkpoints, workflow
+from devtools.client import ClientError, ComfyClient, Run
+from devtools.server import BASE, ComfyServer
 
 FOLDER = BASE / "models" / "clear"
 CHANGING = "clear_local_8_load_test.safetensors"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import checkpoints, workflow
+from devtools import checkpoints, workflow
 
 
 def test_order_of_lora_and_clear_does_not_matter(client: Any, demo_prompt: Any, picture: Any) -> None:

@@ -7,8 +7,8 @@ import json
 import pytest
 from playwright.sync_api import Page, expect
 
-from harness import workflow
-from harness.server import PACK_FOLDER
+from devtools import workflow
+from devtools.server import PACK_FOLDER
 
 _OPENED = """async () => {
     const prompt = await app.graphToPrompt()

@@ -12,9 +12,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 from clear_core.layout import Grid, TokenLayout
 from clear_core.pattern import attention_flops
 from clear_core.window import Window
-
-from harness import workflow
-from harness.page import (
+from devtools import workflow
+from devtools.page import (
     RENDERERS,
     cards,
     change_widgets,

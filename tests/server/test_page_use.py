@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from harness import workflow
-from harness.client import ComfyClient
-from harness.page import change_widgets, load, open_workflow, panel, set_setting, shipped, use_renderer
+from devtools import workflow
+from devtools.client import ComfyClient
+from devtools.page import change_widgets, load, open_workflow, panel, set_setting, shipped, use_renderer
 
 _SAVED = "() => app.graph.nodes.find((node) => node.type === 'CLEARApply').serialize()"
 _TEXT = """() => {

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image, ImageFilter
 from playwright.sync_api import Page, expect
 
-from harness import pictures, workflow
-from harness.page import RENDERERS, cards, set_setting
-from harness.server import PACK_FOLDER
+from devtools import pictures, workflow
+from devtools.page import RENDERERS, cards, set_setting
+from devtools.server import PACK_FOLDER
 
 NODE_FILES = [
     pictures.node_file(kind, renderer, theme)

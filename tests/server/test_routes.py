@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness import workflow
+from devtools import workflow
 
 ROUTES = ("window?width=1024&height=1024&radius=8", "bands?width=1024&height=1024&radius=8", "devices", "weights")
 

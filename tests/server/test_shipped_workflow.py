@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness import workflow
+from devtools import workflow
 
 FOLDERS = {
     "UNETLoader": ["diffusion_models"],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.server import HOST, PACK_FOLDER, ComfyServer
+from devtools.server import HOST, PACK_FOLDER, ComfyServer
 
 LIMIT = 0.5  # seconds
 HEAVY = ("diffusers", "triton", "huggingface_hub")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import workflow
-from harness.client import ClientError
-from harness.server import BASE
+from devtools import workflow
+from devtools.client import ClientError
+from devtools.server import BASE
 
 NAN, INFINITY = float("nan"), float("inf")
 MEGABYTES = "s0, " * 2_500_000

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import checkpoints, workflow
+from devtools import checkpoints, workflow
 
 
 def test_down_sampled_weights_bring_their_own_factor(client: Any, demo_prompt: Any, picture: Any) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from harness import workflow
-from harness.client import ClientError
-from harness.server import PACK_FOLDER
+from devtools import workflow
+from devtools.client import ClientError
+from devtools.server import PACK_FOLDER
 
 # Saved workflows store widget values by position: this list may grow at its end and never change otherwise.
 APPLY = {

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import checkpoints, checkpoints_plugins, workflow
-from harness.plugged import added, different, in_bands, same, small
+from devtools import checkpoints, checkpoints_plugins, workflow
+from devtools.plugged import added, different, in_bands, same, small
 
 KOHYA = Path(checkpoints.LORA).name
 DIFFUSERS = Path(checkpoints_plugins.LORA_DIFFUSERS).name  # the same change as KOHYA's, in other names

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from harness import checkpoints_plugins, workflow
-from harness.client import Run
-from harness.plugged import SIDE, added, different, in_bands, same, small
+from devtools import checkpoints_plugins, workflow
+from devtools.client import Run
+from devtools.plugged import SIDE, added, different, in_bands, same, small
 
 UNION = Path(checkpoints_plugins.CONTROL_UNION).name
 XLABS = Path(checkpoints_plugins.CONTROL_XLABS).name

@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load
 from torch import Tensor
 
-from harness import checkpoints, checkpoints_tools, workflow
-from harness.client import ComfyClient, Run
-from harness.server import BASE, ComfyServer
+from devtools import checkpoints, checkpoints_tools, workflow
+from devtools.client import ComfyClient, Run
+from devtools.server import BASE, ComfyServer
 
 Prompt = dict[str, Any]
 

@@ -1,0 +1,1 @@
+"""Backend `sdpa`: gathered tiles through PyTorch's scaled_dot_product_attention."""

@@ -1,0 +1,162 @@
+"""Tiles of queries and the rectangle of keys around each: the geometry behind the gathering backends.
+
+A window is separable as far as its bounding box goes, so the tiles of an axis are planned alone and a
+2-D tile is a pair of them. Along an axis most tiles look alike, moved by one step: such a run becomes one
+batched call. A 128-token axis with tiles of 16 and r = 8 has three runs: the first tile, whose window
+is clipped, six inner ones, and the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from ...layout import Band, same_place
+from ...pattern import LocalPattern
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpan:
+    """Keys of a run's first tile along one axis, and how far they move from tile to tile.
+
+    start is counted within the key rows that are present. length 0: the tile sees none of this grid.
+    centres: for each query of the tile, where it looks, relative to the first key.
+    """
+
+    start: int
+    length: int
+    step: int
+    centres: tuple[int, ...]
+
+    @property
+    def reach(self) -> int:
+        """The largest distance from a query's centre to a key; 0 where there are no keys."""
+        return max((max(centre, self.length - 1 - centre) for centre in self.centres if self.length), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class AxisRun:
+    """`count` tiles of `length` queries each, side by side, that see keys in the same way.
+
+    start is counted within the query rows. keys has one span for each key grid.
+    """
+
+    start: int
+    length: int
+    count: int
+    keys: tuple[KeySpan, ...]
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.length * self.count
+
+
+@dataclass(frozen=True)
+class TileGroup:
+    """A block of equal 2-D tiles: every tile of `rows` with every tile of `columns`."""
+
+    rows: AxisRun
+    columns: AxisRun
+
+    @property
+    def tiles(self) -> int:
+        return self.rows.count * self.columns.count
+
+    @property
+    def queries(self) -> int:
+        """Queries of one tile."""
+        return self.rows.length * self.columns.length
+
+    @cached_property
+    def box_tokens(self) -> tuple[int, ...]:
+        """Keys of one tile in each key grid: the window's bounding box, clipped."""
+        return tuple(y.length * x.length for y, x in zip(self.rows.keys, self.columns.keys, strict=True))
+
+    def sees_all(self, radius: int) -> bool:
+        """Whether every query of a tile sees every key of its boxes: no mask is needed. Asks no device."""
+        return all(y.reach**2 + x.reach**2 < radius**2 for y, x in zip(self.rows.keys, self.columns.keys, strict=True))
+
+    def mask(self, radius: int, device: torch.device) -> Tensor:
+        """Which keys of the boxes each query of a tile sees: bool [queries, sum of box_tokens].
+
+        The same for every tile of the group, which is what makes it one.
+        """
+        parts = []
+        for y, x in zip(self.rows.keys, self.columns.keys, strict=True):
+            dy2, dx2 = _squared_distances(y, device), _squared_distances(x, device)
+            near = dy2[:, None, :, None] + dx2[None, :, None, :] < radius**2
+            parts.append(near.flatten(2, 3).flatten(0, 1))
+        return torch.cat(parts, dim=1)
+
+
+def tile_groups(pattern: LocalPattern, tile: tuple[int, int]) -> tuple[tuple[TileGroup, ...], ...]:
+    """For each query grid of the pattern, its tiles in groups. tile: (rows, columns) of queries."""
+    return tuple(tuple(_grid_groups(pattern, index, tile)) for index in range(len(pattern.query_grids)))
+
+
+def _grid_groups(pattern: LocalPattern, index: int, tile: tuple[int, int]) -> Iterator[TileGroup]:
+    grid, rows = pattern.query_grids[index]
+    halo, key_grids = pattern.window.halo, pattern.windowed_key_grids
+    key_rows = tuple((key_grid.height, band) for key_grid, band in key_grids)
+    key_columns = tuple((key_grid.width, Band(0, key_grid.width)) for key_grid, _ in key_grids)
+    row_runs = axis_runs(rows, grid.height, key_rows, halo, tile[0])
+    column_runs = axis_runs(Band(0, grid.width), grid.width, key_columns, halo, tile[1])
+    for row_run, column_run in product(row_runs, column_runs):
+        yield TileGroup(row_run, column_run)
+
+
+def axis_runs(
+    queries: Band, size: int, keys: tuple[tuple[int, Band], ...], reach: int, tile: int
+) -> tuple[AxisRun, ...]:
+    """Cut one axis into tiles and join neighbours that look alike.
+
+    queries: the positions that ask, of an axis of `size` positions.
+    keys: for each key grid, the size of its axis and the positions present.
+    reach: how far a query looks along the axis.
+    """
+    runs: list[AxisRun] = []
+    for start in range(queries.start, queries.stop, tile):
+        stop = min(start + tile, queries.stop)
+        spans = tuple(_key_span(range(start, stop), size, key_size, band, reach) for key_size, band in keys)
+        single = AxisRun(start - queries.start, stop - start, 1, spans)
+        joined = _join(runs[-1], single) if runs else None
+        if joined is None:
+            runs.append(single)
+        else:
+            runs[-1] = joined
+    return tuple(runs)
+
+
+def _key_span(queries: range, size: int, key_size: int, band: Band, reach: int) -> KeySpan:
+    centres = [same_place(query, size, key_size) for query in queries]
+    start = max(band.start, centres[0] - reach)
+    stop = min(band.stop, centres[-1] + reach + 1)
+    if stop <= start:
+        return KeySpan(0, 0, 0, tuple(0 for _ in centres))
+    return KeySpan(start - band.start, stop - start, 0, tuple(centre - start for centre in centres))
+
+
+def _join(run: AxisRun, tile: AxisRun) -> AxisRun | None:
+    """The run with one more tile, or None where that tile looks different or does not continue the steps."""
+    if tile.length != run.length:
+        return None
+    spans = []
+    for span, other in zip(run.keys, tile.keys, strict=True):
+        if (span.length, span.centres) != (other.length, other.centres):
+            return None
+        # The second tile of a run sets the step; the following ones must keep it.
+        step = other.start - span.start if run.count == 1 else span.step
+        if other.start != span.start + step * run.count or step < 0:
+            return None
+        spans.append(replace(span, step=step))
+    return replace(run, count=run.count + 1, keys=tuple(spans))
+
+
+def _squared_distances(span: KeySpan, device: torch.device) -> Tensor:
+    centres = torch.tensor(span.centres, device=device)
+    return (centres[:, None] - torch.arange(span.length, device=device)[None, :]).square()

@@ -1,0 +1,1 @@
+"""Backend `triton`: one fused kernel over tiles that it reads in place."""

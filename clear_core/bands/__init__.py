@@ -1,0 +1,1 @@
+"""One forward in bands of image rows: on one device to save memory, or on several with halo exchange."""

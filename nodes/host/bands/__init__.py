@@ -1,0 +1,1 @@
+"""A forward of the host's FLUX in bands: on one device to save memory, or on several."""

@@ -1,0 +1,1 @@
+"""How a MODEL or CONTROL_NET gets its attention window: weight patches, wrappers, the attention override."""

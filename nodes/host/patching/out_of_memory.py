@@ -1,0 +1,48 @@
+"""When a card's memory is full: one layer is tried again with less, and the person hears which tiling would fit.
+
+The error itself goes on as it is: ComfyUI frees its models, and the page shows what it always shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from comfy.patcher_extension import WrappersMP
+
+from ....clear_core.bands.memory import banded_bytes
+from ..attention_call import BANDS, SETTINGS
+from ..bands.memory import TEXT, Demand, fitting_count, most_bands
+from ..run_log import RunReport
+
+
+def advise(report: RunReport, model: Any, noise_shape: Sequence[int], *, can_be_cut: bool) -> None:
+    """Say on the node and in the log what would fit. Never raises: the error that led here is what counts."""
+    with suppress(Exception):
+        report.note(_advice(model, noise_shape, can_be_cut))
+
+
+def _advice(model: Any, noise_shape: Sequence[int], can_be_cut: bool) -> str:
+    """Which tiling would fit, from the memory model. model: a patched MODEL. noise_shape: of the latent."""
+    if len(noise_shape) != 4 or not can_be_cut:
+        return "out of memory: choose a smaller image, or weights of 8 bits (fp8)"
+    batch, demand = noise_shape[0], Demand.of(model, noise_shape, model.model_options["transformer_options"][SETTINGS])
+    grid, room = demand.grid, demand.room
+    in_bands = bool(model.get_wrappers(WrappersMP.DIFFUSION_MODEL, BANDS))
+    count = most_bands(grid) if in_bands else max(2, fitting_count(demand.plan_of, 1, room, TEXT, demand.shape, batch))
+    need = banded_bytes(demand.plan_of(count), TEXT, demand.shape, batch)
+    would = f"with {count} bands it would take {_gib(need)} besides the weights"
+    size = f"out of memory at {grid.width * 16} x {grid.height * 16} px"
+    if need > room:
+        return (
+            f"{size}: even {would}, and {_gib(max(0, room))} is what the card has for it. Choose a smaller image, "
+            "or weights of 8 bits (fp8)"
+        )
+    if in_bands:
+        return f"{size}: {would}. Set bands to {count} on CLEAR Multi-GPU"
+    return f"{size}: {would}. Put CLEAR Multi-GPU behind Apply CLEAR Attention and set bands to {count}"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

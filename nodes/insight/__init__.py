@@ -1,0 +1,1 @@
+"""What CLEAR costs and what attention looks at: figures and pictures. Never imports `host`."""

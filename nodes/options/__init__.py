@@ -1,0 +1,1 @@
+"""Validated settings: what the inputs of the nodes mean. Never imports `host`."""

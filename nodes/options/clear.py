@@ -1,0 +1,149 @@
+"""What a person asked of Apply CLEAR Attention, checked and made whole."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ...clear_core.backends import backend_names
+from ...clear_core.pattern import ReferenceView
+from ...clear_core.weights import LARGEST_FACTOR, LARGEST_RADIUS, BlockId, ClearWeights
+from ...clear_core.window import Window
+from .blocks import ALL, ALL_BLOCKS, BlockChoice, parse_blocks
+
+MAX_RADIUS = LARGEST_RADIUS
+MAX_DOWN_FACTOR = LARGEST_FACTOR
+MAX_NTK_FACTOR = 100.0
+REFERENCE_VIEWS: dict[str, ReferenceView] = {"window": "window", "all tokens": "all"}
+
+
+@dataclass(frozen=True, slots=True)
+class ClearSettings:
+    """Everything the patch needs to know, nothing left to guess.
+
+    down_factor: 1 for no down-sampled tokens.
+    strength: share of the distilled weights, 0 to 1; it blends the pooling weights too.
+    start_percent, end_percent: the part of sampling in which the window is used, 0 to 1.
+    """
+
+    window: Window
+    down_factor: int = 1
+    strength: float = 1.0
+    backend: str = "auto"
+    ntk_factor: float = 1.0
+    proportional: bool = False
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    references: ReferenceView = "window"
+    blocks: BlockChoice = ALL_BLOCKS
+
+    @property
+    def whole_schedule(self) -> bool:
+        return self.start_percent <= 0.0 and self.end_percent >= 1.0
+
+    def left_dense(self, block: BlockId, *, active: bool) -> str:
+        """Why a layer runs dense that is meant to, in a clause; "" for one that uses the window.
+
+        active: whether the window is on in this step.
+        """
+        if not active:
+            return f"as asked: steps outside {self.start_percent:g} to {self.end_percent:g}"
+        return "" if block in self.blocks else f"as asked: blocks other than {self.blocks.text}"
+
+
+USUAL = ClearSettings(window=Window(16))
+"""What nodes that explain take for a model without CLEAR."""
+
+
+def resolve_settings(
+    weights: ClearWeights | None,
+    *,
+    radius: int,
+    down_factor: int,
+    strength: float,
+    backend: str,
+    ntk_factor: float,
+    proportional_attention: bool,
+    start_percent: float,
+    end_percent: float,
+    references: str,
+    blocks: str = ALL,
+) -> ClearSettings:
+    """Turn the node's inputs into settings: 0 becomes the weights' own value.
+
+    Raises ValueError naming the value, what is allowed and what to do.
+    """
+    within("radius", radius, 0, MAX_RADIUS)
+    within("down_factor", down_factor, 0, MAX_DOWN_FACTOR)
+    within("strength", strength, 0.0, 1.0)
+    within("ntk_factor", ntk_factor, 1.0, MAX_NTK_FACTOR)
+    check_range(start_percent, end_percent)
+    check_choices(backend, references)
+    chosen = parse_blocks(blocks)
+    if radius == 0:
+        radius = _own_radius(weights)
+    if down_factor == 0:
+        down_factor = weights.variant.down_factor if weights is not None else 1
+    return ClearSettings(
+        window=Window(radius),
+        down_factor=down_factor,
+        strength=strength,
+        backend=backend,
+        ntk_factor=ntk_factor,
+        proportional=proportional_attention,
+        start_percent=start_percent,
+        end_percent=end_percent,
+        references=REFERENCE_VIEWS[references],
+        blocks=chosen,
+    )
+
+
+def check_window(radius: int, backend: str) -> Window:
+    """The window of a radius that is given outright. Raises ValueError for one that is not allowed."""
+    within("radius", radius, 1, MAX_RADIUS)
+    check_backend(backend)
+    return Window(radius)
+
+
+def check_backend(backend: str) -> None:
+    """Raises ValueError unless it is one of the backends, or auto."""
+    if backend not in backend_names():
+        raise ValueError(f"backend is {backend!r:.60}; choose one of: {', '.join(backend_names())}")
+
+
+def check_choices(backend: str, references: str) -> None:
+    """Raises ValueError unless both are among the node's options."""
+    check_backend(backend)
+    if references not in REFERENCE_VIEWS:
+        raise ValueError(f"references is {references!r:.60}; choose one of: {', '.join(REFERENCE_VIEWS)}")
+
+
+def check_range(start_percent: float, end_percent: float) -> None:
+    """Raises ValueError unless 0 <= start < end <= 1."""
+    within("start_percent", start_percent, 0.0, 1.0)
+    within("end_percent", end_percent, 0.0, 1.0)
+    if start_percent >= end_percent:
+        raise ValueError(
+            f"start_percent is {start_percent:g} and end_percent is {end_percent:g}: the window would never be "
+            "used. Make start_percent smaller than end_percent (0 and 1 use it in every step)."
+        )
+
+
+def _own_radius(weights: ClearWeights | None) -> int:
+    if weights is None:
+        raise ValueError(
+            "radius is 0, which means the weights' own radius, but no weights are connected. Connect Load CLEAR "
+            f"Weights, or set radius to 1..{MAX_RADIUS} to use the window untrained (8, 16, 32 are the trained ones)."
+        )
+    if weights.variant.radius is None:
+        raise ValueError(
+            f"radius is 0, which means the weights' own radius, but {weights.name} does not say it: neither its name "
+            f"(clear_local_16.safetensors) nor its metadata (clear.radius). Set radius to 1..{MAX_RADIUS}."
+        )
+    return weights.variant.radius
+
+
+def within(name: str, value: float, low: float, high: float) -> None:
+    """Raises ValueError unless low <= value <= high. The host lets NaN, which a workflow may hold, through its own."""
+    if not (math.isfinite(value) and low <= value <= high):
+        raise ValueError(f"{name} is {value}; allowed is {low:g} to {high:g}")
