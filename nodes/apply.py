@@ -20,11 +20,11 @@ from .options.clear import (
     resolve_settings,
     within,
 )
-from .schema import CATEGORY, CLEAR_WEIGHTS, SPEAKS_ON_ITS_NODE, make
+from .schema import CACHED_PER_NODE_ID, CATEGORY, CLEAR_WEIGHTS, make
 
 
 class CLEARApply(io.ComfyNode):
-    """Patches a FLUX.1 model; the one that came in stays as it was."""
+    """Patches a clone of a FLUX.1 model; the input stays unchanged."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -33,13 +33,13 @@ class CLEARApply(io.ComfyNode):
             node_id="CLEARApply",
             display_name="Apply CLEAR Attention",
             category=CATEGORY,
-            description="Makes FLUX.1 look at a circle around each place of the image instead of at the whole image, "
-            "so that large images cost time in proportion to their pixels.",
+            description="Replaces FLUX.1's full image attention by a circular attention window around each image "
+            "token, so that the time for large images grows in proportion to their pixels.",
             search_aliases=["clear", "linear attention", "local attention", "flux high resolution", "4k", "8k"],
             inputs=_inputs(),
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
-            not_idempotent=SPEAKS_ON_ITS_NODE,
+            not_idempotent=CACHED_PER_NODE_ID,
         )
 
     @classmethod
@@ -53,7 +53,7 @@ class CLEARApply(io.ComfyNode):
         strength: float | None = None,
         ntk_factor: float | None = None,
     ) -> bool | str:
-        # A value that comes through a link is None here, not known yet; `execute` checks it.
+        # None: the value comes through a link and is not known yet; `execute` checks it.
         try:
             check_choices(backend or AUTO, references or "window")
             parse_blocks(ALL if blocks is None else blocks)
@@ -89,7 +89,8 @@ def _inputs() -> list[io.Input]:
             CLEAR_WEIGHTS.Input,
             "weights",
             optional=True,
-            tooltip="The distilled attention weights. Without them the window is used untrained, which costs quality.",
+            tooltip="The distilled attention weights. Without them the attention window is untrained, which costs "
+            "quality.",
         ),
         make(
             io.Int.Input,
@@ -97,8 +98,8 @@ def _inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=MAX_RADIUS,
-            tooltip="How far each place of the image looks, in tokens of 16 pixels. 0: as the weights were trained "
-            "(8, 16 or 32). Larger keeps more of the whole in view and takes longer.",
+            tooltip="Radius of the attention window, in image tokens of 16 pixels. 0: the radius that the weights were "
+            "trained with (8, 16 or 32). A larger window keeps more context and takes longer.",
         ),
         make(
             io.Int.Input,
@@ -107,8 +108,8 @@ def _inputs() -> list[io.Input]:
             min=0,
             max=MAX_DOWN_FACTOR,
             advanced=True,
-            tooltip="Also show each place a coarse view of the whole image, one token for f x f. "
-            "0: as the weights were trained, 1: none, 4: the trained value. Cures repeated patterns.",
+            tooltip="Global context: every image token also attends to the image's keys and values pooled over f x f "
+            "tokens. 0: as the weights were trained, 1: off, 4: the trained value. Prevents repeated patterns.",
         ),
         make(
             io.Float.Input,
@@ -117,7 +118,8 @@ def _inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="Share of the distilled weights. 1: all of them, 0: the model's own weights with the window alone.",
+            tooltip="Strength of the distilled weights. 1: fully applied, 0: the model's own weights, attention window "
+            "only.",
         ),
         make(
             io.Combo.Input,
@@ -125,7 +127,8 @@ def _inputs() -> list[io.Input]:
             options=list(backend_names()),
             default="auto",
             advanced=True,
-            tooltip="What computes the attention. auto takes the fastest that runs here; the result is the same.",
+            tooltip="Implementation of the attention. auto: the fastest that runs on this machine. The result is the "
+            "same.",
         ),
         make(
             io.Float.Input,
@@ -135,14 +138,15 @@ def _inputs() -> list[io.Input]:
             max=MAX_NTK_FACTOR,
             step=0.5,
             advanced=True,
-            tooltip="Stretches positions for images larger than FLUX was trained on. 1 up to 2K, 10 for 4K and over.",
+            tooltip="NTK scaling of the rotary position embedding, for images larger than FLUX was trained on. 1 up to "
+            "2K, 10 from 4K.",
         ),
         make(
             io.Boolean.Input,
             "proportional_attention",
             default=False,
             advanced=True,
-            tooltip="Keeps attention as sharp on large images as on 1K ones. On for 4K and over.",
+            tooltip="Scales attention with the number of tokens, so that it stays as sharp as at 1K. Turn on from 4K.",
         ),
         make(
             io.Float.Input,
@@ -152,7 +156,8 @@ def _inputs() -> list[io.Input]:
             max=1.0,
             step=0.001,
             advanced=True,
-            tooltip="Where in sampling the window begins; before it, attention is dense. 0: from the first step.",
+            tooltip="Start of the attention window in the sampling schedule; full attention before it. 0: the first "
+            "step.",
         ),
         make(
             io.Float.Input,
@@ -162,7 +167,7 @@ def _inputs() -> list[io.Input]:
             max=1.0,
             step=0.001,
             advanced=True,
-            tooltip="Where in sampling the window ends; after it, attention is dense. 1: to the last step.",
+            tooltip="End of the attention window in the sampling schedule; full attention after it. 1: the last step.",
         ),
         make(
             io.Combo.Input,
@@ -172,8 +177,8 @@ def _inputs() -> list[io.Input]:
             # Optional, so that prompts written without it stay valid.
             optional=True,
             advanced=True,
-            tooltip="How the image sees reference images (Kontext): a window at the same place, or all of them, "
-            "which is slower and follows things that move.",
+            tooltip="How the image attends to reference images (Kontext). window: a window at the same position. all "
+            "tokens: every reference token; slower, for subjects that move.",
         ),
         make(
             io.String.Input,
@@ -181,7 +186,7 @@ def _inputs() -> list[io.Input]:
             default=ALL,
             optional=True,
             advanced=True,
-            tooltip="Which of the model's blocks use the window; the others stay as they were, dense and with the "
-            "model's own weights. all, double, single, or a list such as s0-18, d3.",
+            tooltip="Transformer blocks that use the attention window: all, double, single, or a list such as s0-18, "
+            "d3. The others keep full attention and the model's own weights.",
         ),
     ]

@@ -13,7 +13,7 @@ from .insight.canvas import percent as in_percent
 from .insight.map_figure import MapPage, map_picture
 from .insight.probe import Shares
 from .options.blocks import parse_blocks
-from .schema import CATEGORY, SPEAKS_ON_ITS_NODE, make
+from .schema import CACHED_PER_NODE_ID, CATEGORY, make
 
 _MAX_HEAD = 127
 
@@ -34,7 +34,7 @@ class CLEARAttentionMap(io.ComfyNode):
             inputs=_inputs(),
             outputs=[io.Image.Output(display_name="image"), io.String.Output(display_name="text")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
-            not_idempotent=SPEAKS_ON_ITS_NODE,
+            not_idempotent=CACHED_PER_NODE_ID,
             is_output_node=True,
         )
 

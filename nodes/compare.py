@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import host
 from .insight.similarity import MS_SSIM_SIDE, SSIM_SIDE, Similarity, pixels_to_do, similarity
-from .schema import CATEGORY, SPEAKS_ON_ITS_NODE, make
+from .schema import CACHED_PER_NODE_ID, CATEGORY, make
 
 _MAX_GAIN = 255.0
 
@@ -31,7 +31,7 @@ class CLEARCompare(io.ComfyNode):
             inputs=_inputs(),
             outputs=[io.String.Output(display_name="text"), io.Image.Output(display_name="difference")],
             hidden=[io.Hidden.unique_id],
-            not_idempotent=SPEAKS_ON_ITS_NODE,
+            not_idempotent=CACHED_PER_NODE_ID,
             is_output_node=True,
         )
 

@@ -1,4 +1,4 @@
-"""CLEAR ControlNet: CONTROL_NET -> CONTROL_NET whose own attention is a window."""
+"""CLEAR ControlNet: CONTROL_NET -> CONTROL_NET with an attention window of its own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from comfy_api.latest import io
 from ..clear_core.backends import AUTO, backend_names
 from . import host
 from .options.clear import MAX_RADIUS, ClearSettings, check_window
-from .schema import CATEGORY, SPEAKS_ON_ITS_NODE, make
+from .schema import CACHED_PER_NODE_ID, CATEGORY, make
 
 
 class CLEARControlNet(io.ComfyNode):
-    """Between the ControlNet's loader and Apply ControlNet."""
+    """Goes between the ControlNet's loader and Apply ControlNet."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -22,8 +22,8 @@ class CLEARControlNet(io.ComfyNode):
             node_id="CLEARControlNet",
             display_name="CLEAR ControlNet",
             category=CATEGORY,
-            description="Gives a ControlNet for FLUX.1 a window as well, so that large images do not wait for it. "
-            "Without this node it works too, with dense attention of its own.",
+            description="Gives a ControlNet for FLUX.1 an attention window as well, so that it does not slow down "
+            "large images. Without this node a ControlNet works too, with full attention.",
             search_aliases=["clear", "controlnet", "control net", "union", "canny", "tile"],
             inputs=[
                 make(
@@ -37,8 +37,8 @@ class CLEARControlNet(io.ComfyNode):
                     default=32,
                     min=1,
                     max=MAX_RADIUS,
-                    tooltip="How far each place of the image looks inside the ControlNet, in tokens of 16 pixels. "
-                    "It was not trained for a window: 32 is close to dense, 16 is faster.",
+                    tooltip="Radius of the ControlNet's attention window, in image tokens of 16 pixels. ControlNets "
+                    "were not trained with a window: 32 is close to full attention, 16 is faster.",
                 ),
                 make(
                     io.Combo.Input,
@@ -46,13 +46,13 @@ class CLEARControlNet(io.ComfyNode):
                     options=list(backend_names()),
                     default=AUTO,
                     advanced=True,
-                    tooltip="What computes the attention. auto takes the fastest that runs here; the result is the "
-                    "same.",
+                    tooltip="Implementation of the attention. auto: the fastest that runs on this machine. The result "
+                    "is the same.",
                 ),
             ],
             outputs=[io.ControlNet.Output()],
             hidden=[io.Hidden.unique_id],
-            not_idempotent=SPEAKS_ON_ITS_NODE,
+            not_idempotent=CACHED_PER_NODE_ID,
         )
 
     @classmethod

@@ -9,7 +9,8 @@ from .apply import CLEARApply
 from .attention_map import CLEARAttentionMap
 from .compare import CLEARCompare
 from .control_net import CLEARControlNet
-from .high_res import CLEARHighRes, CLEARItem, CLEARStages
+from .high_res import CLEARHighRes
+from .high_res_parts import CLEARItem, CLEARStages
 from .multi_gpu import CLEARMultiGPU
 from .report import CLEARReport
 from .tiled_sampler import CLEARTiledSampler

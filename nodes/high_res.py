@@ -1,7 +1,7 @@
-"""CLEAR High-Res Upscale: an image carried up in stages, each enlarged, noised and painted anew with CLEAR.
+"""CLEAR High-Res Upscale: upscales an image in stages, each enlarged, noised and denoised with CLEAR.
 
-The node makes the graph that a person would wire by hand, from core nodes and this pack's, and lets ComfyUI run it:
-so every stage has its preview and progress, can be cancelled, and finished stages are kept when one runs again.
+The node expands into the graph that a user would wire by hand from core nodes and this pack's. So every stage has
+ComfyUI's preview and progress and can be cancelled, and finished stages stay cached for the next run.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import host
+from .high_res_parts import MAX_STAGES
 from .options.bands import MAX_BANDS, check_bands
 from .options.clear import MAX_NTK_FACTOR, within
 from .options.stages import Stage, plan_stages
@@ -19,18 +20,16 @@ from .schema import CATEGORY, CLEAR_WEIGHTS, make
 
 _SHIFT = 1.1  # ln 3: the fixed time shift of the authors' recipe, whatever the size
 _TILE = {"tile_size": 1024, "overlap": 128, "temporal_size": 64, "temporal_overlap": 8}
-_MAX_STAGES = 6
 _LIMITS = {
     "target_megapixels": (0.1, 268.5),
     "denoise": (0.05, 1.0),
     "guidance": (0.0, 100.0),
     "ntk_factor": (0.0, MAX_NTK_FACTOR),
 }
-_STAGES = io.Custom("CLEAR_STAGES")
 
 
 class CLEARHighRes(io.ComfyNode):
-    """One node for the recipe; the workflow that wires it by hand is shipped beside it."""
+    """The authors' upscaling recipe in one node; a workflow that wires it by hand is shipped too."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -39,8 +38,8 @@ class CLEARHighRes(io.ComfyNode):
             node_id="CLEARHighRes",
             display_name="CLEAR High-Res Upscale",
             category=CATEGORY,
-            description="Carries an image up to 4K, 8K or more in stages: enlarges it, adds noise and paints it anew "
-            "at the larger size, so that it gains detail and not only pixels.",
+            description="Upscales an image to 4K, 8K or more in stages. Each stage enlarges it, adds noise and "
+            "denoises it at the larger size, so that it gains detail and not only pixels.",
             search_aliases=["clear", "upscale", "sdedit", "img2img", "4k", "8k", "16k", "high resolution"],
             inputs=_inputs(),
             outputs=[
@@ -69,7 +68,7 @@ class CLEARHighRes(io.ComfyNode):
             for (name, (low, high)), value in zip(_LIMITS.items(), numbers, strict=True):
                 if value is not None:
                     within(name, value, low, high)
-            # The nodes of the stages are made while the prompt runs: ComfyUI checks nothing of theirs.
+            # ComfyUI does not validate the nodes of an expanded graph.
             for name, value, known in (
                 ("sampler_name", sampler_name, host.SAMPLERS),
                 ("scheduler", scheduler, host.SCHEDULERS),
@@ -115,7 +114,7 @@ class CLEARHighRes(io.ComfyNode):
             "upscale_model": upscale_model,
         }
         if host.keeps_outputs():
-            # Wires, not values: ComfyUI finds a finished stage again by what is wired to it.
+            # Links, not values: ComfyUI's cache finds a finished stage by what is linked to it.
             wires = cls.hidden.dynprompt.get_node(cls.hidden.unique_id)["inputs"]
             number = host.call_number(graph)
             given |= {
@@ -132,7 +131,7 @@ class CLEARHighRes(io.ComfyNode):
 
 
 def _stage(graph: Any, stage: Stage, given: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
-    """The nodes of one stage; the wire of its image. given: what the sockets got. inputs: the widgets' values."""
+    """Add the nodes of one stage; the link to its image. given: what the sockets got. inputs: the widgets' values."""
     model, vae, image = given["model"], given["vae"], given["image"]
     size = {"width": stage.width, "height": stage.height}
     if given["upscale_model"] is not None:
@@ -176,63 +175,15 @@ def _stage(graph: Any, stage: Stage, given: Mapping[str, Any], inputs: Mapping[s
     return graph.node("VAEDecodeTiled", samples=sampled, vae=vae, **_TILE).out(0)
 
 
-class CLEARItem(io.ComfyNode):
-    """One of the values on a wire, which may carry a list; ComfyUI then calls the upscale once for each."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return make(
-            io.Schema,
-            node_id="CLEARItem",
-            display_name="CLEAR Item",
-            category=f"{CATEGORY}/internal",
-            description="Part of CLEAR High-Res Upscale, which adds it by itself.",
-            inputs=[
-                make(io.AnyType.Input, "values", tooltip="What is wired to the upscale."),
-                make(io.Int.Input, "number", default=0, min=0, tooltip="Which of several values is meant."),
-            ],
-            outputs=[io.AnyType.Output()],
-            is_input_list=True,
-        )
-
-    @classmethod
-    def execute(cls, values: list[Any], number: list[int]) -> io.NodeOutput:
-        # As the host does for lists of different length: the shorter one repeats its last value.
-        return io.NodeOutput(values[min(number[0], len(values) - 1)])
-
-
-class CLEARStages(io.ComfyNode):
-    """Collects the stages' images, of different sizes, into one value: an expanded graph gives out no lists."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return make(
-            io.Schema,
-            node_id="CLEARStages",
-            display_name="CLEAR Stages",
-            category=f"{CATEGORY}/internal",
-            description="Part of CLEAR High-Res Upscale, which adds it by itself.",
-            inputs=[
-                make(io.Image.Input, f"image_{i}", optional=True, tooltip="The image of a stage.")
-                for i in range(1, _MAX_STAGES + 1)
-            ],
-            outputs=[_STAGES.Output()],
-        )
-
-    @classmethod
-    def execute(cls, **images: Any) -> io.NodeOutput:
-        # A tiny image takes more stages than there are inputs to show; the host passes on all of them.
-        given = [name for name, image in images.items() if image is not None]
-        return io.NodeOutput([images[name] for name in sorted(given, key=lambda name: int(name.rpartition("_")[2]))])
-
-
 def _inputs() -> list[io.Input]:
     """The inputs in their released order: saved workflows keep values by position, so add at the end only."""
     return [
-        make(io.Model.Input, "model", tooltip="FLUX.1; as loaded, or patched by Apply CLEAR Attention and LoRA nodes."),
+        make(io.Model.Input, "model", tooltip="FLUX.1, as loaded or patched by Apply CLEAR Attention and LoRA nodes."),
         make(io.Vae.Input, "vae", tooltip="FLUX's VAE (ae.safetensors)."),
-        make(io.Conditioning.Input, "positive", tooltip="What the image shows; best the prompt it was made with."),
-        make(io.Image.Input, "image", tooltip="About one megapixel, made by plain FLUX or any photograph."),
+        make(
+            io.Conditioning.Input, "positive", tooltip="What the image shows, ideally the prompt that it was made with."
+        ),
+        make(io.Image.Input, "image", tooltip="About one megapixel: made by FLUX without CLEAR, or any photograph."),
         make(
             io.Float.Input,
             "target_megapixels",
@@ -241,15 +192,16 @@ def _inputs() -> list[io.Input]:
             max=_LIMITS["target_megapixels"][1],
             step=0.1,
             tooltip="Size of the result: 4.2 for 2048 x 2048, 16.8 for 4096, 67.1 for 8192, 268.5 for 16384. "
-            "Proportions are kept.",
+            "The aspect ratio is kept.",
         ),
         make(
             io.Int.Input,
             "stages",
             default=0,
             min=0,
-            max=_MAX_STAGES,
-            tooltip="Enlargements on the way. 0: as few as possible, none of more than four times the pixels.",
+            max=MAX_STAGES,
+            tooltip="Number of stages. 0: as few as possible, each with at most four times the pixels of the one "
+            "before.",
         ),
         make(
             io.Float.Input,
@@ -258,7 +210,7 @@ def _inputs() -> list[io.Input]:
             min=_LIMITS["denoise"][0],
             max=_LIMITS["denoise"][1],
             step=0.01,
-            tooltip="How much is painted anew. 0.7 adds much detail; 0.3 to 0.5 stays close to the image.",
+            tooltip="Denoising strength of each stage. 0.7 adds much detail; 0.3 to 0.5 stays close to the image.",
         ),
         make(io.Int.Input, "steps", default=20, min=1, max=1000, tooltip="Sampling steps of each stage."),
         make(
@@ -268,7 +220,7 @@ def _inputs() -> list[io.Input]:
             min=_LIMITS["guidance"][0],
             max=_LIMITS["guidance"][1],
             step=0.1,
-            tooltip="How strictly the prompt is followed. 7.5 keeps large images sharp.",
+            tooltip="FLUX guidance: how strictly the prompt is followed. 7.5 keeps large images sharp.",
         ),
         make(
             io.Float.Input,
@@ -278,15 +230,16 @@ def _inputs() -> list[io.Input]:
             max=_LIMITS["ntk_factor"][1],
             step=0.5,
             advanced=True,
-            tooltip="Stretches positions. 0: by size, 10 from 4K on. For a model that already has CLEAR set it there.",
+            tooltip="NTK scaling of the rotary position embedding. 0: by size, 10 from 4K. If the model already has "
+            "CLEAR, set it on that node.",
         ),
         make(
             io.Boolean.Input,
             "proportional_attention",
             default=True,
             advanced=True,
-            tooltip="Keeps attention as sharp on large images as on small ones. For a model that already has CLEAR set "
-            "it there.",
+            tooltip="Scales attention with the number of tokens, so that it stays as sharp as at 1K. If the model "
+            "already has CLEAR, set it on that node.",
         ),
         make(
             io.Int.Input,
@@ -303,7 +256,7 @@ def _inputs() -> list[io.Input]:
             options=list(host.SAMPLERS),
             default="euler",
             advanced=True,
-            tooltip="As for KSampler.",
+            tooltip="As in KSampler.",
         ),
         make(
             io.Combo.Input,
@@ -311,14 +264,14 @@ def _inputs() -> list[io.Input]:
             options=list(host.SCHEDULERS),
             default="simple",
             advanced=True,
-            tooltip="As for KSampler.",
+            tooltip="As in KSampler.",
         ),
         make(
             io.String.Input,
             "devices",
             default="auto",
             advanced=True,
-            tooltip="Who shares the image, as on CLEAR Multi-GPU. auto: all GPUs of this machine.",
+            tooltip="Devices that compute the image, as in CLEAR Multi-GPU. auto: all GPUs of this machine.",
         ),
         make(
             io.Int.Input,
@@ -327,18 +280,18 @@ def _inputs() -> list[io.Input]:
             min=0,
             max=MAX_BANDS,
             advanced=True,
-            tooltip="Into how many bands of rows the image is cut. 0: as many as memory asks for; see CLEAR Multi-GPU.",
+            tooltip="Number of bands. 0: as many as memory requires; see CLEAR Multi-GPU.",
         ),
         make(
             CLEAR_WEIGHTS.Input,
             "weights",
             optional=True,
-            tooltip="The distilled attention weights, for a model that Apply CLEAR Attention has not patched.",
+            tooltip="The distilled attention weights, for a model without Apply CLEAR Attention.",
         ),
         make(
             io.UpscaleModel.Input,
             "upscale_model",
             optional=True,
-            tooltip="Enlarges with this model before each stage instead of Lanczos alone.",
+            tooltip="An upscale model to use before each stage, instead of Lanczos alone.",
         ),
     ]

@@ -25,7 +25,7 @@ from .insight.cost import (
 from .insight.report_figure import ReportPage, report_picture
 from .options.clear import USUAL, ClearSettings
 from .options.stages import LARGEST_SIDE
-from .schema import CATEGORY, SPEAKS_ON_ITS_NODE, make
+from .schema import CACHED_PER_NODE_ID, CATEGORY, make
 
 
 class CLEARReport(io.ComfyNode):
@@ -44,7 +44,7 @@ class CLEARReport(io.ComfyNode):
             inputs=_inputs(),
             outputs=[io.Image.Output(display_name="image"), io.String.Output(display_name="text")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
-            not_idempotent=SPEAKS_ON_ITS_NODE,
+            not_idempotent=CACHED_PER_NODE_ID,
             is_output_node=True,
         )
 

@@ -14,12 +14,12 @@ CATEGORY: Final = "CLEAR"
 CLEAR_WEIGHTS = io.Custom("CLEAR_WEIGHTS")
 """The type that travels between this pack's nodes: a `clear_core.weights.ClearWeights`."""
 
-SPEAKS_ON_ITS_NODE: Final = True
-"""For a schema's `not_idempotent`: what the node gives out shows text on that very node, now or while sampling.
+CACHED_PER_NODE_ID: Final = True
+"""For a schema's `not_idempotent`: ComfyUI caches the outputs of this node by its id too.
 
-ComfyUI gives a node the cached outputs of another with the same inputs. A model cached from a node that is gone
-would speak to nobody; this makes the node's own id part of what is compared. (ComfyUI does that by itself for
-nodes of the old style that ask for their id.)
+Otherwise ComfyUI gives a node the cached outputs of another one with the same inputs. A patched MODEL shows its text on
+the node that made it, so a cached one would write to a node that is gone. (Hosts do this by themselves for nodes of the
+old style that ask for their id.)
 """
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import host
-from .multi_gpu import band_inputs, problem
+from .band_inputs import band_inputs, check_band_inputs
 from .options.bands import resolve_bands
 from .schema import CATEGORY, make
 
@@ -22,15 +22,15 @@ class CLEARTiledSampler(io.ComfyNode):
             node_id="CLEARTiledSampler",
             display_name="CLEAR Tiled Multi-GPU Sampler",
             category=CATEGORY,
-            description="Samples like SamplerCustomAdvanced, the image cut into bands of rows that several GPUs share, "
-            "or that one GPU takes one after another to save memory. No seams: the picture stays the same.",
+            description="Samples like SamplerCustomAdvanced, with the image split into bands of rows: across several "
+            "GPUs, or one after another on a single GPU to save memory. No seams: the image stays the same.",
             search_aliases=["clear", "tiled", "multi gpu", "low vram", "8k", "16k", "SamplerCustomAdvanced"],
             inputs=[
-                make(io.Noise.Input, "noise", tooltip="As for SamplerCustomAdvanced."),
-                make(io.Guider.Input, "guider", tooltip="With a model that Apply CLEAR Attention has patched."),
-                make(io.Sampler.Input, "sampler", tooltip="As for SamplerCustomAdvanced."),
-                make(io.Sigmas.Input, "sigmas", tooltip="As for SamplerCustomAdvanced."),
-                make(io.Latent.Input, "latent_image", tooltip="As for SamplerCustomAdvanced."),
+                make(io.Noise.Input, "noise", tooltip="As in SamplerCustomAdvanced."),
+                make(io.Guider.Input, "guider", tooltip="A guider whose model is patched by Apply CLEAR Attention."),
+                make(io.Sampler.Input, "sampler", tooltip="As in SamplerCustomAdvanced."),
+                make(io.Sigmas.Input, "sigmas", tooltip="As in SamplerCustomAdvanced."),
+                make(io.Latent.Input, "latent_image", tooltip="As in SamplerCustomAdvanced."),
                 *band_inputs(),
             ],
             outputs=[
@@ -44,7 +44,7 @@ class CLEARTiledSampler(io.ComfyNode):
     def validate_inputs(
         cls, devices: str | None = None, bands: int | None = None, text_merge: str | None = None
     ) -> bool | str:
-        return problem(devices, bands, text_merge)
+        return check_band_inputs(devices, bands, text_merge)
 
     @classmethod
     def execute(

@@ -22,8 +22,8 @@ class CLEARWeightsLoader(io.ComfyNode):
             node_id="CLEARWeightsLoader",
             display_name="Load CLEAR Weights",
             category=CATEGORY,
-            description="Loads distilled CLEAR attention weights from models/clear. Those that the authors released "
-            "are downloaded into it when they are missing.",
+            description="Loads distilled CLEAR attention weights from models/clear. Missing weights that the authors "
+            "released are downloaded.",
             search_aliases=["clear", "linear attention", "local attention", "clear loader"],
             inputs=_inputs(),
             outputs=[CLEAR_WEIGHTS.Output(display_name="CLEAR_WEIGHTS")],
@@ -64,8 +64,8 @@ def _inputs() -> list[io.Input]:
             "weights_name",
             # The name alone is the value, whether the file is here or not: workflows that store it go on working.
             options=names,
-            tooltip="The weights file, from models/clear. clear_local_16 suits most images; 8 is faster, 32 keeps the "
-            f"most of FLUX's own look.\n{_released_files()}",
+            tooltip="A weights file in models/clear. clear_local_16 suits most images; 8 is faster, 32 is closest to "
+            f"FLUX itself.\n{_released_files()}",
         ),
         make(
             io.Combo.Input,
@@ -74,7 +74,7 @@ def _inputs() -> list[io.Input]:
             default=_WHEN_MISSING,
             optional=True,
             tooltip="when missing: a released file that is not in models/clear is downloaded from the Hugging Face hub "
-            "when the prompt runs. never: nothing is downloaded.",
+            "when the workflow runs. never: nothing is downloaded.",
         ),
     ]
 
