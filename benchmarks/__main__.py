@@ -1,4 +1,4 @@
-"""`python dev.py bench [--json PATH]`: tables for a person, and the same as JSON."""
+"""`python dev.py bench [--json PATH]`: tables in the terminal, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> int:
         content["rows"] = [row.as_dict() for row in rows]
         _write(options.json, content)
     if steps:
-        print(f"\nA whole step of FLUX, {step.described(device)}\n")
+        print(f"\nOne sampling step of FLUX, {step.described(device)}\n")
         bench = step.Bench(device)
         results = _each(steps, lambda task: bench.measure(task, options.repeats))
         print(step.table(results))
@@ -145,7 +145,7 @@ def _page(options: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _each(tasks: list[Item], run: Callable[[Item], Iterable[object]]) -> list:
-    """Every task's rows, with a line of progress for a person who waits."""
+    """Every task's rows, with a line of progress."""
     rows: list[object] = []
     for index, task in enumerate(tasks, 1):
         if sys.stderr.isatty():

@@ -182,7 +182,7 @@ def set_up(device: torch.device) -> Iterator[SetUp]:
 
 
 def table(rows: list[Row]) -> str:
-    """Rows for a person."""
+    """The rows as a table."""
     lines = [
         f"{'image':>7} {'radius':>6} {'down':>4}  {'backend':<16}{'ms':>10}{'floor':>9}{'needed':>9}{'executed':>9}"
         f"{'per pair':>9}{'against dense':>15}"

@@ -1,4 +1,4 @@
-"""A whole step of FLUX: the host's own model, dense and with Apply CLEAR Attention, seconds and peak memory."""
+"""One sampling step of FLUX: the host's own model, dense and with Apply CLEAR Attention, seconds and peak memory."""
 
 from __future__ import annotations
 

@@ -7,9 +7,8 @@
 FLUX.1 has 19 double and 38 single blocks. The text stream, the norms and the MLPs are not in the file:
 they stay the model's own.
 
-A file comes from anywhere. Its header is read and checked first, so that nothing it only claims is believed: names,
-shapes and dtypes are known to be right before a tensor is touched. The tensors stay in the file and are paged in by
-the system, so memory does not grow with it.
+Files are untrusted. The header is read and checked first: names, shapes and dtypes are known to be right before a
+tensor is touched. The tensors stay memory-mapped, so memory does not grow with the file.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _NAMED = 3  # keys named in an error; the rest are counted
 _LONGEST_KEY, _LONGEST_REASON = 100, 300  # characters that an error shows
 _LARGEST_HEADER = 8 * 2**20  # bytes; a released file's has 60 thousand
-# Safetensors' names of dtypes, as far as a person may meet them; what is not here is refused as uint8 is.
+# Safetensors' names of dtypes that occur in practice; others are refused as uint8 is.
 _HEADER_DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -118,8 +117,8 @@ def variant_from_name(name: str) -> Variant | None:
 def read_weights(path: Path | str) -> ClearWeights:
     """Read and check a CLEAR weights file.
 
-    Raises WeightsError for anything that is not a readable, complete set of layers with finite values. Looking at
-    every value of a released file takes half a second on two CPU cores, less than reading it from a disk.
+    Raises WeightsError for anything that is not a readable, complete set of layers with finite values. Checking
+    every value of a released file takes half a second on two CPU cores, less than reading it from disk.
     """
     path = Path(path)
     described, metadata = read_header(path)
@@ -240,7 +239,7 @@ def _check_values(tensors: Mapping[str, Tensor], name: str) -> None:
 
 
 def _count_blocks(keys: Iterable[str]) -> tuple[int, int]:
-    """How many double and single blocks a file speaks of: the highest index of each, plus one."""
+    """Number of double and single blocks that a file names: the highest index of each, plus one."""
     counts = {"transformer_blocks": 0, "single_transformer_blocks": 0}
     for key in keys:
         found = _BLOCK.match(key)
@@ -254,8 +253,8 @@ def _pooling(spatial: Mapping[str, Tensor], blocks: tuple[int, int], name: str) 
     weights: dict[BlockId, Tensor] = {}
     for key, tensor in spatial.items():
         factor = tensor.shape[3] if tensor.ndim == 7 else 0
-        whole = tuple(tensor.shape) == (1, 1, 1, factor, 1, factor, 1) and 2 <= factor <= LARGEST_FACTOR
-        if not whole or tensor.dtype not in _DTYPES:
+        well_formed = tuple(tensor.shape) == (1, 1, 1, factor, 1, factor, 1) and 2 <= factor <= LARGEST_FACTOR
+        if not well_formed or tensor.dtype not in _DTYPES:
             raise WeightsError(
                 f"{name}: {key} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; "
                 f"a pooling weight is float [1, 1, 1, f, 1, f, 1] with f from 2 to {LARGEST_FACTOR}"

@@ -22,7 +22,7 @@ _PLACES = [
 
 
 def find_browser() -> str | None:
-    """A browser of the Chromium family: CLEAR_BROWSER, on the path, in its usual place, or Playwright's own."""
+    """A browser of the Chromium family: CLEAR_BROWSER, on the path, at its usual location, or Playwright's own."""
     named = os.environ.get("CLEAR_BROWSER")
     if named:
         return named

@@ -1,4 +1,4 @@
-"""What people plug into FLUX.1: LoRAs in other trainers' names, ControlNets, and schnell in dev's place.
+"""Plugins for FLUX.1: LoRAs in the naming schemes of several trainers, ControlNets, and schnell instead of dev.
 
 True width, the least depth, random weights. Names and shapes are asked of the host's own classes and tables.
 """

@@ -65,7 +65,7 @@ class Run:
 
 
 class ComfyClient:
-    """Speaks to the server at `address` (http://host:port)."""
+    """A client of the server at `address` (http://host:port)."""
 
     def __init__(self, address: str, timeout: float = 300) -> None:
         self._address = address.rstrip("/")
@@ -152,7 +152,7 @@ class ComfyClient:
         except ClientError as error:
             raise ClientError(_explain_refusal(error.body, prompt) or str(error)) from error
         if answer.get("node_errors"):
-            # The server starts with what is valid; a person wants to know of the rest.
+            # The server runs the valid part of a prompt; the errors of the rest must not get lost.
             raise ClientError(_explain_node_errors(answer["node_errors"], prompt))
         return answer["prompt_id"]
 

@@ -1,4 +1,4 @@
-"""`dev.py run`: ComfyUI with this pack in it, for a person to look at, or headless with a report.
+"""`dev.py run`: ComfyUI with this pack installed, with its page, or headless with a report.
 
 Headless, the shipped workflow runs twice in one server, dense and with CLEAR, through the same API that the
 page uses: core loader nodes, real sampler, real VAE decode. The host's dense attention is PyTorch's own
@@ -132,7 +132,7 @@ def serve(options: argparse.Namespace, files: workflow.Files, flags: list[str]) 
 
 
 def _put_workflow(client: ComfyClient, files: workflow.Files) -> Path:
-    """The shipped workflow with the present files' names, among the person's own workflows. Theirs once made."""
+    """Put the shipped workflow, with the names of the files present, among the user's workflows; never overwrites."""
     path = BASE / "user" / "default" / "workflows" / ("CLEAR demo.json" if files is workflow.DEMO else "CLEAR.json")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

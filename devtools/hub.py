@@ -1,4 +1,4 @@
-"""A Hugging Face hub on the loopback: what its client asks for one file, from a real server, with faults to order.
+"""A Hugging Face hub on the loopback interface: a real HTTP server for the client's requests, with injected faults.
 
     HEAD, GET  /{repository}/resolve/{revision}/{name}   302 to the storage, with size and digest in headers
     GET        /storage/{digest}                          at another origin; ranges

@@ -128,7 +128,7 @@ def panel(page: Page) -> Locator:
 
 @contextmanager
 def cards(page: Page, nodes_api: Any, count: int) -> Iterator[None]:
-    """The server's answers for a machine with so many GPUs of 24 GiB, made by the same functions: this one has none."""
+    """Answer the page as a machine with `count` GPUs of 24 GiB would, through the server's own functions."""
     facts, routes = (nodes_api.module(f"nodes.host.{name}") for name in ("page_facts", "routes"))
     machine = [facts.Device(f"cuda:{i}", f"Card {i}", 20 * GIB, 24 * GIB) for i in range(count)]
     machine.append(facts.Device("cpu", "cpu", 30 * GIB, 64 * GIB))

@@ -48,7 +48,7 @@ def only_this_pack(folder: Path) -> list[str]:
 
 
 class ServerError(Exception):
-    """The server did not start, or is gone; the text holds the end of its log."""
+    """The server did not start, or has ended; the text holds the end of its log."""
 
 
 class ComfyServer:
@@ -91,7 +91,7 @@ class ComfyServer:
         """Returns when the server answers. Raises ServerError, with its log, when it does not."""
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         (BASE / "user").mkdir(parents=True, exist_ok=True)
-        # It must find its own modules and none of ours, as on a person's machine.
+        # It must find its own modules and none of ours, as on a user's machine.
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
         environment |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
         with self._log_file.open("wb") as log:
@@ -115,7 +115,7 @@ class ComfyServer:
             raise
 
     def wait(self) -> int:
-        """Until the server ends by itself."""
+        """Wait until the server ends."""
         return self._running().wait()
 
     def stop(self) -> None:

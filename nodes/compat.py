@@ -1,6 +1,6 @@
-"""What this pack needs of ComfyUI, looked for at start-up, so that a host that lacks it is told in one sentence.
+"""What this pack needs of ComfyUI, checked at start-up: where something is missing, the log says so in one sentence.
 
-Beside `host`, not in it: that package cannot be imported where a piece of ComfyUI is missing.
+Not part of `host`: that package cannot be imported where a piece of ComfyUI is missing.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "get_user_directory models_dir",
     }
 )
-"""By module: every name that this pack takes from ComfyUI. A test holds it against the imports."""
+"""By module: every name that this pack imports from ComfyUI. A test compares it with the imports."""
 
 ON_USE: Final = ("comfy_extras.nodes_custom_sampler.SamplerCustomAdvanced",)
-"""Imported only when it is needed: to look inside would load it."""
+"""Imported on use: checking the names inside would load it."""
 
 METHODS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -55,7 +55,7 @@ METHODS: Final[Mapping[str, str]] = MappingProxyType(
         "get_wrappers model_size remove_wrappers_with_key",
     }
 )
-"""By class: what is called on a host's object that comes in by a wire."""
+"""By class: methods that this pack calls on objects of the host."""
 
 ARGUMENTS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -67,7 +67,7 @@ ARGUMENTS: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.model_patcher.ModelPatcher.add_patches": "patches strength_patch strength_model",
     }
 )
-"""By function: the arguments that wrappers and hooks of this pack rely on, by name."""
+"""By function: arguments that wrappers and hooks of this pack use by name."""
 
 _OVERRIDE = "optimized_attention_override"
 
@@ -79,14 +79,14 @@ class MissingHooks(Exception):
 def check() -> None:
     """Raises MissingHooks with the names of what is missing. Takes milliseconds."""
     found = [*_missing_names(), *_missing_arguments()]
-    if not found and not _asks_override():
-        found.append(f"an attention that asks {_OVERRIDE}")
+    if not found and not _calls_override():
+        found.append(f"an attention that calls {_OVERRIDE}")
     if found:
         raise MissingHooks(*found)
 
 
 def explained(error: Exception) -> str:
-    """The one sentence for the log: both versions, what is wrong, what to do."""
+    """The sentence for the log: both versions, what is wrong, what to do."""
     project = _PROJECT.read_text(encoding="utf-8")
     pack, oldest = (_quoted(project, name) for name in ("version", "requires-comfyui"))
     start = f"CLEAR Attention {pack} adds no nodes to this ComfyUI ({_host_version()})"
@@ -129,8 +129,8 @@ def _missing_arguments() -> Iterator[str]:
             yield f"{name}({', '.join(lacking)})"
 
 
-def _asks_override() -> bool:
-    """Whether the host's attention hands a call to the override: tried, for the name alone says nothing."""
+def _calls_override() -> bool:
+    """Whether the host's attention hands calls to the override. Tried, because the name alone proves nothing."""
     asked: list[object] = []
     wrap = _found("comfy.ldm.modules.attention.wrap_attn")
     if wrap is None:
@@ -141,7 +141,7 @@ def _asks_override() -> bool:
 
 
 def _found(name: str) -> Any:
-    """What a dotted name stands for, None where it stands for nothing; its module has been imported."""
+    """The object of a dotted name, or None; its module has been imported."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         value: Any = sys.modules.get(".".join(parts[:length]))

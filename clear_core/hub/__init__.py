@@ -1,4 +1,4 @@
-"""The authors' weights on the Hugging Face hub: which there are, and how one is fetched. Knows nothing of any host.
+"""The authors' weights on the Hugging Face hub: the list, and the download. Independent of any host.
 
-Start at `fetch.fetch`; `released` is the list, `client` the only place that speaks to the network.
+Start at `fetch.fetch`; `released` is the list, `client` the only module that uses the network.
 """

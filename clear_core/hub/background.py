@@ -1,4 +1,4 @@
-"""Work that may block for long, in a thread of its own, so that the caller can be cancelled meanwhile."""
+"""Blocking work in a background thread, so that the caller stays cancellable."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _AHEAD = 16  # items
 
 
 def in_background(items: Iterator[T], poll: Callable[[], None]) -> Generator[T, None, None]:
-    """`items`, made in another thread, while this one calls `poll` at least ten times a second.
+    """`items`, produced in another thread, while this one calls `poll` at least ten times a second.
 
-    What `items` raises is raised here. When `poll` raises, or the caller stops early, the thread is left alone: it
-    ends at the next item it makes, at the latest when its network times out.
+    What `items` raises is raised here. When `poll` raises, or the caller stops early, the thread is abandoned: it
+    ends at the next item it produces, at the latest when its network times out.
     """
     queue: Queue[tuple[T | None, BaseException | None]] = Queue(_AHEAD)
     gone = threading.Event()
@@ -58,6 +58,6 @@ def in_background(items: Iterator[T], poll: Callable[[], None]) -> Generator[T, 
 
 
 def wait_for(make: Callable[[], T], poll: Callable[[], None]) -> T:
-    """What `make` returns or raises, with polls as above."""
+    """What `make` returns or raises, with polls as in `in_background`."""
     (made,) = in_background((make() for _ in range(1)), poll)
     return made

@@ -1,7 +1,7 @@
-"""What is said to the hub, through its own client: huggingface_hub knows mirrors, tokens, proxies and offline mode.
+"""Requests to the hub through its own client: huggingface_hub handles mirrors, tokens, proxies and offline mode.
 
-Its whole-file download is not used: it leaves a cache beside the file, cannot be cancelled while the network is silent,
-and from version 2 on no longer resumes. Its session and its metadata are, which all versions have.
+Only the client's session and metadata are used, which all versions have. Its whole-file download leaves a cache beside
+the file, cannot be cancelled while the network is silent, and from version 2 on no longer resumes.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 _NOT_THE_HUB = (
-    "the answer is not the hub's: a web page of the network (a log-in page of a hotel or company, say), a proxy or a "
-    "mirror that leaves out size and SHA-256 answered in its place. Open the address in a browser to see"
+    "the answer is not the hub's: a web page of the network (such as a login page of a hotel or company), a proxy or a "
+    "mirror that leaves out size and SHA-256 answered instead. Open the address in a browser to see"
 )
 
 
 class Failure(Exception):
-    """Why it cannot go on, as a clause of a sentence."""
+    """Why the download cannot continue, as a clause of a sentence."""
 
 
-class Unsteady(Failure):
-    """What may pass by itself. after: seconds to wait before asking again, where the hub says so."""
+class TransientError(Failure):
+    """A failure that a retry may solve. after: seconds to wait before it, where the hub says so."""
 
     def __init__(self, what: str, after: float = 0.0) -> None:
         super().__init__(what)
@@ -36,15 +36,15 @@ class Unsteady(Failure):
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
-    """What the hub says of a file. size: bytes; sha256: in hexadecimal."""
+class RemoteFile:
+    """A file as the hub describes it. size: bytes; sha256: in hexadecimal."""
 
     size: int
     sha256: str
 
 
-def ask(url: str) -> Promise:
-    """The hub's metadata of the file at `url`. Raises Failure, Unsteady where asking again may help."""
+def file_info(url: str) -> RemoteFile:
+    """The hub's metadata of the file at `url`. Raises Failure; TransientError where a retry may help."""
     try:
         from huggingface_hub import constants, get_hf_file_metadata
     except ImportError as error:
@@ -56,13 +56,13 @@ def ask(url: str) -> Promise:
         found = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     if not found.size or found.size < 0 or not _SHA256.fullmatch(found.etag or ""):
         raise Failure(_NOT_THE_HUB)
-    return Promise(found.size, found.etag or "")
+    return RemoteFile(found.size, found.etag or "")
 
 
-def pieces(url: str, start: int, size: int) -> Iterator[bytes]:
-    """The bytes from `start` on of a file of `size` bytes, as they come in.
+def stream(url: str, start: int, size: int) -> Iterator[bytes]:
+    """The bytes of a file of `size` bytes from `start` on, as they arrive.
 
-    Raises Failure; Unsteady where the connection broke or the hub has no time now, and going on later may help.
+    Raises Failure; TransientError where the connection broke or the hub is overloaded.
     """
     at = start
     with _explained(url), _get(url, start) as (answer, chunks):
@@ -72,11 +72,11 @@ def pieces(url: str, start: int, size: int) -> Iterator[bytes]:
             skip -= len(chunk) - len(kept)
             at += len(kept)
             if at > size:
-                raise Failure(f"more than the {size:,} bytes came that the hub promised")
+                raise Failure(f"more than the {size:,} bytes arrived that the hub announced")
             if kept:
                 yield kept
     if at < size:
-        raise Unsteady("the connection ended early")
+        raise TransientError("the connection ended early")
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def _get(url: str, start: int) -> Iterator[tuple[Any, Iterator[bytes]]]:
 
 
 def _bytes_to_skip(answer: Any, start: int, size: int) -> int:
-    """How much of a body is already here: nothing, or all before `start` where a server knows no ranges."""
+    """Bytes of the body that are already here: none, or all before `start` where a server ignores ranges."""
     status, headers = answer.status_code, answer.headers
     if status not in (200, 206):
         raise _refusal(status, headers)
@@ -115,13 +115,13 @@ def _bytes_to_skip(answer: Any, start: int, size: int) -> int:
         return 0
     length = headers.get("content-length")
     if length is not None and length != str(size):
-        raise Failure(f"{length} bytes were about to come instead of the {size} that the hub promised")
+        raise Failure(f"the server announced {length} bytes instead of the {size} of the hub")
     return start
 
 
 @contextmanager
 def _explained(url: str) -> Iterator[None]:
-    """Turns the client's errors into Failure and Unsteady."""
+    """Turn the client's errors into Failure and TransientError."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
@@ -130,21 +130,21 @@ def _explained(url: str) -> Iterator[None]:
         raise
     except OfflineModeIsEnabled as error:
         raise Failure("the hub's client is in offline mode: unset HF_HUB_OFFLINE and restart ComfyUI") from error
-    except Exception as error:  # of the client, of requests or of httpx, by its version: they have no class in common
+    except Exception as error:  # of the client, of requests or of httpx, by version: no common class
         answer: Any = getattr(error, "response", None)
         if answer is not None:
             raise _refusal(answer.status_code, answer.headers) from error
-        raise Unsteady(
+        raise TransientError(
             f"the connection to {urlsplit(url).netloc} failed ({error or type(error).__name__}); look at the "
             "network, the proxy and HF_ENDPOINT"
         ) from error
 
 
 def _refusal(status: int, headers: Mapping[str, str]) -> Failure:
-    """An HTTP status as the reason it stands for."""
+    """The reason that an HTTP status stands for."""
     if status == 401:
         return Failure(
-            "the hub asks for a log-in (HTTP 401): set HF_TOKEN to a valid token, or remove one that has expired"
+            "the hub requires a login (HTTP 401): set HF_TOKEN to a valid token, or remove one that has expired"
         )
     if status == 403:
         return Failure(
@@ -154,11 +154,11 @@ def _refusal(status: int, headers: Mapping[str, str]) -> Failure:
         return Failure("there is no such file at the address (HTTP 404): a mirror may lack it, or it was moved")
     if status == 429:
         after = headers.get("retry-after", "")
-        return Unsteady(
+        return TransientError(
             "the hub had too many requests from your address (HTTP 429): wait some minutes, or set HF_TOKEN, which "
             "raises the limit",
             float(after) if after.isdecimal() else 0.0,
         )
     if status >= 500:
-        return Unsteady(f"the hub or its storage has a fault (HTTP {status}): try again later")
+        return TransientError(f"the hub or its storage failed (HTTP {status}): try again later")
     return Failure(f"the answer was HTTP {status}")

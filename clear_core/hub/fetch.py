@@ -1,7 +1,7 @@
-"""Fetch a released file: resumed where it stopped, checked, and in its place whole or not at all.
+"""Download a released file: resumable, verified, and atomic.
 
-While it is incomplete it lies beside its place as NAME.DIGEST.part, and NAME.lock keeps a second ComfyUI from fetching
-it too. Nothing that was there before is overwritten or removed.
+An incomplete download lies beside its target as NAME.DIGEST.part, and NAME.lock keeps a second ComfyUI from fetching
+the same file. Existing files are never overwritten or removed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol
 
 from ..weights import WeightsError, parse_weights, read_header
 from .background import in_background, wait_for
-from .client import Failure, Promise, Unsteady, ask, pieces
+from .client import Failure, RemoteFile, TransientError, file_info, stream
 from .released import DATE, Released, address, size_text
 
 _WAITS = (1.0, 2.0, 4.0, 8.0)
@@ -28,96 +28,101 @@ _TICK = 0.1
 
 
 class DownloadError(RuntimeError):
-    """The text says what happened, what is kept, and how to do it by hand."""
+    """The text says what happened, what is kept, and how to download by hand."""
 
 
-class Watch(Protocol):
-    """Who looks on."""
+class Progress(Protocol):
+    """What a download reports to, and how it is cancelled."""
 
     def poll(self) -> None:
-        """Called some times a second; may raise to cancel. What has arrived is kept."""
+        """Called several times a second; raise to cancel. What has arrived is kept."""
 
-    def moved(self, done: int, size: int) -> None:
-        """So many bytes of so many are here; may raise as well."""
+    def update(self, done: int, size: int) -> None:
+        """`done` of `size` bytes have arrived; may raise as well."""
 
-    def say(self, text: str) -> None:
-        """What is being waited for."""
+    def status(self, text: str) -> None:
+        """What the download is waiting for."""
 
 
 def fetch(
-    released: Released, folder: Path, watch: Watch, *, endpoint: str | None = None, waits: Sequence[float] = _WAITS
+    released: Released,
+    folder: Path,
+    progress: Progress,
+    *,
+    endpoint: str | None = None,
+    waits: Sequence[float] = _WAITS,
 ) -> Path:
-    """The file's path in `folder`, once it is there: fetched, or found where another process put it meanwhile.
+    """Download a file into `folder`, unless another process has put it there meanwhile; its path.
 
-    endpoint: address of a hub, None for the client's own. waits: seconds before each further try while nothing comes.
-    Raises DownloadError, and whatever `watch` raises.
+    endpoint: address of a hub, None for the client's own. waits: seconds before each retry while nothing arrives.
+    Raises DownloadError, and whatever `progress` raises.
     """
     url = address(released.name, endpoint)
     final = folder / released.name
     part = None
-    promise = None
+    remote = None
     try:
-        promise = _ask(url, watch, waits)
-        if released.sha256 not in (None, promise.sha256):
-            raise Failure(f"the hub has another file by this name now, with the SHA-256 {promise.sha256}")
-        part = folder / f"{released.name}.{promise.sha256[:12]}.part"
-        with _alone(folder / f"{released.name}.lock", released.name, watch):
+        remote = _file_info(url, progress, waits)
+        if released.sha256 not in (None, remote.sha256):
+            raise Failure(f"the hub has another file by this name now, with the SHA-256 {remote.sha256}")
+        part = folder / f"{released.name}.{remote.sha256[:12]}.part"
+        with _exclusive(folder / f"{released.name}.lock", released.name, progress):
             if not final.exists():
-                _check_room(part, promise)
-                _receive(url, part, promise, watch, waits)
+                _check_room(part, remote)
+                _receive(url, part, remote, progress, waits)
                 _check(part, released.name)
                 _put_in_place(part, final)
         return final
     except (Failure, OSError) as error:
-        what = _words_for(error, folder) if isinstance(error, OSError) else str(error)
+        what = _reason(error, folder) if isinstance(error, OSError) else str(error)
         raise DownloadError(
-            f"{released.name} could not be downloaded: {what.rstrip('.')}. {_kept(part, promise)} "
-            f"To do it by hand, fetch {url} and put it into {folder}."
+            f"{released.name} could not be downloaded: {what.rstrip('.')}. {_kept(part, remote)} "
+            f"To download it by hand, fetch {url} and put it into {folder}."
         ) from error
 
 
-def _ask(url: str, watch: Watch, waits: Sequence[float]) -> Promise:
+def _file_info(url: str, progress: Progress, waits: Sequence[float]) -> RemoteFile:
     tries, until = iter(waits), time.monotonic() + _PATIENCE
     while True:
         try:
-            return wait_for(lambda: ask(url), watch.poll)
-        except Unsteady as fault:
-            # Some versions of the client try again for half a minute by themselves.
-            _wait(fault, next(tries, None) if time.monotonic() < until else None, watch)
+            return wait_for(lambda: file_info(url), progress.poll)
+        except TransientError as fault:
+            # Some versions of the client retry for half a minute by themselves.
+            _wait(fault, next(tries, None) if time.monotonic() < until else None, progress)
 
 
-def _receive(url: str, part: Path, promise: Promise, watch: Watch, waits: Sequence[float]) -> None:
-    """Complete the part, and hold it against size and digest."""
-    digest, done = _what_is_here(part, promise, watch)
+def _receive(url: str, part: Path, remote: RemoteFile, progress: Progress, waits: Sequence[float]) -> None:
+    """Complete the partial file and verify its size and digest."""
+    digest, done = _resume_state(part, remote, progress)
     tries = iter(waits)
     with _open_part(part) as file:
-        while done < promise.size:
+        while done < remote.size:
             before = done
             try:
-                with closing(in_background(pieces(url, done, promise.size), watch.poll)) as arriving:
+                with closing(in_background(stream(url, done, remote.size), progress.poll)) as arriving:
                     for piece in arriving:
                         file.write(piece)
                         digest.update(piece)
                         done += len(piece)
-                        watch.moved(done, promise.size)
-            except Unsteady as fault:
+                        progress.update(done, remote.size)
+            except TransientError as fault:
                 if done > before:
                     tries = iter(waits)
-                _wait(fault, next(tries, None), watch)
+                _wait(fault, next(tries, None), progress)
         file.flush()
-        # Before it gets its name, so that no power cut leaves a file of that name with holes.
-        wait_for(lambda: os.fsync(file.fileno()), watch.poll)
-    if digest.hexdigest() != promise.sha256:
+        # Before the rename, so that no power cut leaves a file of the final name with holes.
+        wait_for(lambda: os.fsync(file.fileno()), progress.poll)
+    if digest.hexdigest() != remote.sha256:
         part.unlink()
         raise Failure(
-            f"what arrived has the SHA-256 {digest.hexdigest()} instead of {promise.sha256}: it was damaged on the "
-            "way, and was thrown away"
+            f"what arrived has the SHA-256 {digest.hexdigest()} instead of {remote.sha256}: it was damaged in "
+            "transit, and was deleted"
         )
 
 
 @contextmanager
 def _open_part(part: Path) -> Iterator[BinaryIO]:
-    """Open to append; an empty part is no part."""
+    """Open to append; an empty partial file is removed."""
     try:
         with part.open("ab") as file:
             yield file
@@ -126,37 +131,37 @@ def _open_part(part: Path) -> Iterator[BinaryIO]:
             part.unlink()
 
 
-def _what_is_here(part: Path, promise: Promise, watch: Watch) -> tuple[Any, int]:
-    """The digest so far, and the bytes it is of."""
+def _resume_state(part: Path, remote: RemoteFile, progress: Progress) -> tuple[Any, int]:
+    """The digest of what has arrived so far, and its number of bytes."""
     digest, done = hashlib.sha256(), 0
-    if part.exists() and part.stat().st_size > promise.size:
+    if part.exists() and part.stat().st_size > remote.size:
         part.unlink()
     if part.exists():
         with part.open("rb") as file:
             left = part.stat().st_size
             while left and (block := file.read(min(left, 2**20))):
-                watch.poll()
+                progress.poll()
                 digest.update(block)
                 done += len(block)
                 left -= len(block)
     return digest, done
 
 
-def _wait(fault: Unsteady, pause: float | None, watch: Watch) -> None:
-    """Before the next try; raises `fault` when there is none, or the hub asks for more patience than a person has."""
+def _wait(fault: TransientError, pause: float | None, progress: Progress) -> None:
+    """Wait before the next retry; raises `fault` when there is none, or the hub asks to wait for too long."""
     if pause is None or fault.after > _LONGEST_WAIT:
         raise fault
     pause = max(pause, fault.after)
-    watch.say(f"{fault}; trying again in {pause:.0f} s")
+    progress.status(f"{fault}; retrying in {pause:.0f} s")
     until = time.monotonic() + pause
     while (left := until - time.monotonic()) > 0:
-        watch.poll()
+        progress.poll()
         time.sleep(min(left, _TICK))
 
 
 @contextmanager
-def _alone(path: Path, name: str, watch: Watch) -> Iterator[None]:
-    """One at a time, over all processes."""
+def _exclusive(path: Path, name: str, progress: Progress) -> Iterator[None]:
+    """One download of a file at a time, across processes."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
@@ -167,11 +172,11 @@ def _alone(path: Path, name: str, watch: Watch) -> Iterator[None]:
             break
         except Timeout:
             if not waiting:
-                watch.say(
-                    f"another ComfyUI is downloading {name}; waiting for it. Nothing else runs? Then delete {path}"
+                progress.status(
+                    f"another ComfyUI is downloading {name}; waiting for it. If there is no other one, delete {path}"
                 )
             waiting = True
-            watch.poll()
+            progress.poll()
             time.sleep(_TICK)
     try:
         yield
@@ -181,8 +186,8 @@ def _alone(path: Path, name: str, watch: Watch) -> Iterator[None]:
         lock.release()
 
 
-def _check_room(part: Path, promise: Promise) -> None:
-    need = promise.size - (part.stat().st_size if part.exists() else 0)
+def _check_room(part: Path, remote: RemoteFile) -> None:
+    need = remote.size - (part.stat().st_size if part.exists() else 0)
     free = shutil.disk_usage(part.parent).free
     if free < need:
         raise Failure(
@@ -191,16 +196,16 @@ def _check_room(part: Path, promise: Promise) -> None:
 
 
 def _check(part: Path, name: str) -> None:
-    """By its header: the loader reads the rest."""
+    """Check the header; the loader reads the rest."""
     try:
         parse_weights(*read_header(part), name)
     except WeightsError as error:
-        part.unlink()  # going on from it would give the same
-        raise Failure(f"what arrived is as the hub has it, but cannot be used. {error}") from error
+        part.unlink()  # resuming it would give the same
+        raise Failure(f"the file arrived as the hub has it, but cannot be used. {error}") from error
 
 
 def _put_in_place(part: Path, final: Path) -> None:
-    """Give the part its name, unless a file has it by now: that one stays."""
+    """Give the partial file its final name, unless a file has that name by now: that one stays."""
     os.utime(part, (DATE, DATE))
     try:
         os.link(part, final)  # unlike a rename it never replaces a file
@@ -214,14 +219,14 @@ def _put_in_place(part: Path, final: Path) -> None:
             part.rename(final)
 
 
-def _kept(part: Path | None, promise: Promise | None) -> str:
+def _kept(part: Path | None, remote: RemoteFile | None) -> str:
     here = part.stat().st_size if part is not None and part.is_file() else 0
-    if not here or part is None or promise is None:
-        return "Nothing of it is kept."
-    return f"{size_text(here)} of {size_text(promise.size)} are kept, and the next run goes on from there."
+    if not here or part is None or remote is None:
+        return "Nothing is kept."
+    return f"{size_text(here)} of {size_text(remote.size)} are kept, and the next run resumes there."
 
 
-def _words_for(error: OSError, folder: Path) -> str:
+def _reason(error: OSError, folder: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {folder} is full; make room"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

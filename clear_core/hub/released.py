@@ -1,4 +1,4 @@
-"""The weights that the authors of CLEAR published."""
+"""The weights files that the authors of CLEAR published."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 REPOSITORY = "Huage001/CLEAR"
 
-# A branch and not a commit: we know none for certain. So a file is held against the size and the SHA-256 that the hub
-# itself gives for it, and against a digest of this table where there is one.
+# A branch, because no commit hash is known for certain. So a file is verified against the size and SHA-256 that the hub
+# gives for it, and against a digest of this table where there is one.
 REVISION = "main"
 
 _ENDPOINT = "https://huggingface.co"
@@ -17,7 +17,7 @@ _ABOUT = 3_587_300_000  # 1.8 billion values of two bytes
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """One file. size: bytes, about; the hub's own answer is what counts. sha256: None where we know none."""
+    """One file. size: approximate bytes, until the hub gives the exact number. sha256: None where unknown."""
 
     name: str
     radius: int
@@ -36,8 +36,7 @@ RELEASED = (
 )
 
 DATE = 1_734_652_800
-"""The modification time that fetched files get, 2024-12-20 in seconds of Unix time: tells them from files of a
-person's own, whose time is that of their making."""
+"""The modification time of downloaded files, 2024-12-20 in Unix time. It tells them from a user's own files."""
 
 
 def find(name: str) -> Released | None:
@@ -46,13 +45,13 @@ def find(name: str) -> Released | None:
 
 
 def address(name: str, endpoint: str | None = None) -> str:
-    """Where a browser or the client gets the file. endpoint: None for HF_ENDPOINT, or the hub where that is not set."""
+    """The URL of a file. endpoint: None for HF_ENDPOINT, or the hub where that is not set."""
     endpoint = endpoint or os.environ.get("HF_ENDPOINT") or _ENDPOINT
     return f"{endpoint.rstrip('/')}/{REPOSITORY}/resolve/{REVISION}/{name}"
 
 
 def size_text(size: float) -> str:
-    """Bytes for a person: "3.6 GB", "850 MB", "62 kB"."""
+    """Bytes as users read them: "3.6 GB", "850 MB", "62 kB"."""
     for unit, bytes_ in (("GB", 1e9), ("MB", 1e6)):
         if size >= bytes_:
             return f"{size / bytes_:.1f} {unit}" if size < 10 * bytes_ else f"{size / bytes_:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""A released file fetched for a node: progress on it and in the queue, and the page's cancel button heard."""
+"""Download a released file for a node, with progress on the node and in the queue, and ComfyUI's cancel."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _WINDOW = 20  # texts that the speed is taken over
 
 
 def download(released: Released, *, node_id: str | None) -> Path:
-    """Fetch the file into the host's folder for weights; its path. Raises DownloadError, and the host's interrupt."""
-    report = _Report(released.name, node_id)
+    """Download the file into models/clear; its path. Raises DownloadError, and the host's interrupt."""
+    report = _NodeProgress(released.name, node_id)
     path = fetch(released, download_folder(), report)
-    report.say(f"{released.name}: downloaded into {path.parent}, size and SHA-256 as the hub says")
+    report.status(f"{released.name}: downloaded into {path.parent}, size and SHA-256 verified")
     return path
 
 
-class _Report:
-    """What the person sees of a download, and how they stop it."""
+class _NodeProgress:
+    """Shows a download on its node and polls for cancel."""
 
     def __init__(self, name: str, node_id: str | None) -> None:
         self._name = name
@@ -38,10 +38,10 @@ class _Report:
     def poll(self) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
 
-    def say(self, text: str) -> None:
+    def status(self, text: str) -> None:
         self._show(text)
 
-    def moved(self, done: int, size: int) -> None:
+    def update(self, done: int, size: int) -> None:
         now = time.monotonic()
         if self._seen and now < self._seen[-1][0] + _EVERY and done < size:
             return
@@ -52,7 +52,7 @@ class _Report:
         if passed > 0 and done > before:
             speed = (done - before) / (now - since)
             text += f", {size_text(speed)}/s, {_duration((size - done) / speed)} left"
-        self.say(text)
+        self.status(text)
 
 
 def _duration(seconds: float) -> str:

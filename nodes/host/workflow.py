@@ -1,4 +1,4 @@
-"""What nodes that expand into a graph need of the host."""
+"""Host features for nodes that expand into a graph."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def call_number(graph: GraphBuilder) -> int:
 
 
 def keeps_outputs() -> bool:
-    """Whether ComfyUI remembers what nodes gave out; started with --cache-none, it asks for a wire's value again."""
+    """Whether ComfyUI caches the outputs of nodes; with --cache-none it computes a link's value again."""
     return not comfy.cli_args.args.cache_none
 
 

@@ -1,4 +1,4 @@
-"""From an image's size to a larger one in stages that are each small enough to keep the picture together."""
+"""Splits an enlargement into stages that are each small enough to keep the image coherent."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def plan_stages(width: int, height: int, megapixels: float, stages: int = 0) -> 
             f"{height} image; {LARGEST_SIDE} a side is the most. Choose less."
         )
     if stages == 0:
-        # A hair above four times, from rounding to whole tokens, is not worth a stage.
+        # Slightly more than four times, from rounding to tokens, is not worth another stage.
         stages = max(1, math.ceil(math.log(max(growth, 1.0)) / math.log(LARGEST_GROWTH) - 0.05))
     return (*(_stage(width * scale ** (i / stages), height * scale ** (i / stages)) for i in range(1, stages)), last)
 

@@ -131,7 +131,7 @@ STAND_INS = {
     ),
     "comfy.ldm.modules.attention.wrap_attn": (
         "lambda func: func",
-        "an attention that asks optimized_attention_override",
+        "an attention that calls optimized_attention_override",
     ),
     "folder_paths.get_full_path": ("gone", "folder_paths.get_full_path."),
     "comfy_api.latest.io.UpscaleModel": ("gone", "comfy_api.latest.io.UpscaleModel."),

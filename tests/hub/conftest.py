@@ -34,7 +34,7 @@ class Cancelled(BaseException):
     """As the host's own interrupt may be."""
 
 
-class Onlooker:
+class RecordedProgress:
     """Keeps what it is told; cancels when asked to."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Onlooker:
         if self.cancel:
             raise Cancelled
 
-    def moved(self, done: int, size: int) -> None:
+    def update(self, done: int, size: int) -> None:
         with self._news:
             self.moves.append((done, size))
             self._news.notify_all()
@@ -57,13 +57,13 @@ class Onlooker:
         with self._news:
             return self._news.wait_for(lambda: self.moves and self.moves[-1][0] >= done, 30)
 
-    def say(self, text: str) -> None:
+    def status(self, text: str) -> None:
         self.texts.append(text)
 
 
 @pytest.fixture
-def watch() -> Onlooker:
-    return Onlooker()
+def progress() -> RecordedProgress:
+    return RecordedProgress()
 
 
 @pytest.fixture

@@ -32,13 +32,13 @@ Start = Callable[..., Path]
 
 
 @pytest.fixture
-def start(hub: LoopbackHub, folder: Path, watch: Any) -> Start:
+def start(hub: LoopbackHub, folder: Path, progress: Any) -> Start:
     """Fetch NAME from the hub, or from another address, without long waits."""
 
     def run(released: Released | None = None, *, to: Path = folder, endpoint: str | None = None) -> Path:
         released = released or find(NAME)
         assert released is not None
-        return fetch(released, to, watch, endpoint=endpoint or hub.address, waits=PATIENT)
+        return fetch(released, to, progress, endpoint=endpoint or hub.address, waits=PATIENT)
 
     return run
 
@@ -80,7 +80,7 @@ def test_the_table_is_the_loopback_hubs() -> None:
 
 @pytest.mark.parametrize("name", [NAME, "clear_local_8_down_4.safetensors"])
 def test_a_file_arrives_whole_and_alone(
-    start: Start, hub: LoopbackHub, folder: Path, watch: Any, weights: dict[str, bytes], name: str
+    start: Start, hub: LoopbackHub, folder: Path, progress: Any, weights: dict[str, bytes], name: str
 ) -> None:
     path = start(find(name))
     assert path == folder / name
@@ -88,10 +88,10 @@ def test_a_file_arrives_whole_and_alone(
     assert names(folder) == {name}, "nothing else is left, no cache either"
     assert path.stat().st_mtime == DATE
     assert [request.method for request in hub.requests] == ["HEAD", "GET", "GET"]
-    done = [done for done, _ in watch.moves]
+    done = [done for done, _ in progress.moves]
     assert done == sorted(done) and done[-1] == len(weights[name])
-    assert {size for _, size in watch.moves} == {len(weights[name])}
-    assert watch.texts == []
+    assert {size for _, size in progress.moves} == {len(weights[name])}
+    assert progress.texts == []
 
 
 # ---- a connection that breaks ---------------------------------------------------------------------------
@@ -99,13 +99,15 @@ def test_a_file_arrives_whole_and_alone(
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 80_000), max_size=8))
-def test_a_connection_cut_at_any_byte_is_taken_up_there(weights: dict[str, bytes], watch: Any, cuts: list[int]) -> None:
+def test_a_connection_cut_at_any_byte_is_taken_up_there(
+    weights: dict[str, bytes], progress: Any, cuts: list[int]
+) -> None:
     released = find(NAME)
     assert released is not None
     with LoopbackHub(weights) as hub, tempfile.TemporaryDirectory() as folder:
         hub.cuts = list(cuts)
         path = fetch(
-            released, Path(folder), watch, endpoint=hub.address, waits=(0.0,)
+            released, Path(folder), progress, endpoint=hub.address, waits=(0.0,)
         )  # one more try, again after each progress
         assert path.read_bytes() == weights[NAME]
         asked = hub.ranges_asked()
@@ -114,12 +116,12 @@ def test_a_connection_cut_at_any_byte_is_taken_up_there(weights: dict[str, bytes
 
 
 def test_a_connection_that_stays_broken_keeps_what_came(
-    start: Start, hub: LoopbackHub, folder: Path, part: Path, data: bytes, watch: Any
+    start: Start, hub: LoopbackHub, folder: Path, part: Path, data: bytes, progress: Any
 ) -> None:
     hub.cuts = [65_536, *([0] * len(PATIENT))]
     text = refused(start, hub, folder, "the connection to 127.0.0.1:[0-9]+ failed|the connection ended early")
-    assert "66 kB of 168 kB are kept, and the next run goes on from there." in text
-    assert len([said for said in watch.texts if "trying again" in said]) == len(PATIENT)
+    assert "66 kB of 168 kB are kept, and the next run resumes there." in text
+    assert len([said for said in progress.texts if "trying again" in said]) == len(PATIENT)
     assert part.read_bytes() == data[:65_536]
     assert names(folder) == {part.name}
 
@@ -167,7 +169,7 @@ STATUSES = [
 def test_a_refusal_by_the_hub(start: Start, hub: LoopbackHub, folder: Path, status: int, words: str) -> None:
     hub.hub_statuses = [status] * 9
     text = refused(start, hub, folder, words)
-    assert "Nothing of it is kept." in text
+    assert "Nothing is kept." in text
     assert names(folder) == set()
     tries = 1 + len(PATIENT) if status == 429 or status >= 500 else 1
     assert len(hub.requests) == tries
@@ -186,12 +188,14 @@ def test_a_refusal_by_the_storage_in_the_middle(
     assert start().read_bytes() == data
 
 
-def test_a_fault_that_passes_is_waited_for(start: Start, hub: LoopbackHub, data: bytes, watch: Any) -> None:
+def test_a_fault_that_passes_is_waited_for(start: Start, hub: LoopbackHub, data: bytes, progress: Any) -> None:
     hub.hub_statuses = [503, 429]
     hub.storage_statuses = [502]
     hub.extra_headers = {"Retry-After": "0"}
     assert start().read_bytes() == data
-    assert ["HTTP 503" in watch.texts[0], "HTTP 429" in watch.texts[1], "HTTP 502" in watch.texts[2]] == [True] * 3
+    assert ["HTTP 503" in progress.texts[0], "HTTP 429" in progress.texts[1], "HTTP 502" in progress.texts[2]] == [
+        True
+    ] * 3
 
 
 def test_a_hub_that_asks_for_much_patience_gets_an_answer_at_once(start: Start, hub: LoopbackHub, folder: Path) -> None:
@@ -260,14 +264,14 @@ def test_another_length_than_was_promised(
     start: Start, hub: LoopbackHub, folder: Path, data: bytes, change: int
 ) -> None:
     hub.damage = (data + b"x")[: len(data) + change]
-    refused(start, hub, folder, f"{len(data) + change} bytes were about to come instead of the {len(data)}")
+    refused(start, hub, folder, f"{len(data) + change} bytes instead of the {len(data)}")
     assert names(folder) == set()
 
 
 def test_a_stream_without_end_is_cut_off(start: Start, hub: LoopbackHub, folder: Path, part: Path, data: bytes) -> None:
     hub.damage = data * 3
     hub.storage_headers = {"Content-Length": None, "Connection": "close"}
-    refused(start, hub, folder, f"more than the {len(data):,} bytes came that the hub promised")
+    refused(start, hub, folder, f"more than the {len(data):,} bytes arrived that the hub announced")
     assert part.stat().st_size <= len(data)
 
 
@@ -277,7 +281,7 @@ def test_a_stream_without_end_is_cut_off(start: Start, hub: LoopbackHub, folder:
 def test_a_wrong_digest_is_thrown_away(start: Start, hub: LoopbackHub, folder: Path, data: bytes) -> None:
     hub.damage = data[:-1] + bytes([data[-1] ^ 1])
     text = refused(start, hub, folder, f"SHA-256 [0-9a-f]{{64}} instead of {hashlib.sha256(data).hexdigest()}")
-    assert "Nothing of it is kept." in text
+    assert "Nothing is kept." in text
     assert names(folder) == set()
     hub.damage = None
     assert start().read_bytes() == data
@@ -326,7 +330,7 @@ def test_a_file_of_the_other_kind_is_refused(start: Start, hub: LoopbackHub, fol
 def test_a_disk_that_is_too_small_is_seen_before(start: Start, hub: LoopbackHub, folder: Path) -> None:
     hub.metadata = {"X-Linked-Size": str(10**18)}
     text = refused(start, hub, folder, "the disk of .* has .* free, and 1000000000 GB are needed; make room")
-    assert "Nothing of it is kept." in text
+    assert "Nothing is kept." in text
     assert hub.ranges_asked() == []
 
 
@@ -388,25 +392,27 @@ if os.name != "nt":
         assert hub.ranges_asked() == []
 
 
-def test_a_file_that_appears_meanwhile_stays_as_it_is(start: Start, hub: LoopbackHub, folder: Path, watch: Any) -> None:
+def test_a_file_that_appears_meanwhile_stays_as_it_is(
+    start: Start, hub: LoopbackHub, folder: Path, progress: Any
+) -> None:
     def put_one(done: int, size: int) -> None:
         (folder / NAME).write_bytes(b"put here by hand")
 
-    watch.moved = put_one
+    progress.moved = put_one
     assert start().read_bytes() == b"put here by hand"
     assert names(folder) == {NAME}
 
 
 @pytest.mark.parametrize("appears", [False, True])
 def test_a_disk_without_hard_links(
-    start: Start, folder: Path, data: bytes, watch: Any, monkeypatch: pytest.MonkeyPatch, appears: bool
+    start: Start, folder: Path, data: bytes, progress: Any, monkeypatch: pytest.MonkeyPatch, appears: bool
 ) -> None:
     def unknown(*args: Any) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "link", unknown)
     if appears:
-        watch.moved = lambda done, size: (folder / NAME).write_bytes(b"put here by hand")
+        progress.moved = lambda done, size: (folder / NAME).write_bytes(b"put here by hand")
     assert start().read_bytes() == (b"put here by hand" if appears else data)
     assert names(folder) == {NAME}
 
@@ -423,20 +429,20 @@ def test_a_fault_that_an_older_client_passes_on_as_it_came(
         raise OlderError("503 Server Error")
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", fail)
-    refused(start, hub, folder, "has a fault \\(HTTP 503\\): try again later")
+    refused(start, hub, folder, "failed \\(HTTP 503\\): try again later")
 
 
 # ---- no network ------------------------------------------------------------------------------------------------
 
 
-def test_nobody_listens(start: Start, hub: LoopbackHub, folder: Path, watch: Any) -> None:
+def test_nobody_listens(start: Start, hub: LoopbackHub, folder: Path, progress: Any) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and never listens
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
         refused(
             start, hub, folder, "the connection to 127.0.0.1:[0-9]+ failed .*look at the network", endpoint=endpoint
         )
-    assert len(watch.texts) == len(PATIENT)
+    assert len(progress.texts) == len(PATIENT)
     assert names(folder) == set()
 
 
@@ -469,13 +475,13 @@ def in_thread(run: Callable[[], Any]) -> tuple[threading.Thread, list[BaseExcept
 
 
 def test_cancel_is_heard_while_the_storage_is_silent(
-    start: Start, hub: LoopbackHub, folder: Path, part: Path, data: bytes, watch: Any, cancelled: type[BaseException]
+    start: Start, hub: LoopbackHub, folder: Path, part: Path, data: bytes, progress: Any, cancelled: type[BaseException]
 ) -> None:
     hub.hold_at = 65_536
     running, caught = in_thread(start)
     assert hub.held.wait(30)
-    assert watch.arrived(65_536)
-    watch.cancel = True
+    assert progress.arrived(65_536)
+    progress.cancel = True
     running.join(30)
     # The storage still holds its answer: nobody waited for it.
     assert not running.is_alive() and not hub.go.is_set()
@@ -484,19 +490,19 @@ def test_cancel_is_heard_while_the_storage_is_silent(
     assert names(folder) == {part.name}
 
     hub.go.set()
-    watch.cancel = False
+    progress.cancel = False
     assert start().read_bytes() == data
     assert hub.ranges_asked() == [None, "bytes=65536-"]
     assert names(folder) == {NAME}
 
 
 def test_cancel_is_heard_while_the_hub_is_silent(
-    start: Start, hub: LoopbackHub, folder: Path, watch: Any, cancelled: type[BaseException]
+    start: Start, hub: LoopbackHub, folder: Path, progress: Any, cancelled: type[BaseException]
 ) -> None:
     hub.hold_hub = True
     running, caught = in_thread(start)
     assert hub.held.wait(30)
-    watch.cancel = True
+    progress.cancel = True
     running.join(30)
     assert not running.is_alive() and not hub.go.is_set()
     assert isinstance(caught[0], cancelled)
@@ -504,25 +510,25 @@ def test_cancel_is_heard_while_the_hub_is_silent(
 
 
 def test_cancel_is_heard_between_two_tries(
-    hub: LoopbackHub, folder: Path, watch: Any, cancelled: type[BaseException]
+    hub: LoopbackHub, folder: Path, progress: Any, cancelled: type[BaseException]
 ) -> None:
     released = find(NAME)
     assert released is not None
     hub.hub_statuses = [503]
 
     def cancel(text: str) -> None:
-        watch.cancel = True
+        progress.cancel = True
 
-    watch.say = cancel
+    progress.say = cancel
     with pytest.raises(cancelled):
-        fetch(released, folder, watch, endpoint=hub.address, waits=(3600.0,))
+        fetch(released, folder, progress, endpoint=hub.address, waits=(3600.0,))
 
 
-def test_the_onlookers_own_error_comes_through(start: Start, folder: Path, part: Path, watch: Any) -> None:
+def test_the_onlookers_own_error_comes_through(start: Start, folder: Path, part: Path, progress: Any) -> None:
     def stop(done: int, size: int) -> None:
         raise KeyboardInterrupt
 
-    watch.moved = stop
+    progress.moved = stop
     with pytest.raises(KeyboardInterrupt):
         start()
     assert names(folder) == {part.name}

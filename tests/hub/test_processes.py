@@ -27,13 +27,13 @@ sys.path.append(sys.argv[1])  # after everything else: its `nodes` must not be t
 from clear_core.hub.fetch import DownloadError, fetch
 from clear_core.hub.released import find
 
-class Watch:
+class Progress:
     def poll(self): pass
-    def moved(self, done, size): pass
-    def say(self, text): print(text, flush=True)
+    def update(self, done, size): pass
+    def status(self, text): print(text, flush=True)
 
 try:
-    print(fetch(find(sys.argv[2]), Path(sys.argv[3]), Watch(), waits=()))
+    print(fetch(find(sys.argv[2]), Path(sys.argv[3]), Progress(), waits=()))
 except DownloadError as error:
     print(error)
 """
@@ -55,10 +55,10 @@ def said(folder: Path, **environment: str) -> str:
         return process.communicate(timeout=60)[0].strip()
 
 
-def start(hub: LoopbackHub, folder: Path, watch: Any) -> Path:
+def start(hub: LoopbackHub, folder: Path, progress: Any) -> Path:
     released = find(NAME)
     assert released is not None
-    return fetch(released, folder, watch, endpoint=hub.address)
+    return fetch(released, folder, progress, endpoint=hub.address)
 
 
 def test_mirror_and_token(hub: LoopbackHub, folder: Path, weights: dict[str, bytes]) -> None:
@@ -87,7 +87,7 @@ def test_a_network_that_falls_silent(hub: LoopbackHub, folder: Path) -> None:
     text = said(folder, HF_ENDPOINT=hub.address, HF_HUB_DOWNLOAD_TIMEOUT="1")
     assert f"the connection to {hub.address.removeprefix('http://')} failed" in text
     assert "timed out" in text
-    assert "66 kB of 168 kB are kept, and the next run goes on from there." in text
+    assert "66 kB of 168 kB are kept, and the next run resumes there." in text
     assert not hub.go.is_set()
 
 
@@ -100,7 +100,7 @@ def test_offline_mode(hub: LoopbackHub, folder: Path) -> None:
 
 
 def test_the_second_waits_and_finds_the_file(
-    hub: LoopbackHub, folder: Path, watch: Any, weights: dict[str, bytes]
+    hub: LoopbackHub, folder: Path, progress: Any, weights: dict[str, bytes]
 ) -> None:
     hub.hold_at = 65_536
     with another(folder, HF_ENDPOINT=hub.address) as first:
@@ -110,32 +110,34 @@ def test_the_second_waits_and_finds_the_file(
             assert "another ComfyUI is downloading clear_local_16.safetensors; waiting" in text
             hub.go.set()
 
-        watch.say = let_it_go_on
-        assert start(hub, folder, watch).read_bytes() == weights[NAME]
+        progress.say = let_it_go_on
+        assert start(hub, folder, progress).read_bytes() == weights[NAME]
         assert first.communicate(timeout=60)[0].strip() == str(folder / NAME)
     assert hub.ranges_asked() == [None]
     assert [path.name for path in folder.iterdir()] == [NAME]
-    assert watch.moves == []
+    assert progress.moves == []
 
 
-def test_who_waits_can_be_cancelled(hub: LoopbackHub, folder: Path, watch: Any, cancelled: type[BaseException]) -> None:
+def test_who_waits_can_be_cancelled(
+    hub: LoopbackHub, folder: Path, progress: Any, cancelled: type[BaseException]
+) -> None:
     hub.hold_at = 65_536
     with another(folder, HF_ENDPOINT=hub.address) as first:
         assert hub.held.wait(60)
 
         def cancel(text: str) -> None:
-            watch.cancel = True
+            progress.cancel = True
 
-        watch.say = cancel
+        progress.say = cancel
         with pytest.raises(cancelled):
-            start(hub, folder, watch)
+            start(hub, folder, progress)
         assert first.poll() is None and not hub.go.is_set()
         hub.go.set()
         assert first.communicate(timeout=60)[0].strip() == str(folder / NAME)
 
 
 def test_who_waits_goes_on_where_the_first_was_killed(
-    hub: LoopbackHub, folder: Path, watch: Any, weights: dict[str, bytes]
+    hub: LoopbackHub, folder: Path, progress: Any, weights: dict[str, bytes]
 ) -> None:
     hub.hold_at = 65_536
     with another(folder, HF_ENDPOINT=hub.address) as first:
@@ -145,8 +147,8 @@ def test_who_waits_goes_on_where_the_first_was_killed(
             hub.hold_at = None
             first.kill()
 
-        watch.say = kill
-        assert start(hub, folder, watch).read_bytes() == weights[NAME]
+        progress.say = kill
+        assert start(hub, folder, progress).read_bytes() == weights[NAME]
     kept = hub.ranges_asked()[1]
     # What the killed one had not yet given to the system is fetched again, and no more.
     assert kept is None or 0 < int(kept.removeprefix("bytes=").rstrip("-")) <= 65_536

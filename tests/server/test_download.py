@@ -141,4 +141,4 @@ def test_a_failed_download_says_what_to_do(place: Place) -> None:
         client.run(prompt(name))
     text = str(failure.value)
     assert f"CLEARWeightsLoader (node {LOADER}) failed: {name} could not be downloaded: access is refused" in text
-    assert f"Nothing of it is kept. To do it by hand, fetch {hub.url(name)} and put it into {folder}." in text
+    assert f"Nothing is kept. To download it by hand, fetch {hub.url(name)} and put it into {folder}." in text
