@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from clear_core.bands.memory import ModelShape, banded_bytes, stock_bytes
-from clear_core.bands.plan import BandPlan, cut_rows
+from clear_core.bands.plan import BandPlan
 from clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS
 from clear_core.layout import Grid
 from clear_core.window import Window
@@ -104,7 +104,7 @@ class Bench:
         clear = run_node(self._apply, model=self._model, weights=None, radius=RADIUS, backend="sdpa")[0]
         model = run_node(self._bands, model=clear, devices="cpu", bands=bands)[0]
         grid = Grid(pixels // PIXELS_PER_TOKEN, pixels // PIXELS_PER_TOKEN)
-        plan = BandPlan(grid, cut_rows(grid.height, bands), (0,) * bands, Window(RADIUS))
+        plan = BandPlan.cut(grid, bands, Window(RADIUS))
         predicted = banded_bytes(plan, TEXT_TOKENS, ModelShape())
         return Row(pixels, bands, "tiled", RADIUS, self._peak(model, pixels) / 2**30, predicted / 2**30)
 

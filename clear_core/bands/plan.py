@@ -37,6 +37,18 @@ class BandPlan:
         if len(self.lanes) != len(self.bands) or list(self.lanes) != sorted(self.lanes):
             raise ValueError(f"each band needs a lane, in order, got {self.lanes} for {len(self.bands)} bands")
 
+    @classmethod
+    def cut(
+        cls, image: Grid, count: int, window: Window | None, *, down_factor: int = 1, shares: Sequence[float] = (1.0,)
+    ) -> BandPlan:
+        """About `count` bands of nearly equal height, dealt to lanes.
+
+        down_factor: of the down-sampled variants, 1 for the others; the bands' borders fall between its cells.
+        shares: each lane's part of the rows, relative to the others.
+        """
+        bands = cut_rows(image.height, count, down_factor)
+        return cls(image, bands, deal(len(bands), shares), window, together=down_factor > 1)
+
     @property
     def lane_count(self) -> int:
         return self.lanes[-1] + 1

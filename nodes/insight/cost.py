@@ -14,7 +14,7 @@ from ...clear_core.backends import AUTO, BACKENDS, Backend, BackendError, choose
 from ...clear_core.backends.triton.backend import config_for
 from ...clear_core.backends.triton.tile_plan import GridPair, TilePlan, tile_plan
 from ...clear_core.bands.memory import ModelShape, banded_bytes, stock_bytes
-from ...clear_core.bands.plan import BandPlan, cut_rows
+from ...clear_core.bands.plan import BandPlan
 from ...clear_core.call import AttentionCall
 from ...clear_core.layout import Grid, TokenLayout
 from ...clear_core.pattern import LocalPattern, attention_flops
@@ -130,17 +130,15 @@ def figures(facts: ModelFacts, settings: ClearSettings, width: int, height: int)
     )
     windowed = facts.windowed_layers(settings)
     shape = ModelShape(facts.channels, facts.head_dim, element_size=facts.dtype.itemsize)
-    rows = cut_rows(grid.height, max(1, grid.height // _BAND_ROWS), settings.down_factor)
-    # One dense layer asks every band for its keys.
-    window = settings.window if settings.blocks.everything else None
-    plan = BandPlan(grid, rows, (0,) * len(rows), window, together=settings.down_factor > 1)
+    count, factor = max(1, grid.height // _BAND_ROWS), settings.down_factor
+    plan = BandPlan.cut(grid, count, settings.band_window(), down_factor=factor)
     return SizeFigures(
         width,
         height,
         dense * facts.layers,
         local * windowed + dense * (facts.layers - windowed),
         stock_bytes(grid, TEXT, shape),
-        len(rows),
+        len(plan.bands),
         banded_bytes(plan, TEXT, shape) if facts.can_be_cut else None,
     )
 

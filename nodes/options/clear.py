@@ -50,6 +50,13 @@ class ClearSettings:
             return f"as asked: steps outside {self.start_percent:g} to {self.end_percent:g}"
         return "" if block in self.blocks else f"as asked: blocks other than {self.blocks.text}"
 
+    def band_window(self, *, active: bool = True) -> Window | None:
+        """The window that bands of rows may rely on; None where a layer runs dense and needs the keys of all rows.
+
+        active: whether the window is on in the step, or in all steps that the bands are for.
+        """
+        return self.window if active and self.blocks.everything else None
+
 
 USUAL = ClearSettings(window=Window(16))
 """What nodes that explain take for a model without CLEAR."""

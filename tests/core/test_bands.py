@@ -59,6 +59,15 @@ def test_a_band_needs_the_rows_that_its_window_reaches(
         assert set(plan.borders[lane]) == others & set(plan.bands_of(lane))
 
 
+def test_a_plan_is_cut_between_down_sampled_cells_and_dealt_by_share() -> None:
+    plan = BandPlan.cut(Grid(40, 5), 6, Window(3), down_factor=4, shares=(2.0, 1.0))
+    assert [band.start for band in plan.bands] == [0, 4, 12, 20, 24, 32]
+    assert plan.lanes == (0, 0, 0, 0, 1, 1)
+    assert plan.together
+    plain = BandPlan.cut(Grid(40, 5), 2, None)
+    assert (plain.lanes, plain.window, plain.together) == ((0, 0), None, False)
+
+
 def test_without_a_window_every_band_needs_all() -> None:
     plan = BandPlan(Grid(10, 4), cut_rows(10, 3), (0, 0, 1), None)
     assert all(set(needed) == {0, 1, 2} for needed in plan.needs)

@@ -89,6 +89,17 @@ def test_the_authors_output_is_reproduced_in_three_bands(
     assert error(rearrange(out, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2), tensors["out"]) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("blocks", "active", "windowed"),
+    [("all", True, True), ("double, single", True, True), ("s0-1", True, False), ("all", False, False)],
+)
+def test_one_dense_layer_leaves_bands_no_window(nodes_api: Any, blocks: str, active: bool, windowed: bool) -> None:
+    options, window = nodes_api.module("nodes.options.clear"), nodes_api.module("clear_core.window").Window(3)
+    choice = nodes_api.module("nodes.options.blocks").parse_blocks(blocks)
+    found = options.ClearSettings(window=window, blocks=choice).band_window(active=active)
+    assert found == (window if windowed else None)
+
+
 @pytest.mark.parametrize(("height", "width"), [(23, 31), (2, 2), (4, 60)])
 def test_odd_and_small_sizes(model: Any, nodes_api: Any, in_bands: Callable[..., Any], height: int, width: int) -> None:
     given = inputs(height, width)

@@ -22,7 +22,7 @@ from comfy.ldm.flux.layers import EmbedND
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
-from ....clear_core.bands.plan import BandPlan, cut_rows, deal
+from ....clear_core.bands.plan import BandPlan
 from ....clear_core.bands.run import Stream
 from ....clear_core.bands.workers import Anchor, Worker
 from ...options.bands import BandSettings
@@ -77,14 +77,11 @@ def bands_wrapper(
         flux = executor.class_obj
         frame = transformer_options[FRAME]  # Apply CLEAR Attention's own wrapper has run: this one goes last
         lanes = replicas.lanes(flux, x.device)
-        multiple = clear.down_factor if frame.active else 1
+        window, factor = clear.band_window(active=frame.active), clear.down_factor if frame.active else 1
         shares = [lane.share for lane in lanes]
-        # A dense layer asks every band for its keys, so one such block decides for the forward.
-        window = clear.window if frame.active and clear.blocks.everything else None
 
         def plan_of(count: int) -> BandPlan:
-            rows = cut_rows(frame.image.height, count, multiple)
-            return BandPlan(frame.image, rows, deal(len(rows), shares), window, together=multiple > 1)
+            return BandPlan.cut(frame.image, count, window, down_factor=factor, shares=shares)
 
         shape = shape_of(flux, x.element_size())
         count = settings.bands or fitting_count(

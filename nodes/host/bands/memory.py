@@ -11,7 +11,7 @@ import comfy.model_management
 import torch
 
 from ....clear_core.bands.memory import ModelShape, banded_bytes
-from ....clear_core.bands.plan import BandPlan, cut_rows
+from ....clear_core.bands.plan import BandPlan
 from ....clear_core.flux import TEXT_TOKENS
 from ....clear_core.layout import Grid
 from ...options.bands import MAX_BANDS, BandSettings
@@ -42,12 +42,8 @@ def shape_of(flux: Any, element_size: int) -> ModelShape:
 def plans(grid: Grid, clear: ClearSettings) -> Callable[[int], BandPlan]:
     """How a forward on one lane is cut, by the number of bands."""
 
-    def plan_of(count: int) -> BandPlan:
-        rows = cut_rows(grid.height, count, clear.down_factor)
-        window = clear.window if clear.whole_schedule and clear.blocks.everything else None
-        return BandPlan(grid, rows, (0,) * len(rows), window, together=clear.down_factor > 1)
-
-    return plan_of
+    window = clear.band_window(active=clear.whole_schedule)
+    return lambda count: BandPlan.cut(grid, count, window, down_factor=clear.down_factor)
 
 
 def most_bands(grid: Grid) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ....clear_core.bands.memory import ModelShape, lane_bytes, stock_bytes
-from ....clear_core.bands.plan import BandPlan, cut_rows, deal
+from ....clear_core.bands.plan import BandPlan
 from ....clear_core.hub.released import RELEASED, REPOSITORY, find, size_text
 from ....clear_core.layout import TokenLayout
 from ....clear_core.pattern import attention_flops
@@ -117,11 +117,10 @@ def band_facts(
     """
     grid = grid_of(width, height)
     devices, shares, missing = _lanes(settings, machine)
-    window = clear.window if clear.whole_schedule and clear.blocks.everything else None
+    window = clear.band_window(active=clear.whole_schedule)
 
     def plan_of(count: int) -> BandPlan:
-        rows = cut_rows(grid.height, count, clear.down_factor)
-        return BandPlan(grid, rows, deal(len(rows), shares), window, together=clear.down_factor > 1)
+        return BandPlan.cut(grid, count, window, down_factor=clear.down_factor, shares=shares)
 
     lanes_on = Counter(device.name for device in devices)
     room = [(device.free - RESERVE) // lanes_on[device.name] for device in devices if device.kind != "cpu"]
