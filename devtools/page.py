@@ -129,14 +129,14 @@ def panel(page: Page) -> Locator:
 @contextmanager
 def cards(page: Page, nodes_api: Any, count: int) -> Iterator[None]:
     """Answer the page as a machine with `count` GPUs of 24 GiB would, through the server's own functions."""
-    facts, routes = (nodes_api.module(f"nodes.host.{name}") for name in ("page_facts", "routes"))
-    machine = [facts.Device(f"cuda:{i}", f"Card {i}", 20 * GIB, 24 * GIB) for i in range(count)]
-    machine.append(facts.Device("cpu", "cpu", 30 * GIB, 64 * GIB))
+    payloads, routes = (nodes_api.module(f"nodes.host.page.{name}") for name in ("payloads", "routes"))
+    machine = [payloads.MachineDevice(f"cuda:{i}", f"Card {i}", 20 * GIB, 24 * GIB) for i in range(count)]
+    machine.append(payloads.MachineDevice("cpu", "cpu", 30 * GIB, 64 * GIB))
 
     def answer(route: Route) -> None:
         url = urllib.parse.urlsplit(route.request.url)
-        ask = getattr(routes, url.path.rpartition("/")[2])
-        route.fulfill(json=ask(dict(urllib.parse.parse_qsl(url.query))))
+        query = dict(urllib.parse.parse_qsl(url.query))
+        route.fulfill(json=routes.answer(url.path.rpartition("/")[2], query))
 
     pattern = re.compile(r"/clear_attention/(devices|bands)")
     page.route(pattern, answer)

@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 @pytest.fixture(scope="module")
-def facts(nodes_api: Any) -> Any:
+def payloads(nodes_api: Any) -> Any:
     return nodes_api.module("nodes.host.page.payloads")
 
 
@@ -38,9 +38,9 @@ def cut(nodes_api: Any) -> Any:
 
 
 @pytest.mark.parametrize("factor", [1, 4])
-def test_the_windows_figures_are_the_exact_masks(nodes_api: Any, facts: Any, clear: Any, factor: int) -> None:
+def test_the_windows_figures_are_the_exact_masks(nodes_api: Any, payloads: Any, clear: Any, factor: int) -> None:
     width, height, radius = 560, 400, 6
-    found = facts.window_facts(clear(radius, down_factor=factor), width, height, "no table")
+    found = payloads.window_payload(clear(radius, down_factor=factor), width, height, "no table")
     pattern = nodes_api.module("clear_core.pattern").LocalPattern
     layout = nodes_api.module("clear_core.layout")
     grid = layout.Grid(25, 35)
@@ -58,27 +58,27 @@ def test_the_windows_figures_are_the_exact_masks(nodes_api: Any, facts: Any, cle
     assert not seen[12 + radius].any()
 
 
-def test_speed_up_is_the_nearest_measurement(facts: Any, clear: Any) -> None:
-    bench = facts.read_bench(TABLE, None)
+def test_speed_up_is_the_nearest_measurement(payloads: Any, clear: Any) -> None:
+    bench = payloads.read_bench(TABLE, None)
     rows = json.loads(TABLE.read_text(encoding="utf-8"))["rows"]
 
     def measured(pixels: int, radius: int, backend: str) -> float:
         keys = ("pixels", "radius", "down_factor", "backend")
         return next(r["speedup"] for r in rows if tuple(r[k] for k in keys) == (pixels, radius, 1, backend))
 
-    found = facts.window_facts(clear(8), 2048, 2048, bench)["speedup"]
+    found = payloads.window_payload(clear(8), 2048, 2048, bench)["speedup"]
     assert found == {
         "times": measured(2048, 8, "sdpa"),
         "pixels": 2048,
         "backend": "sdpa",
         "device": "AMD EPYC, 2 cores",
     }
-    assert facts.window_facts(clear(8), 1152, 896, bench)["speedup"]["pixels"] == 1024
-    quickest = facts.window_facts(clear(8), 512, 512, bench)["speedup"]["times"]
+    assert payloads.window_payload(clear(8), 1152, 896, bench)["speedup"]["pixels"] == 1024
+    quickest = payloads.window_payload(clear(8), 512, 512, bench)["speedup"]["times"]
     assert quickest == max(measured(512, 8, name) for name in ("sdpa", "masked"))
-    assert facts.window_facts(clear(8, backend="sdpa"), 512, 512, bench)["speedup"]["backend"] == "sdpa"
+    assert payloads.window_payload(clear(8, backend="sdpa"), 512, 512, bench)["speedup"]["backend"] == "sdpa"
     for settings, size in ((clear(8), 4096), (clear(9), 2048), (clear(8, backend="triton"), 2048)):
-        assert facts.window_facts(settings, size, size, bench)["speedup"] == "not measured at this radius and size"
+        assert payloads.window_payload(settings, size, size, bench)["speedup"] == "not measured at this radius and size"
 
 
 @pytest.mark.parametrize(
@@ -94,22 +94,24 @@ def test_speed_up_is_the_nearest_measurement(facts: Any, clear: Any) -> None:
     ],
 )
 def test_a_table_that_says_nothing_says_why(
-    facts: Any, clear: Any, tmp_path: Path, text: str | None, card: str | None, words: str
+    payloads: Any, clear: Any, tmp_path: Path, text: str | None, card: str | None, words: str
 ) -> None:
     path = tmp_path / "bench.json"
     if text is not None:
         path.write_text(text, encoding="utf-8")
-    assert words in facts.window_facts(clear(8), 1024, 1024, facts.read_bench(path, card))["speedup"]
+    assert words in payloads.window_payload(clear(8), 1024, 1024, payloads.read_bench(path, card))["speedup"]
 
 
-def cards(facts: Any, *free: float) -> list[Any]:
+def cards(payloads: Any, *free: float) -> list[Any]:
     """A machine with CUDA cards of so many free GiB, and the CPU."""
-    found = [facts.Device(f"cuda:{i}", "a card", int(gib * GIB), 24 * GIB) for i, gib in enumerate(free)]
-    return [*found, facts.Device("cpu", "cpu", 60 * GIB, 64 * GIB)]
+    found = [payloads.MachineDevice(f"cuda:{i}", "a card", int(gib * GIB), 24 * GIB) for i, gib in enumerate(free)]
+    return [*found, payloads.MachineDevice("cpu", "cpu", 60 * GIB, 64 * GIB)]
 
 
-def test_bands_and_their_memory_are_the_cores(nodes_api: Any, facts: Any, clear: Any, cut: Any) -> None:
-    found = facts.band_facts(clear(16), cut("cuda:0=2,cuda:1=1", 12, "exact"), 4096, 2048, cards(facts, 20, 20))
+def test_bands_and_their_memory_are_the_cores(nodes_api: Any, payloads: Any, clear: Any, cut: Any) -> None:
+    found = payloads.bands_payload(
+        clear(16), cut("cuda:0=2,cuda:1=1", 12, "exact"), 4096, 2048, cards(payloads, 20, 20)
+    )
     assert found["grid"] == [128, 256]
     assert [band[:2] for band in found["bands"]] == [
         [rows.start, rows.stop] for rows in nodes_api.module("clear_core.bands.plan").cut_rows(128, 12)
@@ -117,17 +119,19 @@ def test_bands_and_their_memory_are_the_cores(nodes_api: Any, facts: Any, clear:
     assert [band[2] for band in found["bands"]] == [0] * 8 + [1] * 4
     assert found["lanes"] == ["cuda:0", "cuda:1"]
     assert (found["halo"], found["missing"], found["chosen"]) == (15, [], False)
-    memory, bands, layout = (nodes_api.module(f"clear_core.{name}") for name in ("memory", "bands", "layout"))
+    memory, bands, layout = (
+        nodes_api.module(f"clear_core.{name}") for name in ("bands.memory", "bands.plan", "layout")
+    )
     grid = layout.Grid(128, 256)
     plan = bands.BandPlan(grid, bands.cut_rows(grid.height, 12), (0,) * 8 + (1,) * 4, clear(16).window)
     assert max(found["peaks"].values()) == memory.banded_bytes(plan, 512, memory.ModelShape())
     assert found["peaks"]["cuda:0"] > found["peaks"]["cuda:1"] > 0
 
 
-def test_bands_chosen_by_memory_fit_into_it(facts: Any, clear: Any, cut: Any) -> None:
+def test_bands_chosen_by_memory_fit_into_it(payloads: Any, clear: Any, cut: Any) -> None:
     counts = []
     for free in (24, 4.5):
-        found = facts.band_facts(clear(16), cut("auto", 0, "exact"), 8192, 8192, cards(facts, free))
+        found = payloads.bands_payload(clear(16), cut("auto", 0, "exact"), 8192, 8192, cards(payloads, free))
         assert found["chosen"]
         assert found["lanes"] == ["cuda:0"]
         assert found["peaks"]["cuda:0"] <= (free - 0.5) * GIB or len(found["bands"]) == 1
@@ -135,9 +139,9 @@ def test_bands_chosen_by_memory_fit_into_it(facts: Any, clear: Any, cut: Any) ->
     assert counts[0] < counts[1]
 
 
-def test_one_device_in_two_lanes_has_both_to_hold(facts: Any, clear: Any, cut: Any) -> None:
+def test_one_device_in_two_lanes_has_both_to_hold(payloads: Any, clear: Any, cut: Any) -> None:
     once, twice = (
-        facts.band_facts(clear(16), cut(devices, 32, "exact"), 4096, 4096, cards(facts, 20))
+        payloads.bands_payload(clear(16), cut(devices, 32, "exact"), 4096, 4096, cards(payloads, 20))
         for devices in ("cuda:0", "cuda,cuda:0")
     )
     assert twice["lanes"] == ["cuda:0", "cuda:0"]
@@ -145,33 +149,33 @@ def test_one_device_in_two_lanes_has_both_to_hold(facts: Any, clear: Any, cut: A
     assert twice["peaks"]["cuda:0"] > once["peaks"]["cuda:0"]
 
 
-def test_lanes_are_those_of_a_run(nodes_api: Any, facts: Any, clear: Any, cut: Any) -> None:
+def test_lanes_are_those_of_a_run(nodes_api: Any, payloads: Any, clear: Any, cut: Any) -> None:
     """On this machine, whatever it has."""
     machine = nodes_api.module("nodes.host.page.routes").machine()
-    replicas = nodes_api.module("nodes.host.bands.replicas").Replicas
+    name_of = nodes_api.module("nodes.host.machine").device_name
     home = torch.device(machine[0].name)
     for devices in ("auto", "cpu", "cpu=2,cpu=1", "cuda:93,cpu", "cuda:93", "mps:7, cpu ,xpu:9"):
         settings = cut(devices, 8, "exact")
-        found = facts.band_facts(clear(16), settings, 1024, 1024, machine)
-        places, missing = replicas(settings.devices)._places(home)
-        assert found["lanes"] == [str(device) for device, _ in places]
-        assert found["missing"] == missing
+        found = payloads.bands_payload(clear(16), settings, 1024, 1024, machine)
+        replicas = nodes_api.module("nodes.host.bands.replicas").Replicas(settings.devices)
+        assert found["lanes"] == [name_of(lane.device) for lane in replicas.lanes(None, home)]
+        assert found["missing"] == list(replicas.missing(home))
 
 
 @pytest.mark.parametrize("changes", [{"start_percent": 0.2}, {"blocks": "double"}])
-def test_dense_layers_need_every_band(nodes_api: Any, facts: Any, clear: Any, cut: Any, changes: Any) -> None:
+def test_dense_layers_need_every_band(nodes_api: Any, payloads: Any, clear: Any, cut: Any, changes: Any) -> None:
     if "blocks" in changes:
         changes = {"blocks": nodes_api.module("nodes.options.blocks").parse_blocks(changes["blocks"])}
     bands = cut("auto", 8, "exact")
     windowed, dense = (
-        facts.band_facts(clear(16, **more), bands, 4096, 4096, cards(facts, 20)) for more in ({}, changes)
+        payloads.bands_payload(clear(16, **more), bands, 4096, 4096, cards(payloads, 20)) for more in ({}, changes)
     )
     assert dense["halo"] is None
     assert dense["peaks"]["cuda:0"] > windowed["peaks"]["cuda:0"]
 
 
-def test_weights_files_here_and_not(facts: Any) -> None:
-    files = facts.weights_facts({"mine.safetensors": 2_000_000, "clear_local_8.safetensors": 3_600_000_000})
+def test_weights_files_here_and_not(payloads: Any) -> None:
+    files = payloads.weights_payload({"mine.safetensors": 2_000_000, "clear_local_8.safetensors": 3_600_000_000})
     by_name = {file["name"]: file for file in files}
     assert [file["name"] for file in files[:2]] == ["mine.safetensors", "clear_local_8.safetensors"]
     assert len(files) == 6

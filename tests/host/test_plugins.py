@@ -181,7 +181,7 @@ def test_a_lora_scheduled_by_hooks_goes_on_top_of_the_distilled_weights(
     assert torch.equal(run(patched, [prompt(9, 1)], steps=4), plain)
 
 
-def test_replicas_follow_the_hooks(host: Any, nodes_api: Any, tmp_path: Path) -> None:
+def test_replicas_follow_the_hooks(host: Any, nodes_api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two names of one device stand for two cards, each with a copy of the weights."""
     import comfy.hooks
 
@@ -189,7 +189,9 @@ def test_replicas_follow_the_hooks(host: Any, nodes_api: Any, tmp_path: Path) ->
     save_file(clear_tensors(model), tmp_path / "clear_local_3.safetensors")
     patched = nodes_api.apply(model, nodes_api.weights(tmp_path / "clear_local_3.safetensors"))
     bands, settings = nodes_api.module("nodes.host.bands.forward"), nodes_api.module("nodes.options.bands")
-    devices = tuple(settings.Device(name) for name in ("cpu", "cpu:0"))
+    two = [torch.device("cpu"), torch.device("cpu:0")]
+    monkeypatch.setattr(nodes_api.module("nodes.host.bands.replicas"), "machine_devices", lambda home: two)
+    devices = tuple(nodes_api.module("nodes.options.lanes").DeviceShare(str(device)) for device in two)
     banded = bands.apply_bands(patched, settings.BandSettings(devices, 4, "exact"), node_id=None)
     lora = {
         "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": noise(4, 32),

@@ -64,9 +64,25 @@ def test_bands(ask: Any) -> None:
 
 
 def test_devices(ask: Any) -> None:
-    (cpu,) = ask("devices")[1]
+    found = ask("devices")[1]
+    assert (found["auto"], found["entries"]) == (["cpu"], [])
+    (cpu,) = found["machine"]
     assert (cpu["name"], cpu["title"]) == ("cpu", "cpu")
     assert 0 < cpu["free"] < cpu["total"]
+
+
+def test_entries_of_devices_are_kept_as_written(ask: Any) -> None:
+    found = ask("devices", devices=" CUDA=3,cuda:1, mps ,cpu=0.5,nonsense,cuda:1")[1]
+    assert found["entries"] == [
+        {"text": "CUDA=3", "device": "cuda:0"},
+        {"text": "cuda:1", "device": "cuda:1"},
+        {"text": "mps", "device": "mps:0"},
+        {"text": "cpu=0.5", "device": "cpu"},
+        {"text": "nonsense", "device": "nonsense"},
+        {"text": "cuda:1", "device": "cuda:1"},
+    ]
+    for auto in ("auto", " AUTO ", ""):
+        assert ask("devices", devices=auto)[1]["entries"] == []
 
 
 def test_weights_are_those_of_the_node(ask: Any, object_info: dict[str, Any]) -> None:
@@ -85,8 +101,8 @@ SIZE = {"width": 512, "height": 512, "radius": 8}
     ("route", "values", "words"),
     [
         ("window", {}, ("width is missing",)),
-        ("window", {**SIZE, "width": "wide"}, ("width", "'wide'", "no number")),
-        ("window", {**SIZE, "radius": 8.5}, ("radius", "'8.5'", "no number")),
+        ("window", {**SIZE, "width": "wide"}, ("width", "'wide'", "not a number")),
+        ("window", {**SIZE, "radius": 8.5}, ("radius", "'8.5'", "not a number")),
         ("window", {**SIZE, "height": 16385}, ("height", "16385", "16384")),
         ("bands", {**SIZE, "width": 0}, ("width", "0", "1")),
         ("window", {**SIZE, "blocks": "d0," * 1000}, ("blocks", "2000 characters")),

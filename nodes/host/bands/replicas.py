@@ -17,7 +17,8 @@ from typing import Any
 import comfy.utils
 import torch
 
-from ...options.bands import Device
+from ...options.lanes import DeviceShare, resolve_lanes
+from ..machine import device_name, machine_devices
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +33,7 @@ class Lane:
 class Replicas:
     """The copies made for one sampling run and kept for the next, while model and patches stay the same."""
 
-    def __init__(self, devices: Sequence[Device]) -> None:
+    def __init__(self, devices: Sequence[DeviceShare]) -> None:
         self._wanted = tuple(devices)
         self._made: dict[torch.device, Any] = {}
         self._of: object = None
@@ -49,20 +50,20 @@ class Replicas:
             self._made.clear()
             self._hooked.clear()
             self._of = of
-        for device, _ in self._places(home)[0]:
+        for device, _ in self._resolved(home)[0]:
             if device != home and device not in self._made:
                 self._made[device] = replicate(model, device)
         return list(self._made.values())
 
     def lanes(self, flux: Any, home: torch.device) -> list[Lane]:
         """The lanes of a forward whose input lies on `home`."""
-        places, _ = self._places(home)
-        shares = [share for _, share in places]
+        resolved, _ = self._resolved(home)
+        shares = [share for _, share in resolved]
         if any(share is None for share in shares):
-            speeds = self._speeds([device for device, _ in places])
+            speeds = self._speeds([device for device, _ in resolved])
             shares = [speed if share is None else share for share, speed in zip(shares, speeds, strict=True)]
         lanes = []
-        for (device, _), share in zip(places, shares, strict=True):
+        for (device, _), share in zip(resolved, shares, strict=True):
             own = device == home or device not in self._made
             module = flux if own else self._made[device].model.diffusion_model
             lanes.append(Lane(home if own else device, module, float(share or 1.0)))
@@ -86,9 +87,9 @@ class Replicas:
                 replica.patch_hooks(hooks)
                 self._hooked[device] = state
 
-    def missing(self, home: torch.device) -> list[str]:
+    def missing(self, home: torch.device) -> tuple[str, ...]:
         """Devices that were named and that this machine lacks."""
-        return self._places(home)[1]
+        return self._resolved(home)[1]
 
     def _speeds(self, devices: Sequence[torch.device]) -> list[float]:
         """How fast each device multiplies matrices; 1 for all where they are of one kind. Each is timed once."""
@@ -100,21 +101,11 @@ class Replicas:
                 self._rates[device] = _rate(device)
         return [self._rates[device] for device in devices]
 
-    def _places(self, home: torch.device) -> tuple[list[tuple[torch.device, float | None]], list[str]]:
-        if not self._wanted:
-            every = [home]
-            if home.type == "cuda":
-                every += [torch.device("cuda", i) for i in range(torch.cuda.device_count()) if i != (home.index or 0)]
-            return [(device, None) for device in every], []
-        found: list[tuple[torch.device, float | None]] = []
-        missing = []
-        for wanted in self._wanted:
-            device = _present(wanted.name)
-            if device is None:
-                missing.append(wanted.name)
-            else:
-                found.append((device, wanted.share))
-        return found or [(home, None)], missing
+    def _resolved(self, home: torch.device) -> tuple[list[tuple[torch.device, float | None]], tuple[str, ...]]:
+        """Each lane's device and share, and the names that this machine lacks."""
+        here = {device_name(device): device for device in machine_devices(home)}
+        found = resolve_lanes(self._wanted, list(here))
+        return [(here[lane.name], lane.share) for lane in found.lanes], found.missing
 
 
 def preflight(lanes: Sequence[Lane]) -> str:
@@ -182,16 +173,6 @@ def _forget_loading(module: torch.nn.Module) -> None:
         del module.prev_comfy_cast_weights
     if hasattr(module, "comfy_patched_weights"):
         del module.comfy_patched_weights
-
-
-def _present(name: str) -> torch.device | None:
-    """The device of a name, or None where this machine has none such."""
-    device = torch.device(name)
-    if device.type == "cpu":
-        return device
-    count = {"cuda": torch.cuda.device_count, "xpu": lambda: torch.xpu.device_count() if hasattr(torch, "xpu") else 0}
-    number = count[device.type]() if device.type in count else int(torch.backends.mps.is_available())
-    return torch.device(device.type, device.index or 0) if (device.index or 0) < number else None
 
 
 def _rate(device: torch.device) -> float:

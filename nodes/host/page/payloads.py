@@ -1,6 +1,6 @@
-"""What the page draws on nodes, ready for JSON: the window and its cost, the bands and their memory, the weights files.
+"""What the server answers to the page's requests, ready for JSON: window and cost, bands and memory, devices, weights.
 
-The page computes none of it. Sizes are in pixels where they come in, in tokens where they go out.
+The page draws these and computes none of it. Sizes come in as pixels and go out as image tokens.
 """
 
 from __future__ import annotations
@@ -8,21 +8,23 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ....clear_core.backends import AUTO
 from ....clear_core.bands.memory import ModelShape, lane_bytes, stock_bytes
 from ....clear_core.bands.plan import BandPlan
 from ....clear_core.hub.released import RELEASED, REPOSITORY, find, size_text
-from ....clear_core.layout import TokenLayout
+from ....clear_core.layout import Grid, TokenLayout
 from ....clear_core.pattern import attention_flops
 from ....clear_core.pooling import pooled_grid
 from ....clear_core.weights import variant_from_name
-from ...insight.cost import TEXT, grid_of
-from ...options.bands import AUTO, BandSettings
+from ...insight.cost import TEXT, TOKEN, grid_of
+from ...options.bands import BandSettings
 from ...options.clear import ClearSettings
+from ...options.lanes import ResolvedLanes, parse_device, resolve_lanes, split_devices
 from ..bands.memory import RESERVE, fitting_count
 
 LICENCE = "FLUX.1 [dev] non-commercial licence"
@@ -30,12 +32,12 @@ _PAGE = f"https://huggingface.co/{REPOSITORY}"
 _NEAR = math.sqrt(2)  # a measurement at another size counts for sides up to so much larger or smaller
 _FLUX = ModelShape()
 
-Facts = dict[str, Any]
+Payload = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """name: as `devices` takes it, such as cuda:0. free, total: bytes of memory."""
+class MachineDevice:
+    """A device of this machine. name: as `devices` takes it, such as cuda:0. free, total: bytes of memory."""
 
     name: str
     title: str
@@ -47,8 +49,8 @@ class Device:
         return self.name.partition(":")[0]
 
 
-def window_facts(settings: ClearSettings, width: int, height: int, bench: Facts | str) -> Facts:
-    """The window over an image of width x height, and what it costs in a step in which it is on.
+def window_payload(settings: ClearSettings, width: int, height: int, bench: Payload | str) -> Payload:
+    """The attention window over an image of width x height, and its cost in a step in which it is active.
 
     bench: what `read_bench` gave.
     """
@@ -58,6 +60,7 @@ def window_facts(settings: ClearSettings, width: int, height: int, bench: Facts 
     needed = attention_flops(layout, window, down_factor=factor)
     return {
         "grid": [grid.height, grid.width],
+        "token_pixels": TOKEN,
         "radius": window.radius,
         "down_factor": factor,
         "half_widths": [window.half_width(dy) for dy in range(window.halo + 1)],
@@ -69,10 +72,10 @@ def window_facts(settings: ClearSettings, width: int, height: int, bench: Facts 
     }
 
 
-def read_bench(path: Path, card: str | None) -> Facts | str:
+def read_bench(path: Path, card: str | None) -> Payload | str:
     """A table that `python dev.py bench --json` wrote on this machine, or why there is none, as a clause.
 
-    card: the name of this machine's card; None where it has none.
+    card: the name of this machine's GPU; None where it has none.
     """
     if not path.is_file():
         return f"no {path.name} in ComfyUI's user folder"
@@ -86,7 +89,7 @@ def read_bench(path: Path, card: str | None) -> Facts | str:
     return {"device": device, "rows": rows}
 
 
-def _measured(bench: Facts, settings: ClearSettings, width: int, height: int) -> Facts | str:
+def _measured(bench: Payload, settings: ClearSettings, width: int, height: int) -> Payload | str:
     """The speed-up of one layer's attention over dense, of the measurement that is nearest in size."""
     side = math.sqrt(width * height)
     wanted = (settings.window.radius, settings.down_factor)
@@ -107,64 +110,89 @@ def _measured(bench: Facts, settings: ClearSettings, width: int, height: int) ->
     return {"times": -times, "pixels": row["pixels"], "backend": row["backend"], "device": bench["device"]}
 
 
-def band_facts(
-    clear: ClearSettings, settings: BandSettings, width: int, height: int, machine: Sequence[Device]
-) -> Facts:
+def bands_payload(
+    clear: ClearSettings, settings: BandSettings, width: int, height: int, machine: Sequence[MachineDevice]
+) -> Payload:
     """How an image of width x height would be cut on this machine as it is now, and what each device needs for it.
 
     machine: its devices, the one that ComfyUI computes on first. Bands: first row, row after the last, lane. Memory
-    is one step's of FLUX.1 in 16 bits besides the weights; cards of different speed are taken as equal.
+    is that of one step of FLUX.1 in 16 bits besides the weights; GPUs of different speed are taken as equal.
     """
-    grid = grid_of(width, height)
-    devices, shares, missing = _lanes(settings, machine)
+    here = {device.name: device for device in machine}
+    resolved = resolve_lanes(settings.devices, list(here))
+    devices = [here[lane.name] for lane in resolved.lanes]
+    plan_of = _planner(clear, grid_of(width, height), resolved)
+    plan = plan_of(settings.bands or fitting_count(plan_of, len(devices), _room(devices), TEXT, _FLUX, 1))
+    return {
+        "grid": [plan.image.height, plan.image.width],
+        "bands": [[rows.start, rows.stop, lane] for rows, lane in zip(plan.bands, plan.lanes, strict=True)],
+        "halo": None if plan.window is None else plan.window.halo,
+        "lanes": [device.name for device in devices[: plan.lane_count]],
+        "peaks": _peaks(plan, devices),
+        "missing": list(resolved.missing),
+        "chosen": settings.bands == 0,
+    }
+
+
+def _planner(clear: ClearSettings, grid: Grid, resolved: ResolvedLanes) -> Callable[[int], BandPlan]:
+    """The plan for a number of bands."""
+    shares = [lane.share or 1.0 for lane in resolved.lanes]
     window = clear.band_window(active=clear.whole_schedule)
 
     def plan_of(count: int) -> BandPlan:
         return BandPlan.cut(grid, count, window, down_factor=clear.down_factor, shares=shares)
 
+    return plan_of
+
+
+def _room(devices: Sequence[MachineDevice]) -> int | None:
+    """Bytes that each lane may take of its device; None on a CPU, whose memory does not limit the bands."""
     lanes_on = Counter(device.name for device in devices)
     room = [(device.free - RESERVE) // lanes_on[device.name] for device in devices if device.kind != "cpu"]
-    count = settings.bands or fitting_count(plan_of, len(devices), min(room, default=None), TEXT, _FLUX, 1)
-    plan = plan_of(count)
+    return min(room, default=None)
+
+
+def _peaks(plan: BandPlan, devices: Sequence[MachineDevice]) -> dict[str, int]:
+    """Bytes that each device needs for its lanes."""
     peaks: Counter[str] = Counter()
+    uncut = len(plan.bands) == 1
     for lane in range(plan.lane_count):
-        whole = len(plan.bands) == 1  # then nothing is cut
-        peaks[devices[lane].name] += stock_bytes(grid, TEXT, _FLUX) if whole else lane_bytes(plan, lane, TEXT, _FLUX)
+        need = stock_bytes(plan.image, TEXT, _FLUX) if uncut else lane_bytes(plan, lane, TEXT, _FLUX)
+        peaks[devices[lane].name] += need
+    return dict(peaks)
+
+
+def devices_payload(entries: Sequence[tuple[str, str]], machine: Sequence[MachineDevice]) -> Payload:
+    """This machine's devices, those that auto takes, and which device each entry of a `devices` text names.
+
+    entries: what `named_devices` gave.
+    """
     return {
-        "grid": [grid.height, grid.width],
-        "bands": [[rows.start, rows.stop, lane] for rows, lane in zip(plan.bands, plan.lanes, strict=True)],
-        "halo": None if window is None else window.halo,
-        "lanes": [device.name for device in devices[: plan.lane_count]],
-        "peaks": dict(peaks),
-        "missing": missing,
-        "chosen": settings.bands == 0,
+        "machine": [asdict(device) for device in machine],
+        "auto": [lane.name for lane in resolve_lanes((), [device.name for device in machine]).lanes],
+        "entries": [{"text": text, "device": device} for text, device in entries],
     }
 
 
-def _lanes(settings: BandSettings, machine: Sequence[Device]) -> tuple[list[Device], list[float], list[str]]:
-    """Each lane's device and share, and the names that this machine lacks; as `Replicas` has them when it runs."""
-    home = machine[0]
-    if not settings.devices:
-        every = [home, *(device for device in machine[1:] if device.kind == home.kind == "cuda")]
-        return every, [1.0] * len(every), []
-    here = {device.name: device for device in machine}
-    found = [(here.get(_numbered(wanted.name)), wanted.share or 1.0) for wanted in settings.devices]
-    missing = [wanted.name for wanted, (device, _) in zip(settings.devices, found, strict=True) if device is None]
-    lanes = [(device, share) for device, share in found if device is not None] or [(home, 1.0)]
-    return [device for device, _ in lanes], [share for _, share in lanes], missing
+def named_devices(text: str) -> list[tuple[str, str]]:
+    """Each entry of a `devices` text and its device; an entry that names none stands for itself, to be unticked."""
+    return [(entry, _named_device(entry)) for entry in split_devices(text)]
 
 
-def _numbered(name: str) -> str:
-    return name if ":" in name or name == "cpu" else f"{name}:0"
+def _named_device(entry: str) -> str:
+    try:
+        return parse_device(entry).name
+    except ValueError:
+        return entry
 
 
-def weights_facts(here: dict[str, int]) -> list[Facts]:
+def weights_payload(here: dict[str, int]) -> list[Payload]:
     """The files that Load CLEAR Weights lists. here: size in bytes of each that is in models/clear."""
     names = [*here, *(released.name for released in RELEASED if released.name not in here)]
     return [_weights_file(name, here.get(name)) for name in names]
 
 
-def _weights_file(name: str, size: int | None) -> Facts:
+def _weights_file(name: str, size: int | None) -> Payload:
     released, variant = find(name), variant_from_name(name)
     bytes_ = size if size is not None else released.size if released else 0
     return {

@@ -1,14 +1,14 @@
-"""What the page asks the server: /clear_attention/window, /bands, /devices and /weights. All GET, all small JSON.
+"""The routes that the page requests: /clear_attention/window, /bands, /devices and /weights. All GET, all small JSON.
 
-They lie on ComfyUI's own table of routes, so that its checks of a request's origin hold for them too. A request that
-cannot be read is answered with 400 and {"error": why}; values that a node would refuse, with {"refused": its words}.
+They are on ComfyUI's own table of routes, so its check of a request's origin covers them too. A request that cannot be
+read is answered with status 400 and {"error": why}; values that a node would refuse, with {"refused": why}.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,16 @@ from ...options.bands import resolve_bands
 from ...options.clear import ClearSettings, resolve_settings
 from ...options.stages import LARGEST_SIDE
 from ..files import absent_release, weights_files, weights_path
-from .payloads import Device, band_facts, read_bench, weights_facts, window_facts
+from ..machine import device_name, machine_devices
+from .payloads import (
+    MachineDevice,
+    bands_payload,
+    devices_payload,
+    named_devices,
+    read_bench,
+    weights_payload,
+    window_payload,
+)
 
 PREFIX = "/clear_attention"
 BENCH = "clear_attention_bench.json"
@@ -42,116 +51,133 @@ _CLEAR: dict[str, tuple[_Kind, Any]] = {
     "end_percent": (float, 1.0),
     "blocks": (str, "all"),
 }
-_BANDS: dict[str, tuple[_Kind, Any]] = {"devices": (str, "auto"), "bands": (int, 0)}
+_DEVICES: dict[str, tuple[_Kind, Any]] = {"devices": (str, "auto")}
+_BANDS: dict[str, tuple[_Kind, Any]] = {**_DEVICES, "bands": (int, 0)}
 _LONGEST = 2000  # characters of one value
 
 
+class BadRequest(ValueError):
+    """A request that cannot be read; the text says which argument and why."""
+
+
 def add_routes() -> None:
-    """Put the routes on the running server's table, where there is one."""
+    """Put the routes on the running server's table, if there is a server."""
     # Where ComfyUI runs without its server, importing it would start half of one.
     module = sys.modules.get("server")
     server = getattr(getattr(module, "PromptServer", None), "instance", None)
     if server is None:
         return
-    for name, answer in (("window", window), ("bands", bands), ("devices", devices), ("weights", weights)):
-        server.routes.get(f"{PREFIX}/{name}")(_handler(answer))
+    for name in ROUTES:
+        server.routes.get(f"{PREFIX}/{name}")(_handler(name))
+
+
+def answer(route: str, query: Query) -> Any:
+    """What a route answers, ready for JSON. Raises BadRequest for a query that cannot be read."""
+    try:
+        return ROUTES[route](query)
+    except BadRequest:
+        raise
+    except ValueError as refusal:
+        return {"refused": str(refusal)}
 
 
 def window(query: Query) -> Any:
-    """The window over an image and its cost; see `window_facts`."""
+    """The attention window over an image and its cost; see `window_payload`."""
     values = _values(query, _SIZE | _CLEAR)
     width, height = _size(values)
-    try:
-        settings = _settings(values)
-    except ValueError as refusal:
-        return {"refused": str(refusal)}
-    home = comfy.model_management.get_torch_device()
+    settings = _settings(values)
+    home = _home()
     card = torch.cuda.get_device_name(home) if home.type == "cuda" else None
     bench = read_bench(Path(folder_paths.get_user_directory()) / BENCH, card)
-    return window_facts(settings, width, height, bench)
+    return window_payload(settings, width, height, bench)
 
 
 def bands(query: Query) -> Any:
-    """How an image would be cut here; see `band_facts`."""
+    """How an image would be cut here; see `bands_payload`."""
     values = _values(query, _SIZE | _CLEAR | _BANDS)
     width, height = _size(values)
-    try:
-        clear, settings = _settings(values), resolve_bands(values["devices"], values["bands"], "exact")
-    except ValueError as refusal:
-        return {"refused": str(refusal)}
-    return band_facts(clear, settings, width, height, machine())
+    clear, settings = _settings(values), resolve_bands(values["devices"], values["bands"], "exact")
+    return bands_payload(clear, settings, width, height, machine([device.name for device in settings.devices]))
 
 
 def devices(query: Query) -> Any:
-    """The devices of this machine, the one that ComfyUI computes on first, with free and total bytes."""
-    _values(query, {})
-    return [{"name": d.name, "title": d.title, "free": d.free, "total": d.total} for d in machine()]
+    """The devices of this machine and the one that each entry of a `devices` text names; see `devices_payload`."""
+    entries = named_devices(_values(query, _DEVICES)["devices"])
+    return devices_payload(entries, machine([device for _, device in entries]))
 
 
 def weights(query: Query) -> Any:
-    """The weights files; see `weights_facts`."""
+    """The weights files; see `weights_payload`."""
     _values(query, {})
     here = [name for name in weights_files() if absent_release(name) is None]
-    return weights_facts({name: weights_path(name).stat().st_size for name in here})
+    return weights_payload({name: weights_path(name).stat().st_size for name in here})
 
 
-def machine() -> list[Device]:
-    """What ComfyUI can compute on, its own device first."""
-    home = torch.device(comfy.model_management.get_torch_device())
-    counted = {"cuda": torch.cuda.device_count, "xpu": lambda: torch.xpu.device_count()}
-    count = counted[home.type]() if home.type in counted else 1
-    first = home.index or 0
-    found = [torch.device(home.type, i) for i in (first, *(i for i in range(count) if i != first))]
-    if home.type == "cpu":
-        found = [home]
-    else:
-        found.append(torch.device("cpu"))
-    return [_device(device) for device in found]
+ROUTES: Mapping[str, Callable[[Query], Any]] = {
+    "window": window,
+    "bands": bands,
+    "devices": devices,
+    "weights": weights,
+}
 
 
-def _device(device: torch.device) -> Device:
+def machine(named: Collection[str] = ()) -> list[MachineDevice]:
+    """ComfyUI's own device, the others of its kind, and the CPU. Devices of another kind only if they are `named`.
+
+    Asking a GPU for its free memory takes some of it, which ComfyUI on the CPU should not do unasked.
+    """
+    home = _home()
+    found = machine_devices(home)
+    return [_device(device) for device in found if device.type in (home.type, "cpu") or device_name(device) in named]
+
+
+def _home() -> torch.device:
+    return torch.device(comfy.model_management.get_torch_device())
+
+
+def _device(device: torch.device) -> MachineDevice:
     free: Any = comfy.model_management.get_free_memory(device)
     total: Any = comfy.model_management.get_total_memory(device)
     title = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Device(str(device), title, int(free), int(total))
+    return MachineDevice(device_name(device), title, int(free), int(total))
 
 
-def _handler(answer: Callable[[Query], Any]) -> Callable[[web.Request], Any]:
+def _handler(route: str) -> Callable[[web.Request], Any]:
     async def handle(request: web.Request) -> web.Response:
         try:
             if len(request.query) != len(set(request.query)):
-                raise ValueError("an argument is given twice")
+                raise BadRequest("an argument is given twice")
             # In a thread: a large image takes some tenths of a second, and the server's own loop must not wait.
-            return web.json_response(await asyncio.to_thread(answer, request.query))
-        except ValueError as problem:
+            return web.json_response(await asyncio.to_thread(answer, route, request.query))
+        except BadRequest as problem:
             return web.json_response({"error": str(problem)}, status=400)
 
     return handle
 
 
 def _values(query: Query, known: Mapping[str, tuple[_Kind, Any]]) -> dict[str, Any]:
-    """Every known argument, read, or its default. Raises ValueError for one that is unknown, missing or unreadable."""
+    """Every known argument, read, or its default. Raises BadRequest for one that is unknown, missing or unreadable."""
     for name in query:
         if name not in known:
-            raise ValueError(f"unknown argument {name[:40]!r}; known are: {', '.join(known) or 'none'}")
+            raise BadRequest(f"unknown argument {name[:40]!r}; known are: {', '.join(known) or 'none'}")
     found = {}
     for name, (kind, default) in known.items():
         text = query.get(name)
         if text is None and default is None:
-            raise ValueError(f"{name} is missing")
+            raise BadRequest(f"{name} is missing")
         if text is not None and len(text) > _LONGEST:
-            raise ValueError(f"{name} is longer than {_LONGEST} characters")
+            raise BadRequest(f"{name} is longer than {_LONGEST} characters")
         try:
             found[name] = default if text is None else kind(text)
         except ValueError:
-            raise ValueError(f"{name} is {str(text)[:40]!r}, which is no number") from None
+            raise BadRequest(f"{name} is {str(text)[:40]!r}, which is not a number") from None
     return found
 
 
 def _size(values: Mapping[str, Any]) -> tuple[int, int]:
     for name in ("width", "height"):
         if not 1 <= values[name] <= LARGEST_SIDE:
-            raise ValueError(f"{name} is {values[name]}; allowed is 1 to {LARGEST_SIDE} pixels")
+            raise BadRequest(f"{name} is {values[name]}; allowed is 1 to {LARGEST_SIDE} pixels")
     return values["width"], values["height"]
 
 

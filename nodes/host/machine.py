@@ -1,0 +1,26 @@
+"""The devices of this machine."""
+
+from __future__ import annotations
+
+import torch
+
+
+def machine_devices(home: torch.device) -> list[torch.device]:
+    """Every device that a lane can be on: `home`, the others of its kind, those of other kinds, the CPU.
+
+    home: the device that ComfyUI computes on.
+    """
+    counts = {
+        "cuda": torch.cuda.device_count(),
+        "xpu": torch.xpu.device_count() if hasattr(torch, "xpu") else 0,
+        "mps": int(torch.backends.mps.is_available()),
+    }
+    kinds = sorted(counts, key=lambda kind: kind != home.type)
+    found = [torch.device(kind, index) for kind in kinds for index in range(counts[kind])]
+    others = [device for device in (*found, torch.device("cpu")) if device_name(device) != device_name(home)]
+    return [home, *others]
+
+
+def device_name(device: torch.device) -> str:
+    """As the input `devices` names it: cpu, or with an index, such as cuda:0."""
+    return str(device) if device.type == "cpu" else f"{device.type}:{device.index or 0}"
