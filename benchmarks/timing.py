@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
+
+from devtools.machine import processor_name
 
 _LONG_ENOUGH = 0.02  # seconds; a GPU's shorter work is repeated, so that starting it does not count
 
@@ -62,14 +61,6 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return processor_name()
-
-
-def processor_name() -> str:
-    """The processor's model and its cores."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{model or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 def wait(device: torch.device) -> None:

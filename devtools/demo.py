@@ -24,13 +24,13 @@ from typing import Any
 
 import psutil
 
-from benchmarks.timing import processor_name
 from clear_core.flux import token_grid
 from clear_core.layout import TokenLayout
 from clear_core.pattern import attention_flops
 from clear_core.window import Window
 from devtools import checkpoints, workflow
 from devtools.client import ClientError, ComfyClient, Run, Step
+from devtools.machine import processor_name
 from devtools.server import BASE, PACK_FOLDER, ComfyServer, ServerError, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
