@@ -30,6 +30,12 @@ from comfy.cli_args import args
 
 args.cpu = not torch.cuda.is_available()
 
+# Test processes side by side share the cores, and so do the servers that they start.
+if (_processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    _threads = max(1, (os.cpu_count() or 1) // _processes)
+    torch.set_num_threads(_threads)
+    os.environ["OMP_NUM_THREADS"] = str(_threads)
+
 _spec = importlib.util.spec_from_file_location("clear_core", ROOT / "clear_core" / "__init__.py")
 assert _spec is not None and _spec.loader is not None
 sys.modules["clear_core"] = importlib.util.module_from_spec(_spec)
