@@ -69,7 +69,10 @@ def pack(host: Any) -> dict[str, Any]:
 
 
 class NodesApi:
-    """The nodes as plain functions: their defaults, their errors, their outputs."""
+    """The nodes as plain functions: their defaults, their errors, their outputs.
+
+    A node's id is the name of its class.
+    """
 
     def __init__(self, classes: dict[str, Any]) -> None:
         self._classes = classes
@@ -83,12 +86,17 @@ class NodesApi:
         return self.apply_output(model, weights, **inputs).args[0]
 
     def apply_output(self, model: Any, weights: Any = None, **inputs: Any) -> Any:
-        clone = self._apply.PREPARE_CLASS_CLONE({})
-        return clone.execute(model=model, weights=weights, **{**self.defaults(), **inputs})
+        return self._clone("CLEARApply").execute(model=model, weights=weights, **{**self.defaults(), **inputs})
 
     def execute(self, node: str, **inputs: Any) -> tuple[Any, ...]:
         """Run a node; its outputs."""
-        return self._classes[node].PREPARE_CLASS_CLONE({}).execute(**inputs).args
+        return self._clone(node).execute(**inputs).args
+
+    def _clone(self, node: str) -> Any:
+        """The class as the host prepares it for one execution."""
+        from comfy_api.latest import io
+
+        return self._classes[node].PREPARE_CLASS_CLONE({io.Hidden.unique_id: node})
 
     def module(self, name: str) -> Any:
         """A module of the pack as the host loaded it, such as "clear_core.weights"."""
