@@ -55,6 +55,7 @@ class ComfyServer:
     """A running server; a context manager. `log` is what it has printed so far.
 
     options: further arguments of ComfyUI's main.py.
+    base: its base folder; models, nodes and user files are looked for below it.
     port: 0 for any free one.
     cpu: None for the best device there is.
     """
@@ -64,12 +65,14 @@ class ComfyServer:
         log_file: Path,
         *,
         options: Sequence[str] = (),
+        base: Path = BASE,
         port: int = 0,
         cpu: bool | None = None,
         echo: Callable[[str], None] | None = None,
     ) -> None:
         self._log_file = log_file
         self._options = list(options)
+        self._base = base
         self._cpu = not _has_accelerator() if cpu is None else cpu
         self._echo = echo
         self.port = port or free_port()
@@ -90,7 +93,7 @@ class ComfyServer:
     def start(self, timeout: float = 180) -> None:
         """Returns when the server answers. Raises ServerError, with its log, when it does not."""
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
-        (BASE / "user").mkdir(parents=True, exist_ok=True)
+        (self._base / "user").mkdir(parents=True, exist_ok=True)
         # It must find its own modules and none of ours, as on a user's machine.
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
         environment |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
@@ -148,7 +151,7 @@ class ComfyServer:
         self.stop()
 
     def _arguments(self) -> list[str]:
-        own = ["--base-directory", str(BASE), "--port", str(self.port), "--disable-auto-launch"]
+        own = ["--base-directory", str(self._base), "--port", str(self.port), "--disable-auto-launch"]
         own += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         return own + (["--cpu"] if self._cpu else []) + self._options
 

@@ -30,6 +30,12 @@ from comfy.cli_args import args
 
 args.cpu = not torch.cuda.is_available()
 
+# Test processes side by side share the cores, and so do the servers that they start.
+if (_processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    _threads = max(1, (os.cpu_count() or 1) // _processes)
+    torch.set_num_threads(_threads)
+    os.environ["OMP_NUM_THREADS"] = str(_threads)
+
 _spec = importlib.util.spec_from_file_location("clear_core", ROOT / "clear_core" / "__init__.py")
 assert _spec is not None and _spec.loader is not None
 sys.modules["clear_core"] = importlib.util.module_from_spec(_spec)
@@ -63,7 +69,10 @@ def pack(host: Any) -> dict[str, Any]:
 
 
 class NodesApi:
-    """The nodes as plain functions: their defaults, their errors, their outputs."""
+    """The nodes as plain functions: their defaults, their errors, their outputs.
+
+    A node's id is the name of its class.
+    """
 
     def __init__(self, classes: dict[str, Any]) -> None:
         self._classes = classes
@@ -77,12 +86,17 @@ class NodesApi:
         return self.apply_output(model, weights, **inputs).args[0]
 
     def apply_output(self, model: Any, weights: Any = None, **inputs: Any) -> Any:
-        clone = self._apply.PREPARE_CLASS_CLONE({})
-        return clone.execute(model=model, weights=weights, **{**self.defaults(), **inputs})
+        return self._clone("CLEARApply").execute(model=model, weights=weights, **{**self.defaults(), **inputs})
 
     def execute(self, node: str, **inputs: Any) -> tuple[Any, ...]:
         """Run a node; its outputs."""
-        return self._classes[node].PREPARE_CLASS_CLONE({}).execute(**inputs).args
+        return self._clone(node).execute(**inputs).args
+
+    def _clone(self, node: str) -> Any:
+        """The class as the host prepares it for one execution."""
+        from comfy_api.latest import io
+
+        return self._classes[node].PREPARE_CLASS_CLONE({io.Hidden.unique_id: node})
 
     def module(self, name: str) -> Any:
         """A module of the pack as the host loaded it, such as "clear_core.weights"."""

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from einops import rearrange
+from pairwise import all_pairs
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -50,15 +52,30 @@ def no_thread_is_left() -> Iterator[None]:
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("clear-")]
 
 
-@pytest.mark.parametrize(("radius", "factor"), [(3, 1), (9, 1), (30, 1), (3, 4), (9, 2)])
-@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu", "cpu,cpu,cpu,cpu,cpu,cpu,cpu"])
-@pytest.mark.parametrize("bands", [0, 2, 3, 4, 7, 20])
+WINDOWS = [(3, 1), (9, 1), (30, 1), (3, 4), (9, 2)]
+"""Radius and down-sampling factor."""
+LANES = ["cpu", "cpu,cpu", "cpu,cpu,cpu,cpu,cpu,cpu,cpu"]
+BANDS = [0, 2, 3, 4, 7, 20]
+
+
+@pytest.fixture(scope="module")
+def windowed(host: Any, nodes_api: Any) -> Callable[[int, int], tuple[Any, Tensor]]:
+    """A model with CLEAR, by radius and factor, and its output for `inputs(40, 26, batch=2)` on one device."""
+
+    @cache
+    def make(radius: int, factor: int) -> tuple[Any, Tensor]:
+        patched = nodes_api.apply(flux_model(), radius=radius, down_factor=factor)
+        return patched, run_forward(patched, **inputs(40, 26, batch=2))
+
+    return make
+
+
+@pytest.mark.parametrize(("window", "devices", "bands"), all_pairs(WINDOWS, LANES, BANDS), ids=str)
 def test_bands_are_one_device(
-    model: Any, nodes_api: Any, in_bands: Callable[..., Any], radius: int, factor: int, devices: str, bands: int
+    windowed: Any, in_bands: Callable[..., Any], window: tuple[int, int], devices: str, bands: int
 ) -> None:
-    given = inputs(40, 26, batch=2)
-    patched = nodes_api.apply(model, radius=radius, down_factor=factor)
-    assert error(run_forward(in_bands(patched, bands, devices), **given), run_forward(patched, **given)) < 1e-6
+    patched, expected = windowed(*window)
+    assert error(run_forward(in_bands(patched, bands, devices), **inputs(40, 26, batch=2)), expected) < 1e-6
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
@@ -400,16 +417,14 @@ def test_what_cannot_be_cut_is_named(model: Any, nodes_api: Any, in_bands: Calla
 
 
 def test_devices_that_are_not_here_are_left_out_and_named(
-    model: Any, nodes_api: Any, in_bands: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    model: Any, nodes_api: Any, in_bands: Callable[..., Any], shown: Any
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(nodes_api.module("nodes.host.bands.forward"), "messenger", lambda node_id: said.append)
     given = inputs(20, 16)
     patched = nodes_api.apply(model, radius=3)
     out = run_forward(in_bands(patched, 4, "cpu,cuda:7,cpu"), **given)
     assert error(out, run_forward(patched, **given)) < 1e-6
-    assert len(said) == 1
-    lines = said[0].splitlines()
+    (said,) = shown["CLEARMultiGPU"]
+    lines = said.splitlines()
     assert lines[0] == "4 bands of 2 to 3 rows of tokens on cpu, cpu"
     assert lines[1] == "not in this machine: cuda:7"
     assert lines[2].endswith("MB handed over in each step; text merged: exact")

@@ -162,11 +162,10 @@ def test_positions_stay_apart_in_bfloat16(host: Any, windowed: Callable[..., Any
         assert ids.dtype == torch.float32
 
 
-def test_it_says_what_ran(patched: Any, nodes_api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(nodes_api.module("nodes.host.patching.controlnet"), "messenger", lambda node_id: said.append)
+def test_it_says_what_ran(patched: Any, nodes_api: Any, shown: Any) -> None:
     (control,) = nodes_api.execute("CLEARControlNet", control_net=control_net("xlabs"), radius=3, backend="sdpa")
     run(patched, applied(control))
+    said = shown["CLEARControlNet"]
     assert said[0] == "radius 3, window only: this ControlNet was trained with dense attention"
     assert said[-1].splitlines()[1].startswith("window: sdpa (9 text + 12 x 9 image tokens")
 

@@ -17,11 +17,9 @@ FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 @pytest.fixture
-def shown(nodes_api: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the node is told."""
-    texts: list[str] = []
-    monkeypatch.setattr(nodes_api.module("nodes.host.patching.patch"), "messenger", lambda node_id: texts.append)
-    return texts
+def shown(shown: Any) -> list[str]:
+    """What Apply CLEAR Attention shows."""
+    return shown["CLEARApply"]
 
 
 @pytest.fixture

@@ -214,20 +214,18 @@ def test_replicas_follow_the_hooks(host: Any, nodes_api: Any, tmp_path: Path, mo
 
 
 def test_hooks_on_a_model_that_is_partly_loaded_are_warned_of(
-    host: Any, nodes_api: Any, monkeypatch: pytest.MonkeyPatch
+    host: Any, nodes_api: Any, shown: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import comfy.hooks
     import comfy.model_patcher
 
-    said: list[str] = []
-    monkeypatch.setattr(nodes_api.module("nodes.host.patching.patch"), "messenger", lambda node_id: said.append)
     lora = {
         "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": noise(4, 32),
         "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": noise(32, 4, seed=7),
     }
     patched = nodes_api.apply(flux_model(), radius=RADIUS)
     run(patched, [prompt(9, 1, hooks=comfy.hooks.create_hook_lora(lora, 1.0, 0.0))])
-    assert "layers that wait outside" not in said[-1]
+    assert "layers that wait outside" not in shown["CLEARApply"][-1]
     load = comfy.model_patcher.ModelPatcher.load
 
     def partly(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -238,19 +236,17 @@ def test_hooks_on_a_model_that_is_partly_loaded_are_warned_of(
     monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "load", partly)
     patched = nodes_api.apply(flux_model(), radius=RADIUS)
     run(patched, [prompt(9, 1, hooks=comfy.hooks.create_hook_lora(lora, 1.0, 0.0))])
-    assert "the LoRAs that hooks bring have no full effect on layers that wait outside" in said[-1]
+    assert "the LoRAs that hooks bring have no full effect on layers that wait outside" in shown["CLEARApply"][-1]
 
 
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("node", ["EasyCache", "LazyCache"])
 def test_step_caches_skip_steps_and_change_nothing_else(
-    host: Any, nodes_api: Any, before: bool, node: str, monkeypatch: pytest.MonkeyPatch
+    host: Any, nodes_api: Any, shown: Any, before: bool, node: str
 ) -> None:
     from comfy_extras import nodes_easycache
 
     cache = getattr(nodes_easycache, f"{node}Node")
-    said: list[str] = []
-    monkeypatch.setattr(nodes_api.module("nodes.host.patching.patch"), "messenger", lambda node_id: said.append)
 
     def cached(threshold: float) -> tuple[Tensor, int]:
         def add(model: Any) -> Any:
@@ -259,7 +255,9 @@ def test_step_caches_skip_steps_and_change_nothing_else(
         model = flux_model()
         patched = nodes_api.apply(add(model), radius=RADIUS) if before else add(nodes_api.apply(model, radius=RADIUS))
         out = run(patched, [prompt(9, 1)], steps=8)
-        return out, sum(int(line.split()[1]) for line in said[-1].splitlines() if line.startswith("window:"))
+        return out, sum(
+            int(line.split()[1]) for line in shown["CLEARApply"][-1].splitlines() if line.startswith("window:")
+        )
 
     expected = run(nodes_api.apply(flux_model(), radius=RADIUS), [prompt(9, 1)], steps=8)
     out, calls = cached(0.0)

@@ -1,4 +1,4 @@
-"""One real server for all tests of this folder, on the demo checkpoint, with its own output folders."""
+"""One real server in each test process, on the demo checkpoint, with folders of its own."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from devtools import workflow
 from devtools.checkpoints import make_demo_files
 from devtools.checkpoints_plugins import make_plugin_files
 from devtools.client import ComfyClient, Run
+from devtools.own_base import OwnBase, own_base
 from devtools.page import browser as open_browser
 from devtools.page import open_page
 from devtools.server import BASE, PACK_FOLDER, ComfyServer, only_this_pack
@@ -25,19 +26,31 @@ Picture = np.ndarray
 
 
 @pytest.fixture(scope="session")
-def new_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], ComfyServer]:
+def base(worker_id: str) -> Iterator[OwnBase]:
+    """The base folder of this process's servers, with the demo files."""
+    with own_base(worker_id) as base:
+        base.add(make_demo_files)
+        yield base
+
+
+@pytest.fixture(scope="session")
+def models(base: OwnBase) -> Path:
+    """The folder of models of this process's servers."""
+    return base.models
+
+
+@pytest.fixture(scope="session")
+def new_server(base: OwnBase, pack_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], ComfyServer]:
     """Makes servers that have seen nothing yet: context managers."""
-    pack = BASE / "custom_nodes" / PACK_FOLDER
-    assert (pack / "__init__.py").is_file(), f"{pack} is not there: run the tests with python dev.py test"
-    make_demo_files(BASE / "models")
+    assert (pack_folder / "__init__.py").is_file(), f"{pack_folder} is not there: run python dev.py test"
 
     def make() -> ComfyServer:
         folder = tmp_path_factory.mktemp("server")
-        options = only_this_pack(folder)
+        options = only_this_pack(folder) + base.options
         options += ["--use-pytorch-cross-attention", "--preview-method", "latent2rgb"]
         if page := os.environ.get("CLEAR_PAGE"):  # by hand: the folder `static` of another comfyui-frontend-package
             options += ["--front-end-root", page]
-        return ComfyServer(folder / "server.log", options=options, cpu=True)
+        return ComfyServer(folder / "server.log", options=options, base=base.path, cpu=True)
 
     return make
 
@@ -49,9 +62,9 @@ def server(new_server: Callable[[], ComfyServer]) -> Iterator[ComfyServer]:
 
 
 @pytest.fixture(scope="session")
-def plugin_files(server: ComfyServer) -> None:
+def plugin_files(base: OwnBase) -> None:
     """LoRAs, ControlNets and FLUX.1-schnell beside the demo files; the server sees them at once."""
-    make_plugin_files(BASE / "models")
+    base.add(make_plugin_files)
 
 
 @pytest.fixture(scope="module")

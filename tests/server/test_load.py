@@ -24,9 +24,8 @@ from safetensors.torch import load_file, save_file
 
 from devtools import checkpoints, workflow
 from devtools.client import ClientError, ComfyClient, Run
-from devtools.server import BASE, ComfyServer
+from devtools.server import ComfyServer
 
-FOLDER = BASE / "models" / "clear"
 CHANGING = "clear_local_8_load_test.safetensors"
 """Is removed and put back between prompts, with one content or another."""
 
@@ -81,25 +80,33 @@ def some_kind(chance: random.Random, seed: int) -> Kind:
 # ---- the file that comes and goes ------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class ChangingFile:
+    """CHANGING in the folder of weights, with one of two contents, or absent."""
+
+    path: Path
+    contents: tuple[Path, ...]
+
+    def put(self, which: int | None) -> None:
+        """Make it this content, or none: as a user does who deletes a file and copies another."""
+        self.path.unlink(missing_ok=True)
+        if which is not None:
+            os.link(self.contents[which], self.path)
+
+
 @pytest.fixture(scope="module")
-def contents(new_server: Callable[[], ComfyServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
-    """Two sets of weights, on the disk of the models folder so that one can be put there at once."""
-    tensors = load_file(BASE / checkpoints.CLEAR.replace("clear/", "models/clear/"))
-    kept = [FOLDER.parent / f"clear_load_test_{i}" for i in range(2)]
+def changing(models: Path) -> Iterator[ChangingFile]:
+    """Its contents are on the disk of the models folder, so that one can be put there at once."""
+    tensors = load_file(models / checkpoints.CLEAR)
+    kept = tuple(models / f"clear_load_test_{i}" for i in range(2))
     for i, path in enumerate(kept):
         factor = 1.0 - 1.5 * i
         save_file({key: tensor * torch.tensor(factor, dtype=tensor.dtype) for key, tensor in tensors.items()}, path)
         os.utime(path, (10**9 + i, 10**9 + i))
-    yield kept
-    for path in (*kept, FOLDER / CHANGING):
+    file = ChangingFile(models / "clear" / CHANGING, kept)
+    yield file
+    for path in (*kept, file.path):
         path.unlink(missing_ok=True)
-
-
-def put_there(contents: list[Path], which: int | None) -> None:
-    """Make CHANGING this content, or none: as a person does who deletes a file and copies another."""
-    (FOLDER / CHANGING).unlink(missing_ok=True)
-    if which is not None:
-        os.link(contents[which], FOLDER / CHANGING)
 
 
 def image_of(client: ComfyClient, run: Run) -> np.ndarray:
@@ -116,7 +123,7 @@ def load(
     client: ComfyClient,
     new_server: Callable[[], ComfyServer],
     demo_prompt: Any,
-    contents: list[Path],
+    changing: ChangingFile,
     *,
     prompts: int,
     kinds: int,
@@ -126,7 +133,7 @@ def load(
     chance = random.Random(12)
     every = [some_kind(chance, seed) for seed in range(kinds)]
     every[:2] = [Kind(i, 96, 96, 3, 1.0, "", 0, 100) for i in range(2)]  # the same but for the file's content
-    expected = dict(_fresh_images(every, processes, new_server, demo_prompt, contents))
+    expected = dict(_fresh_images(every, processes, new_server, demo_prompt, changing))
     assert len({image.tobytes() for image in expected.values()}) == len(expected), "every kind has its own image"
 
     process, memory = psutil.Process(server.pid), []
@@ -138,11 +145,11 @@ def load(
         prompt = workflow.changed(kind.prompt(demo_prompt), {"SaveImage": {"filename_prefix": f"load{number}"}})
         there = kind.weights if isinstance(kind.weights, int) else chance.choice([0, 1, None])
         if number >= kinds and isinstance(kind.weights, int) and chance.random() < 0.3:
-            put_there(contents, None)
+            changing.put(None)
             with pytest.raises(ClientError, match=f"There is no weights file '{CHANGING}'"):
                 client.queue(prompt)
             refused += 1
-        put_there(contents, there)
+        changing.put(there)
         cancel_at = chance.choice([None, None, None, 0, 2]) if number > kinds else 0 if number == kinds else None
 
         def watch(run: Run, at: int | None = cancel_at) -> None:
@@ -157,7 +164,7 @@ def load(
             compared += 1
         if chance.random() < 0.2:
             # The file goes while nothing runs; what is loaded needs it no more.
-            put_there(contents, None)
+            changing.put(None)
         memory.append(process.memory_info().rss)
 
     assert len(done) == prompts
@@ -176,25 +183,27 @@ def _fresh_images(
     processes: int,
     new_server: Callable[[], ComfyServer],
     demo_prompt: Any,
-    contents: list[Path],
+    changing: ChangingFile,
 ) -> Iterator[tuple[Kind, np.ndarray]]:
     for first in range(processes):
         with new_server() as server:
             client = ComfyClient(server.address)
             for kind in kinds[first::processes]:
-                put_there(contents, kind.weights if isinstance(kind.weights, int) else None)
+                changing.put(kind.weights if isinstance(kind.weights, int) else None)
                 yield kind, image_of(client, client.run(kind.prompt(demo_prompt)))
 
 
 def test_prompts_of_all_kinds_are_right_and_none_is_lost(
-    server: Any, client: Any, new_server: Any, demo_prompt: Any, contents: list[Path]
+    server: Any, client: Any, new_server: Any, demo_prompt: Any, changing: ChangingFile
 ) -> None:
-    load(server, client, new_server, demo_prompt, contents, prompts=8, kinds=4, processes=1)
+    load(server, client, new_server, demo_prompt, changing, prompts=8, kinds=4, processes=1)
 
 
 @pytest.mark.soak
-def test_two_hundred_prompts(server: Any, client: Any, new_server: Any, demo_prompt: Any, contents: list[Path]) -> None:
-    load(server, client, new_server, demo_prompt, contents, prompts=200, kinds=12, processes=12)
+def test_two_hundred_prompts(
+    server: Any, client: Any, new_server: Any, demo_prompt: Any, changing: ChangingFile
+) -> None:
+    load(server, client, new_server, demo_prompt, changing, prompts=200, kinds=12, processes=12)
 
 
 @pytest.mark.soak

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from devtools import checkpoints, checkpoints_tools, workflow
 from devtools.client import ComfyClient, Run
-from devtools.server import BASE, ComfyServer
+from devtools.own_base import OwnBase
 
 Prompt = dict[str, Any]
 
@@ -27,9 +27,9 @@ def named(path: str) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def files(server: ComfyServer) -> None:
-    """They are made from the demo's own, which the server's fixture makes."""
-    checkpoints_tools.make_tool_files(BASE / "models")
+def files(base: OwnBase) -> None:
+    """They are made from the demo's own, which the base folder has."""
+    base.add(checkpoints_tools.make_tool_files)
 
 
 @pytest.fixture(scope="module")
