@@ -18,10 +18,7 @@ from types import TracebackType
 import psutil
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-HOST = Path(os.environ.get("CLEAR_HOST", ROOT / ".dev" / "host"))
-BASE = ROOT / ".dev" / "base"
-PACK_FOLDER = "clear-attention"
+from .environment import BASE, HOST, PACK_FOLDER
 
 # The server's first thread waits for its standard input to close, and it closes when we do: whatever ends
 # this process, even a kill, ends the server too, on every system.
