@@ -1,42 +1,41 @@
-// CLEAR's part of the page: pictures on its nodes, and its settings.
+// CLEAR's extension of the page: its settings, and panels on its nodes.
 
 import { app } from "../../scripts/app.js";
 
 /** @typedef {import("./types").Node} Node */
 
-// What is drawn is in panels.mjs, for ComfyUI's page fetches every .js of a pack when it starts.
-const DRAWN = new Set(["CLEARApply", "CLEARMultiGPU", "CLEARTiledSampler", "CLEARWeightsLoader"]);
-const BACKENDS = ["auto", "sdpa", "reference", "triton", "masked"];
-
 /** @type {typeof import("./panels.mjs") | undefined} */
-let panels;
-let wanted = false; // there has been a node to draw on
+let panels; // loaded with the first CLEAR node: the page fetches every .js of a pack when it starts
+let hasNodes = false; // there has been a CLEAR node
 
 async function loadPanels() {
     panels = await import("./panels.mjs");
     return panels;
 }
 
+/** The options of the setting; the server says which backends there are. @type {string[]} */
+const backends = [];
+
 /** @param {string} name @returns {any} */
 function setting(name) {
     return app.extensionManager.setting.get(`ClearAttention.${name}`);
 }
 
-/** Give a new node its picture, at once where that can be. @param {Node} node */
-async function draw(node) {
-    wanted = true;
+/** Give a new node its panel, at once if that module is loaded. @param {Node} node */
+async function addPanel(node) {
+    hasNodes = true;
     if (!setting("Picture")) return;
     if (panels) {
-        panels.follow(node, true);
+        panels.setPanel(node, true);
     } else {
-        const { follow } = await loadPanels();
-        if (node.graph && setting("Picture")) follow(node, true);
+        const { setPanel } = await loadPanels();
+        if (node.graph && setting("Picture")) setPanel(node, true);
     }
 }
 
 /**
- * The page saves the text that a run has shown on a node behind the node's values. There an input that a later version
- * adds will look for its own.
+ * The page saves the text that a run has shown on a node behind the node's values, where an input that a later version
+ * adds would read it as its own value.
  *
  * @param {Node} node
  */
@@ -47,6 +46,17 @@ function keepOwnValues(node) {
         before?.call(this, saved);
         saved.widgets_values = saved.widgets_values?.slice(0, count);
     };
+}
+
+/** @param {Node} node */
+function refreshPanelsOnChange(node) {
+    for (const widget of node.widgets ?? []) {
+        const before = widget.callback;
+        widget.callback = function (...values) {
+            before?.apply(this, values);
+            panels?.refreshAll();
+        };
+    }
 }
 
 /** @param {Node} node @param {string} name @param {string} value */
@@ -62,17 +72,17 @@ app.registerExtension({
         {
             id: "ClearAttention.Picture",
             category: ["CLEAR Attention", "Nodes", "Picture"],
-            name: "Show pictures on CLEAR's nodes",
-            tooltip: "The window, the bands, and what they cost.",
+            name: "Show panels on CLEAR nodes",
+            tooltip: "The attention window, the bands, and what they cost.",
             type: "boolean",
             defaultValue: true,
-            onChange: (shown) => wanted && void loadPanels().then(({ followAll }) => followAll(shown)),
+            onChange: (shown) => hasNodes && void loadPanels().then(({ setAllPanels }) => setAllPanels(shown)),
         },
         {
             id: "ClearAttention.Download",
             category: ["CLEAR Attention", "New nodes", "Download"],
             name: "New Load CLEAR Weights nodes may download",
-            tooltip: "A released file that is missing, when the prompt runs. Nodes that are there keep what they have.",
+            tooltip: "Downloads a released file that is missing when the prompt runs. Existing nodes keep their value.",
             type: "boolean",
             defaultValue: true,
         },
@@ -80,26 +90,23 @@ app.registerExtension({
             id: "ClearAttention.Backend",
             category: ["CLEAR Attention", "New nodes", "Backend"],
             name: "Backend of new Apply CLEAR Attention nodes",
-            tooltip: "auto takes the fastest that runs here. Nodes that are there keep what they have.",
+            tooltip: "auto selects the fastest one that runs here. Existing nodes keep their value.",
             type: "combo",
-            options: BACKENDS,
+            options: backends,
             defaultValue: "auto",
         },
     ],
+    addCustomNodeDefs(definitions) {
+        const [, combo] = definitions.CLEARApply?.input?.required?.backend ?? [];
+        backends.splice(0, backends.length, .../** @type {{ options?: string[] }} */ (combo)?.options ?? []);
+    },
     nodeCreated(node) {
         if (!node.comfyClass?.startsWith("CLEAR")) return;
         keepOwnValues(node);
-        if (!DRAWN.has(node.comfyClass)) return;
-        preset(node, "backend", setting("Backend"));
-        if (setting("Download") === false) preset(node, "download", "never");
-        for (const widget of node.widgets ?? []) {
-            const before = widget.callback;
-            widget.callback = function (...values) {
-                before?.apply(this, values);
-                panels?.refreshAll();
-            };
-        }
-        void draw(node);
+        refreshPanelsOnChange(node);
+        if (node.comfyClass === "CLEARApply") preset(node, "backend", setting("Backend"));
+        if (node.comfyClass === "CLEARWeightsLoader" && setting("Download") === false) preset(node, "download", "never");
+        void addPanel(node);
     },
     afterConfigureGraph: () => panels?.refreshAll(),
 });

@@ -1,6 +1,6 @@
 // Elements in one call.
 
-import { say } from "./words.mjs";
+import { t } from "./i18n.mjs";
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -55,14 +55,14 @@ export function figures(rows) {
     return html("dl", { "aria-live": "polite" }, ...items);
 }
 
-/** A sentence that says why there is nothing else to see. @param {string} text */
-export function said(text) {
+/** A sentence that says why there is nothing else to show. @param {string} text */
+export function message(text) {
     return html("p", { role: "status" }, text);
 }
 
-/** Of a value that only a run can tell. @param {string} name */
+/** For a value that is known only when the prompt runs. @param {string} name */
 export function fromLink(name) {
-    return say("$name comes through a link: known when it runs.", { name });
+    return t("$name comes from a link: known when it runs.", { name });
 }
 
 /** @param {number} bytes */

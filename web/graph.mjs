@@ -1,27 +1,25 @@
-// What a node's neighbours in the graph say: the image's size, and the settings of Apply CLEAR Attention.
-// Links are followed through reroutes, bypassed nodes and the borders of subgraphs.
+// What a panel needs to know from the graph around its node: the image's size and the settings of Apply CLEAR Attention.
+// Links are followed through reroutes, bypassed nodes and subgraphs, reading only: the page's own graphToPrompt() runs
+// widgets' serializeValue(), which may upload, record, or draw a random prompt.
 
 import { app } from "../../scripts/app.js";
 
 /** @typedef {import("./types").Node} Node */
 /** @typedef {import("./types").Graph} Graph */
 
-// The host's numbers for the two borders of a subgraph, and for a bypassed node. Newer pages keep ids as text.
-const SUBGRAPH_INPUTS = -10;
-const SUBGRAPH_OUTPUTS = -20;
-const BYPASSED = 4;
+const BYPASSED = 4; // LiteGraph's mode
 
-// Nodes that give out an image or a latent of the size that they take in.
+// Nodes whose output image or latent is as large as their input.
 const KEEP_SIZE = new Set([
     ..."VAEEncode VAEEncodeTiled VAEEncodeForInpaint VAEDecode VAEDecodeTiled SetLatentNoiseMask".split(" "),
     ..."InpaintModelConditioning InstructPixToPixConditioning RepeatLatentBatch Canny ImageBlur ImageInvert".split(" "),
     ..."KSampler KSamplerAdvanced SamplerCustom SamplerCustomAdvanced CLEARTiledSampler".split(" "),
 ]);
 
-/** Inputs of Apply CLEAR Attention on which its picture depends; named alike in the server's routes. */
+/** Inputs of Apply CLEAR Attention that the server's routes take, by the same names. */
 const SETTINGS = ["radius", "down_factor", "backend", "start_percent", "end_percent", "blocks"];
 
-/** Every graph of the workflow: the outermost, then the subgraphs. @returns {Graph[]} */
+/** Every graph of the workflow: the root graph, then the subgraphs. @returns {Graph[]} */
 export function graphs() {
     return [app.graph, .../** @type {Iterable<any>} */ (app.graph.subgraphs.values())];
 }
@@ -33,11 +31,11 @@ export function graphs() {
  * @returns {[width: number, height: number] | undefined}
  */
 export function imageSize(node) {
-    const seen = new Set();
-    const ahead = [node];
-    for (let next = ahead.shift(); next; next = ahead.shift()) {
-        if (seen.has(next)) continue;
-        seen.add(next);
+    const visited = new Set();
+    const downstream = [node];
+    for (let next = downstream.shift(); next; next = downstream.shift()) {
+        if (visited.has(next)) continue;
+        visited.add(next);
         const latent = next.inputs.findIndex((input) => input.type === "LATENT");
         if (latent >= 0) {
             const size = sizeFrom(originOf(next, latent));
@@ -46,7 +44,7 @@ export function imageSize(node) {
             const megapixels = Number(valueOf(next, "target_megapixels"));
             if (megapixels) return squareOf(megapixels);
             for (const output of next.outputs) {
-                if (next.graph) ahead.push(...targetsOf(next.graph, output.links ?? []));
+                if (next.graph) downstream.push(...targetsOf(next.graph, output.links ?? []));
             }
         }
     }
@@ -61,7 +59,7 @@ function squareOf(megapixels) {
 
 /**
  * @param {import("./types").Origin | undefined} origin
- * @param {number} depth how many nodes further back may be looked at
+ * @param {number} depth how many more nodes to follow upstream
  * @returns {[number, number] | undefined}
  */
 function sizeFrom(origin, depth = 20) {
@@ -80,10 +78,10 @@ function sizeFrom(origin, depth = 20) {
 }
 
 /**
- * The settings of the Apply CLEAR Attention that a node's model has passed, for the server; undefined where there is
- * none. A value that only a run can tell is undefined.
+ * The settings of the Apply CLEAR Attention upstream of a node, for the server; undefined if there is none. A value
+ * that is known only when the prompt runs is undefined.
  *
- * @param {Node} node that node itself, or one after it
+ * @param {Node} node that node itself, or one downstream
  * @returns {Record<string, unknown> | undefined}
  */
 export function clearSettings(node) {
@@ -103,7 +101,7 @@ function applyBefore(node, depth = 50) {
 }
 
 /**
- * The value of a widget, or of what is connected in its place; undefined where only a run can tell.
+ * The value of a widget, or of what is linked to its input; undefined if it is known only when the prompt runs.
  *
  * @param {Node} node
  * @param {string} name
@@ -114,12 +112,12 @@ export function valueOf(node, name) {
     if (index < 0) return node.widgets?.find((widget) => widget.name === name)?.value;
     const origin = originOf(node, index);
     if (!origin?.node) return origin?.value;
-    // Of nodes that give out a plain value, the first widget is that value.
+    // A primitive's first widget is its value.
     return /^Primitive/.test(origin.node.type) ? origin.node.widgets?.[0]?.value : undefined;
 }
 
 /**
- * Where what comes into an input is made.
+ * The origin of an input's link.
  *
  * @param {Node} node
  * @param {number} index of the input; -1 for none
@@ -138,7 +136,7 @@ function originOf(node, index) {
 function originOfLink(graph, id) {
     const link = graph.getLink(id);
     if (!link) return undefined;
-    if (Number(link.origin_id) === SUBGRAPH_INPUTS) {
+    if (link.originIsIoNode) {
         const outer = holderOf(graph);
         const input = outer?.inputs[link.origin_slot];
         if (!outer || !input) return undefined;
@@ -150,10 +148,21 @@ function originOfLink(graph, id) {
         const inner = node.subgraph.outputs[link.origin_slot]?.linkIds[0];
         return inner === undefined ? undefined : originOfLink(node.subgraph, inner);
     }
-    if (node && (node.mode === BYPASSED || node.type === "Reroute")) {
-        return originOf(node, node.inputs.findIndex((input) => [link.type, "*"].includes(input.type)));
-    }
+    if (node?.type === "Reroute") return originOf(node, 0);
+    if (node?.mode === BYPASSED) return originOf(node, bypassedInput(node, link.origin_slot));
     return node ? { node } : undefined;
+}
+
+/**
+ * The input that a bypassed node passes on in place of an output: as the page does, at the same index if the types
+ * agree, else the first of that type.
+ *
+ * @param {Node} node
+ * @param {number} slot of the output
+ */
+function bypassedInput(node, slot) {
+    const type = node.outputs[slot].type; // not the link's: into a Reroute that is "*"
+    return node.inputs[slot]?.type === type ? slot : node.inputs.findIndex((input) => input.type === type);
 }
 
 /**
@@ -167,7 +176,7 @@ function targetsOf(graph, ids) {
     return ids.flatMap((id) => {
         const link = graph.getLink(id);
         if (!link) return [];
-        if (Number(link.target_id) === SUBGRAPH_OUTPUTS) {
+        if (link.targetIsIoNode) {
             const outer = holderOf(graph);
             return outer?.graph ? targetsOf(outer.graph, outer.outputs[link.target_slot]?.links ?? []) : [];
         }
@@ -177,14 +186,14 @@ function targetsOf(graph, ids) {
     });
 }
 
-/** The node that stands for a subgraph; of several the first. @param {unknown} subgraph @returns {Node | undefined} */
+/** The node of a subgraph; the first, if there are several. @param {unknown} subgraph @returns {Node | undefined} */
 function holderOf(subgraph) {
     const nodes = graphs().flatMap((graph) => graph.nodes);
     return nodes.find((node) => node.isSubgraphNode() && node.subgraph === subgraph);
 }
 
 /**
- * Changes that a person makes in a picture: one step for undo, and seen by the page as any other.
+ * A change that the user makes on a panel: one undo step, and the workflow is marked as modified.
  *
  * @param {() => void} make
  */

@@ -1,12 +1,12 @@
-// Which nodes are drawn on, and what of the page they follow. Loaded with the first of them: see clear.js.
+// Which nodes have a panel, and the events of the page that refresh it. Loaded with the first CLEAR node: see clear.js.
 
 import { api } from "../../scripts/api.js";
-import { bandsPanel } from "./bands_picture.mjs";
-import { dress, showOwn, undress } from "./dress.mjs";
+import { bandsPanel } from "./bands_panel.mjs";
 import { graphs, isNode } from "./graph.mjs";
-import { weightsPanel } from "./weights_line.mjs";
-import { windowPanel } from "./window_picture.mjs";
-import { loadWords } from "./words.mjs";
+import { loadTranslations } from "./i18n.mjs";
+import { addPanel, reattachPanel, removePanel } from "./node_panel.mjs";
+import { weightsPanel } from "./weights_panel.mjs";
+import { windowPanel } from "./window_panel.mjs";
 
 /** @typedef {import("./types").Node} Node */
 /** @typedef {import("./types").Panel} Panel */
@@ -23,61 +23,62 @@ const PANELS = {
 const panels = new WeakMap();
 
 /** The nodes of the workflow that may have a panel. @returns {Node[]} */
-function drawnNodes() {
+function panelNodes() {
     return graphs().flatMap((graph) => graph.nodes.filter((node) => PANELS[node.comfyClass ?? ""]));
 }
 
-/** @param {(panel: Panel, node: Node) => void} tell */
-function toPanels(tell) {
-    for (const node of drawnNodes()) {
+/** @param {(panel: Panel, node: Node) => void} action */
+function forEachPanel(action) {
+    for (const node of panelNodes()) {
         const panel = panels.get(node);
-        if (panel) tell(panel, node);
+        if (panel) action(panel, node);
     }
 }
 
 /** The graph has changed. */
 export function refreshAll() {
-    toPanels((panel, node) => {
-        showOwn(node, panel);
+    forEachPanel((panel, node) => {
+        reattachPanel(node, panel);
         panel.refresh();
     });
 }
 
-/** Give a node its panel, or take it away. @param {Node} node @param {boolean} wanted */
-export function follow(node, wanted) {
-    const there = panels.has(node);
-    if (wanted && !there) {
-        const panel = PANELS[node.comfyClass ?? ""](node);
-        dress(node, panel);
+/** Add or remove a node's panel; most nodes have none. @param {Node} node @param {boolean} shown */
+export function setPanel(node, shown) {
+    const make = PANELS[node.comfyClass ?? ""];
+    if (!make) return;
+    if (shown && !panels.has(node)) {
+        const panel = make(node);
+        addPanel(node, panel);
         panels.set(node, panel);
-        void loadWords(redrawAll);
-        queueMicrotask(() => panel.refresh()); // its values and links come after it
-    } else if (!wanted && there) {
-        undress(node);
+        void loadTranslations(rebuildAll);
+        queueMicrotask(() => panel.refresh()); // its values and links are set after its creation
+    } else if (!shown && panels.has(node)) {
+        removePanel(node);
         panels.delete(node);
     }
 }
 
-/** @param {boolean} wanted */
-export function followAll(wanted) {
-    drawnNodes().forEach((node) => follow(node, wanted));
+/** @param {boolean} shown */
+export function setAllPanels(shown) {
+    panelNodes().forEach((node) => setPanel(node, shown));
 }
 
-/** The language's words have come. */
-function redrawAll() {
-    for (const node of drawnNodes().filter((node) => panels.has(node))) {
+/** The translations have arrived. */
+function rebuildAll() {
+    for (const node of panelNodes().filter((node) => panels.has(node))) {
         const [width, height] = node.size;
-        follow(node, false);
-        follow(node, true);
+        setPanel(node, false);
+        setPanel(node, true);
         node.setSize([width, height]);
     }
 }
 
 api.addEventListener("graphChanged", refreshAll);
 for (const end of /** @type {const} */ (["execution_success", "execution_error", "execution_interrupted"])) {
-    api.addEventListener(end, () => toPanels((panel) => panel.runEnded?.()));
+    api.addEventListener(end, () => forEachPanel((panel) => panel.runEnded?.()));
 }
 /** @type {EventTarget} */ (api).addEventListener("clear_attention.bands", (event) => {
     const progress = /** @type {CustomEvent<import("./types").BandProgress>} */ (event).detail;
-    toPanels((panel, node) => isNode(node, progress.node) && panel.moved?.(progress));
+    forEachPanel((panel, node) => isNode(node, progress.node) && panel.progressed?.(progress));
 });

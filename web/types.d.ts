@@ -16,30 +16,31 @@ export type FullNode = Node & {
 };
 export type Widget = NonNullable<Node["widgets"]>[number];
 
-/** What comes out at one end of a link: a node's output, or the value of a widget on the border of a subgraph. */
+/** Where a link comes from: a node's output, or the value of a widget that is promoted to a subgraph's node. */
 export type Origin = { node: Node; value?: undefined } | { node?: undefined; value: unknown };
 
-/** The part of a node that this pack draws. */
+/** What this pack shows below the widgets of a node. */
 export interface Panel {
     element: HTMLElement;
-    /** Pixels that it needs at least, at zoom 1. */
+    /** The least height in pixels, at zoom 1. */
     height(): number;
-    /** The graph has changed: show what is so now. */
+    /** The graph has changed: show its present state. */
     refresh(): void;
-    /** A run has ended: memory is free again, files may have come. */
+    /** A run has ended: memory is free again, files may have been downloaded. */
     runEnded?(): void;
-    /** A sampling step goes on. */
-    moved?(progress: BandProgress): void;
+    /** A sampling step has progressed. */
+    progressed?(progress: BandProgress): void;
 }
 
-/** Answers of the server; nodes/host/page_facts.py says what they mean. */
+/** Answers of the server: nodes/host/page/payloads.py documents them. */
 export interface Refused {
     refused: string;
 }
 
-export interface WindowFacts {
+export interface WindowPayload {
     refused?: undefined;
     grid: [height: number, width: number];
+    token_pixels: number;
     radius: number;
     down_factor: number;
     half_widths: number[];
@@ -52,7 +53,7 @@ export interface WindowFacts {
 
 export type Band = [start: number, stop: number, lane: number];
 
-export interface BandFacts {
+export interface BandsPayload {
     refused?: undefined;
     grid: [height: number, width: number];
     bands: Band[];
@@ -63,6 +64,7 @@ export interface BandFacts {
     chosen: boolean;
 }
 
+/** Sent while a forward runs in bands; nodes/host/bands/progress.py. */
 export interface BandProgress {
     node: string;
     grid: [height: number, width: number];
@@ -71,11 +73,18 @@ export interface BandProgress {
     done: number[];
 }
 
-export interface Device {
+export interface MachineDevice {
     name: string;
     title: string;
     free: number;
     total: number;
+}
+
+export interface DevicesPayload {
+    refused?: undefined;
+    machine: MachineDevice[];
+    auto: string[];
+    entries: { text: string; device: string }[];
 }
 
 export interface WeightsFile {

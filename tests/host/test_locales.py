@@ -126,11 +126,11 @@ def test_what_belongs_to_no_node(schemas: dict[str, Any]) -> None:
 
 
 def test_panels_say_nothing_else() -> None:
-    """The words that web/*.mjs gives to `say`; the values put in at $names are in every language's text."""
+    """The words that web/*.mjs gives to `t`; the values put in at $names are in every language's text."""
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web").glob("*.mjs"))
-    said = set(re.findall(r'\bsay\(\s*"((?:[^"\\]|\\.)*)"', sources))
+    said = set(re.findall(r'\bt\(\s*"((?:[^"\\]|\\.)*)"', sources))
     # Beside these only the function itself and a call of it with what is not a literal could be.
-    assert len(re.findall(r"\bsay\(", sources)) == len(re.findall(r'\bsay\(\s*"', sources)) + 1
+    assert len(re.findall(r"\bt\(", sources)) == len(re.findall(r'\bt\(\s*"', sources)) + 1
     for language in LANGUAGES:
         words = read(language, "main")["clearPanels"]
         assert words.keys() == said

@@ -134,7 +134,7 @@ def test_the_picture_follows_the_radius(page: Page, renderer: str) -> None:
     # Radius 0 is that of the weights, clear_local_16.
     wait_for_figures(page, expected(16, 1024, 1024))
     picture = panel(page).get_by_role("img")
-    expect(picture).to_have_accessible_name(re.compile(r"radius 16, 496 pixels across, .* 1024 x 1024 pixels"))
+    expect(picture).to_have_accessible_name(re.compile(r"radius 16, 496 pixels across; image: 1024 x 1024 pixels"))
     before = picture.locator(".clear-window").get_attribute("d")
     for radius in (1, 2, 3):
         raise_number(page, renderer, "CLEARApply", "radius")
@@ -144,7 +144,7 @@ def test_the_picture_follows_the_radius(page: Page, renderer: str) -> None:
     raise_number(page, renderer, "CLEARApply", "down_factor")
     raise_number(page, renderer, "CLEARApply", "down_factor")
     wait_for_figures(page, expected(3, 1024, 1024, factor=2))
-    expect(picture).to_have_accessible_name(re.compile(r"coarse view of the whole image: 32 x 32 cells"))
+    expect(picture).to_have_accessible_name(re.compile(r"Global context: 32 x 32 pooled tokens"))
 
 
 def test_the_picture_is_to_scale(page: Page, renderer: str) -> None:
@@ -212,6 +212,39 @@ def test_inside_a_subgraph_the_size_comes_from_outside(page: Page, renderer: str
         }"""
     )
     wait_for_figures(page, expected(16, 1536, 1536))
+    assert shown_size(page) == "1536 x 1536 (graph)"
+
+
+# A bypassed node and a reroute between the latent and the sampler; two subgraphs around Apply CLEAR Attention, whose
+# radius is promoted to the inner subgraph's node.
+NESTED = """async () => {
+    const of = (type) => app.graph.nodes.find((node) => node.type === type)
+    const [empty, sampler] = [of('EmptySD3LatentImage'), of('SamplerCustomAdvanced')]
+    const [bypassed, reroute] = ['RepeatLatentBatch', 'Reroute'].map((type) => LiteGraph.createNode(type))
+    for (const node of [bypassed, reroute]) app.graph.add(node)
+    bypassed.mode = 4
+    empty.connect(0, bypassed, 0)
+    bypassed.connect(0, reroute, 0)
+    reroute.connect(0, sampler, sampler.inputs.findIndex((input) => input.type === 'LATENT'))
+    const inner = app.graph.convertToSubgraph(new Set([of('CLEARApply')]))
+    const apply = inner.subgraph.nodes.find((node) => node.type === 'CLEARApply')
+    inner.subgraph.addInput('radius', 'INT').connect(apply.inputs.find((input) => input.name === 'radius'), apply)
+    inner.node.widgets.find((widget) => widget.name === 'radius').value = 5
+    const outer = app.graph.convertToSubgraph(new Set([inner.node, of('ModelSamplingAuraFlow')]))
+    app.canvas.setGraph(outer.subgraph)
+    await new Promise((done) => setTimeout(done, 100))
+    app.canvas.setGraph(inner.subgraph)
+    app.canvas.ds.offset = [300 - apply.pos[0], 200 - apply.pos[1]]
+    app.canvas.setDirty(true, true)
+    await new Promise((done) => setTimeout(done, 200))
+    app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()
+}"""
+
+
+def test_links_are_followed_through_nested_subgraphs_bypasses_and_reroutes(page: Page, renderer: str) -> None:
+    open_workflow(page, shipped("clear_chroma", "CLEARApply"))
+    page.evaluate(NESTED)
+    wait_for_figures(page, expected(5, 1536, 1536))
     assert shown_size(page) == "1536 x 1536 (graph)"
 
 
@@ -357,12 +390,12 @@ def test_bands_are_drawn_as_the_core_cuts_them(page: Page, renderer: str) -> Non
     assert picture.locator("g").count() == 64
     assert figures(page) == {
         "bands": "64",
-        "rows in each": "8 of 512",
+        "rows per band": "8 of 512",
         "halo": "15 rows on either side",
     }
     raise_number(page, renderer, "CLEARTiledSampler", "bands")
     expect(picture).to_have_accessible_name("65 bands over an image of 512 x 512 tokens.")
-    assert figures(page)["rows in each"] == "7 to 8 of 512"
+    assert figures(page)["rows per band"] == "7 to 8 of 512"
 
 
 def test_multi_gpu_finds_size_and_window_around_it(page: Page, renderer: str) -> None:
@@ -386,7 +419,7 @@ def test_without_clear_before_it_the_bands_say_so(page: Page, renderer: str) -> 
             app.canvas.ds.scale = 1
         }"""
     )
-    expect(panel(page).get_by_role("status")).to_have_text("Connect Apply CLEAR Attention before it.")
+    expect(panel(page).get_by_role("status")).to_have_text("Connect Apply CLEAR Attention before this node.")
 
 
 def test_each_band_shows_how_far_it_is(page: Page, renderer: str, client: Any) -> None:
@@ -431,8 +464,8 @@ def test_each_band_shows_how_far_it_is(page: Page, renderer: str, client: Any) -
 def test_the_weights_file_is_here_or_not(page: Page, renderer: str) -> None:
     open_workflow(page, shipped("clear_text_to_image", "CLEARWeightsLoader"))
     shown = panel(page)
-    expect(shown).to_contain_text("not here: 3.6 GB to download when it runs")
-    expect(shown).to_contain_text("radius 16, no coarse view")
+    expect(shown).to_contain_text("missing: 3.6 GB to download when it runs")
+    expect(shown).to_contain_text("radius 16, no global context")
     link = shown.get_by_role("link", name="FLUX.1 [dev] non-commercial licence")
     expect(link).to_have_attribute("href", "https://huggingface.co/Huage001/CLEAR")
     page.evaluate(

@@ -89,6 +89,6 @@ def test_the_panels_speak_the_pages_language(page: Page, language: str, renderer
     )
     size = page.evaluate(_SAVED)["size"]
     open_workflow(page, shipped("clear_text_to_image", "CLEARWeightsLoader"))
-    expect(panel(page)).to_contain_text(words["not here: $size to download when it runs"].replace("$size", "3.6 GB"))
+    expect(panel(page)).to_contain_text(words["missing: $size to download when it runs"].replace("$size", "3.6 GB"))
     open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
     assert page.evaluate(_SAVED)["size"] == size

@@ -1,4 +1,4 @@
-// Puts a panel under a node's widgets, in either renderer, and takes it away.
+// Adds a panel below a node's widgets, in either renderer, and removes it.
 
 import { app } from "../../scripts/app.js";
 import { html } from "./dom.mjs";
@@ -12,11 +12,11 @@ const MARGIN = 8;
  * @param {import("./types").Node} node
  * @param {Panel} panel
  */
-export function dress(node, panel) {
+export function addPanel(node, panel) {
     loadStyle();
-    panel.element.classList.add("widget-expands"); // Nodes 2.0: takes what height the node has left
+    panel.element.classList.add("widget-expands"); // Nodes 2.0: fills the height that is left
     for (const kind of ["pointerdown", "keydown", "wheel"]) {
-        panel.element.addEventListener(kind, passOn, { passive: false });
+        panel.element.addEventListener(kind, forwardToCanvas, { passive: false });
     }
     const widget = /** @type {import("./types").FullNode} */ (node).addDOMWidget(WIDGET, "clear", panel.element, {
         serialize: false, // not in prompts
@@ -25,30 +25,30 @@ export function dress(node, panel) {
         getMinHeight: () => panel.height() + 2 * MARGIN,
     });
     widget.serialize = false; // not in workflows
-    grow(node);
+    growToFit(node);
 }
 
-/** As large as a node's widgets need it. @param {import("./types").Node} node */
-export function grow(node) {
+/** Enlarge a node to the size that its widgets need. @param {import("./types").Node} node */
+export function growToFit(node) {
     const [width, height] = node.computeSize();
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
     node.setDirtyCanvas(true, true);
 }
 
 /**
- * Where undo or another workflow puts a node in the place of one with its number, the newer renderer goes on showing
- * the old one's panel.
+ * When undo or another workflow replaces a node by one with the same id, Nodes 2.0 keeps showing the panel of the old
+ * node.
  *
  * @param {import("./types").Node} node
  * @param {Panel} panel
  */
-export function showOwn(node, panel) {
+export function reattachPanel(node, panel) {
     if (panel.element.isConnected || node.graph !== app.canvas.graph) return;
     document.querySelector(`[data-node-id="${node.id}"] .clear-panel`)?.replaceWith(panel.element);
 }
 
 /** @param {import("./types").Node} node */
-export function undress(node) {
+export function removePanel(node) {
     const widget = node.widgets?.find((other) => other.name === WIDGET);
     if (!widget) return;
     node.removeWidget(widget);
@@ -56,12 +56,12 @@ export function undress(node) {
 }
 
 /**
- * The wheel and the middle button on a panel zoom and move the canvas, as anywhere else. But what a person does on a
- * control is the control's alone: Delete in a list must not delete the node.
+ * The wheel and the middle button on a panel zoom and move the canvas, as anywhere else. Other input on a control
+ * belongs to that control: Delete in a list must not delete the node.
  *
  * @param {Event} event
  */
-function passOn(event) {
+function forwardToCanvas(event) {
     const on = /** @type {Element} */ (event.target);
     const canvas = app.canvas.canvas;
     if (event instanceof WheelEvent) {
@@ -69,7 +69,7 @@ function passOn(event) {
         event.stopPropagation();
         canvas.dispatchEvent(new WheelEvent(event.type, event));
     } else if (on.closest("select, button, a")) {
-        // Undo, queue and the like still reach the page.
+        // Undo, queue and other shortcuts still reach the page.
         if (!(event instanceof KeyboardEvent && (event.ctrlKey || event.metaKey))) event.stopPropagation();
     } else if (event instanceof PointerEvent && event.button === 1 && on.closest(".dom-widget")) {
         // In the classic renderer the panel lies over the canvas; in the other one it is part of the node.
@@ -77,7 +77,7 @@ function passOn(event) {
     }
 }
 
-/** This pack's colours, once, and only where there is something to colour. */
+/** The pack's style sheet, once, and only if there is a panel. */
 function loadStyle() {
     const href = new URL("./clear.css", import.meta.url).href;
     if (document.querySelector(`link[href="${href}"]`)) return;

@@ -1,4 +1,4 @@
-// The words on the pack's panels, in the language of the page: English is here, the others are in locales/*/main.json.
+// The texts of the panels in the language of the page: English is in the code, the others are in locales/*/main.json.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -12,21 +12,21 @@ function language() {
 }
 
 /**
- * Have this language's words from the server, once; English needs none. A language that nobody translated is shown in
- * English. The page loads its workflow anew when a person changes the language, so nothing here listens for that.
+ * Fetch the translations for the page's language, once; English needs none, and a language without translations is
+ * shown in English. The page reopens its workflow when the user changes the language, so there is nothing to listen to.
  *
- * @param {() => void} come called when there is something else to say than before
+ * @param {() => void} loaded called when texts have changed
  */
-export async function loadWords(come) {
+export async function loadTranslations(loaded) {
     const wanted = language();
     if (wanted in translations) return;
     translations[wanted] = {};
     try {
         const all = await (await api.fetchApi("/i18n")).json();
         translations[wanted] = all[wanted]?.clearPanels ?? {};
-        come();
+        loaded();
     } catch {
-        delete translations[wanted]; // another panel may have more luck
+        delete translations[wanted]; // the next panel tries again
     }
 }
 
@@ -36,7 +36,7 @@ export async function loadWords(come) {
  * @param {string} text in English
  * @param {Record<string, string | number>} [values]
  */
-export function say(text, values = {}) {
+export function t(text, values = {}) {
     const translated = translations[language()]?.[text] ?? text;
-    return translated.replace(/\$([a-z]+)/g, (sign, name) => String(values[name] ?? sign));
+    return translated.replace(/\$([a-z]+)/g, (placeholder, name) => String(values[name] ?? placeholder));
 }

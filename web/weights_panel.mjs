@@ -1,9 +1,9 @@
-// On Load CLEAR Weights: whether the file is here, how large it is, and its licence.
+// Panel of Load CLEAR Weights: whether the file is here, how large it is, and its licence.
 
+import { request } from "./api.mjs";
 import { html } from "./dom.mjs";
 import { valueOf } from "./graph.mjs";
-import { ask } from "./server.mjs";
-import { say } from "./words.mjs";
+import { t } from "./i18n.mjs";
 
 /**
  * @param {import("./types").Node} node
@@ -20,29 +20,29 @@ export function weightsPanel(node) {
         element.replaceChildren(...(file ? lines(file, valueOf(node, "download") === "never") : []));
     }
 
-    async function askFiles() {
+    async function requestFiles() {
         /** @type {import("./types").WeightsFile[] | import("./types").Refused} */
-        const found = await ask("weights");
+        const found = await request("weights");
         files = Array.isArray(found) ? found : [];
         refresh();
     }
 
-    void askFiles();
-    return { element, height: () => 76, refresh, runEnded: () => void askFiles() };
+    void requestFiles();
+    return { element, height: () => 76, refresh, runEnded: () => void requestFiles() };
 }
 
 /** @param {import("./types").WeightsFile} file @param {boolean} never */
 function lines(file, never) {
     const absent = never
-        ? say("not here, and download is never")
-        : say("not here: $size to download when it runs", { size: file.size });
+        ? t("missing, and download is never")
+        : t("missing: $size to download when it runs", { size: file.size });
     const factor = file.down_factor ?? 1;
-    const coarse = factor > 1 ? say("coarse view $factor x $factor", { factor }) : say("no coarse view");
+    const context = factor > 1 ? t("global context ($factor x $factor pooled)", { factor }) : t("no global context");
     return [
         file.here
-            ? html("p", { class: "clear-here" }, say("downloaded, $size", { size: file.size }))
+            ? html("p", { class: "clear-here" }, t("downloaded, $size", { size: file.size }))
             : html("p", { class: "clear-absent" }, absent),
-        html("p", {}, file.radius === null ? say("radius: see the file") : say("radius $radius, $coarse", { radius: file.radius, coarse })),
+        html("p", {}, file.radius === null ? t("radius: see the file") : t("radius $radius, $context", { radius: file.radius, context })),
         ...(file.link && file.licence
             ? [html("p", {}, html("a", { href: file.link, target: "_blank", rel: "noopener" }, file.licence))]
             : []),

@@ -1,0 +1,53 @@
+// Requests to this pack's routes on the server.
+
+import { api } from "../../scripts/api.js";
+import { t } from "./i18n.mjs";
+
+/** @typedef {import("./types").Refused} Refused */
+
+/**
+ * The answer of one route, or the reason why there is none.
+ *
+ * @template Payload
+ * @param {string} route
+ * @param {Record<string, unknown>} [values]
+ * @returns {Promise<Payload | Refused>}
+ */
+export async function request(route, values = {}) {
+    const query = new URLSearchParams(Object.entries(values).map(([name, value]) => [name, String(value)]));
+    try {
+        const response = await api.fetchApi(`/clear_attention/${route}?${query}`);
+        const payload = await response.json();
+        return response.ok ? payload : { refused: payload.error };
+    } catch {
+        return { refused: t("The server does not answer.") };
+    }
+}
+
+/**
+ * A function that requests a route and shows the answer. While one request is pending only the newest values wait, so
+ * dragging a radius costs one request at a time, and an outdated answer is never shown.
+ *
+ * @template Payload
+ * @param {string} route
+ * @param {(payload: Payload | Refused) => void} show
+ */
+export function latestRequest(route, show) {
+    let wanted = "";
+    let busy = false;
+    /** @param {Record<string, unknown>} values @param {boolean} [again] request even if nothing has changed */
+    return async (values, again = false) => {
+        const query = JSON.stringify(values);
+        if (query === wanted && !again) return;
+        wanted = query;
+        if (busy) return;
+        busy = true;
+        for (let sent = ""; sent !== wanted; ) {
+            sent = wanted;
+            /** @type {Payload | Refused} */
+            const payload = await request(route, JSON.parse(sent));
+            if (sent === wanted) show(payload);
+        }
+        busy = false;
+    };
+}
