@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import torch
 
+from clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS
+
 from . import attention, memory, scaling, step, tune
 from .timing import device_name, matrix_rate
 
@@ -52,12 +54,12 @@ def main(arguments: list[str]) -> int:
     if options.page:
         return _page(options, arguments)
     every = attention.cases(device, flex=options.flex or device.type == "cuda")
-    cases = [case for case in every if not options.sizes or case.side * 16 in options.sizes]
+    cases = [case for case in every if not options.sizes or case.side * PIXELS_PER_TOKEN in options.sizes]
     steps = [*(step.tasks(device) if "step" in options.only else ())]
     steps += step.band_tasks(device) if "bands" in options.only else ()
-    steps = [task for task in steps if not options.sizes or task.side * 16 in options.sizes]
+    steps = [task for task in steps if not options.sizes or task.side * PIXELS_PER_TOKEN in options.sizes]
     if not cases:
-        parser.error(f"--sizes has none of {sorted({case.side * 16 for case in every})}")
+        parser.error(f"--sizes has none of {sorted({case.side * PIXELS_PER_TOKEN for case in every})}")
 
     name = device_name(device)
     content: dict[str, object] = {
@@ -82,7 +84,7 @@ def main(arguments: list[str]) -> int:
         content["matrix_tflops"] = rate / 1e12
         print(
             f"Attention of one layer, {cases[0].heads} heads of {attention.HEAD_DIM}, "
-            f"{str(cases[0].dtype).removeprefix('torch.')}, {attention.TEXT} text tokens. "
+            f"{str(cases[0].dtype).removeprefix('torch.')}, {TEXT_TOKENS} text tokens. "
             f"Matrix products: {rate / 1e12:.3g} TFLOP/s, which is what the floor is made of.\n"
         )
         rows = _each(cases, lambda case: attention.measure(case, device, options.repeats, rate))
@@ -105,7 +107,7 @@ def _memory(options: argparse.Namespace, parser: argparse.ArgumentParser, argume
     if not sizes:
         parser.error(f"--sizes has none of {sorted(memory.BANDS)}")
     print(
-        f"Peak activation memory of one step of FLUX.1, bfloat16, {memory.TEXT} text tokens, one device, radius "
+        f"Peak activation memory of one step of FLUX.1, bfloat16, {TEXT_TOKENS} text tokens, one device, radius "
         f"{memory.RADIUS}; weights not counted.\nComputed from the sizes and lives of all tensors, not on a card."
     )
     bench = memory.Bench()
@@ -168,7 +170,8 @@ def _growth(rows: list[attention.Row]) -> None:
         larger = times.get((backend, radius, factor, side * 2))
         if larger is not None and not backend.startswith("dense"):
             print(
-                f"  {backend}, radius {radius}, down {factor}: {side * 16} to {side * 32} px: {larger / seconds:.2f} x"
+                f"  {backend}, radius {radius}, down {factor}: {side * PIXELS_PER_TOKEN} to "
+                f"{2 * side * PIXELS_PER_TOKEN} px: {larger / seconds:.2f} x"
             )
 
 

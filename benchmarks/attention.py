@@ -12,6 +12,7 @@ from torch import Tensor
 from clear_core.backends import BACKENDS, Backend
 from clear_core.backends.triton.tile_plan import GridPair, tile_plan
 from clear_core.call import AttentionCall
+from clear_core.flux import HEAD_DIM, PIXELS_PER_TOKEN, TEXT_TOKENS
 from clear_core.layout import Grid, TokenLayout
 from clear_core.pattern import LocalPattern, attention_flops
 from clear_core.pooling import mean_weight, pool_key_value
@@ -20,8 +21,6 @@ from clear_core.window import Window
 
 from .rivals import authors_way, dense_kernels, tiled_flex
 from .timing import medians, wait
-
-TEXT, HEAD_DIM = 512, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +81,14 @@ def cases(device: torch.device, *, flex: bool) -> list[Case]:
 
 def make_call(case: Case, device: torch.device) -> AttentionCall:
     """Random tensors for a case."""
-    layout = TokenLayout(TEXT, Grid(case.side, case.side))
+    layout = TokenLayout(TEXT_TOKENS, Grid(case.side, case.side))
     generator = torch.Generator(device).manual_seed(0)
     shape = (3, 1, case.heads, layout.tokens, HEAD_DIM)
     query, key, value = torch.randn(shape, generator=generator, device=device, dtype=case.dtype)
     pooled = None
     if case.down_factor > 1:
         weight = mean_weight(case.down_factor)
-        pooled = pool_key_value(key[:, :, TEXT:], value[:, :, TEXT:], layout.image, weight)
+        pooled = pool_key_value(key[:, :, TEXT_TOKENS:], value[:, :, TEXT_TOKENS:], layout.image, weight)
     pattern = LocalPattern.whole(layout, Window(case.radius), pooled=0 if pooled is None else pooled.tokens)
     scale = softmax_scale(HEAD_DIM, layout.tokens)
     return AttentionCall(query, key, value, pattern, scale=scale, pooled=pooled)
@@ -118,7 +117,7 @@ def measure(case: Case, device: torch.device, repeats: int, rate: float) -> Iter
         )
         executed = every if window is None else pairs.get(name)
         yield Row(
-            case.side * 16,
+            case.side * PIXELS_PER_TOKEN,
             case.side,
             case.radius,
             case.down_factor,

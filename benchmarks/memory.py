@@ -22,12 +22,13 @@ from torch.utils._pytree import tree_iter
 
 from clear_core.bands.memory import ModelShape, banded_bytes, stock_bytes
 from clear_core.bands.plan import BandPlan, cut_rows
+from clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS
 from clear_core.layout import Grid
 from clear_core.window import Window
 from devtools.inprocess import import_host, node_class, run_node
 from devtools.models import FULL_SIZE, flux_model
 
-TEXT, RADIUS = 512, 16
+RADIUS = 16
 BLOCKS = (2, 2)
 """Double and single blocks. All of a kind are alike, and none keeps anything, so the peak is that of 19 and 38."""
 BANDS = {1024: (4,), 2048: (4, 8, 16), 4096: (8, 16, 32), 8192: (8, 16, 32, 64), 16384: (32, 64, 128)}
@@ -95,16 +96,16 @@ class Bench:
     def stock(self, pixels: int) -> Row:
         model = self._model.clone()
         model.model_options["transformer_options"]["optimized_attention_override"] = _nothing
-        grid = Grid(pixels // 16, pixels // 16)
-        predicted = stock_bytes(grid, TEXT, ModelShape())
+        grid = Grid(pixels // PIXELS_PER_TOKEN, pixels // PIXELS_PER_TOKEN)
+        predicted = stock_bytes(grid, TEXT_TOKENS, ModelShape())
         return Row(pixels, 1, "stock", 0, self._peak(model, pixels) / 2**30, predicted / 2**30)
 
     def tiled(self, pixels: int, bands: int) -> Row:
         clear = run_node(self._apply, model=self._model, weights=None, radius=RADIUS, backend="sdpa")[0]
         model = run_node(self._bands, model=clear, devices="cpu", bands=bands)[0]
-        grid = Grid(pixels // 16, pixels // 16)
+        grid = Grid(pixels // PIXELS_PER_TOKEN, pixels // PIXELS_PER_TOKEN)
         plan = BandPlan(grid, cut_rows(grid.height, bands), (0,) * bands, Window(RADIUS))
-        predicted = banded_bytes(plan, TEXT, ModelShape())
+        predicted = banded_bytes(plan, TEXT_TOKENS, ModelShape())
         return Row(pixels, bands, "tiled", RADIUS, self._peak(model, pixels) / 2**30, predicted / 2**30)
 
     def _peak(self, model: Any, pixels: int) -> int:
@@ -116,7 +117,7 @@ class Bench:
         with self._mode, torch.no_grad():
             half = torch.bfloat16
             given = {
-                "c_crossattn": torch.empty(1, TEXT, FULL_SIZE["context_in_dim"], dtype=half),
+                "c_crossattn": torch.empty(1, TEXT_TOKENS, FULL_SIZE["context_in_dim"], dtype=half),
                 "y": torch.empty(1, FULL_SIZE["vec_in_dim"], dtype=half),
                 "guidance": torch.empty(1),
             }

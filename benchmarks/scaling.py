@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from clear_core.bands.plan import all_to_all_bytes, halo_bytes
+from clear_core.flux import CHANNELS, LAYERS, PIXELS_PER_TOKEN, TEXT_TOKENS
 from clear_core.layout import Grid, TokenLayout
 from clear_core.pattern import attention_flops
 from clear_core.window import Window
 
-TEXT, CHANNELS, SIZE, LAYERS = 512, 3072, 2, 57
+SIZE = 2  # bytes of an element
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ class Row:
 
 def rows(tflops: float, gigabytes: float, pixels: int = 8192, radius: int = 16) -> list[Row]:
     """tflops: what one device does in a second. gigabytes: what it hands over in a second."""
-    image, window = Grid(pixels // 16, pixels // 16), Window(radius)
-    layout = TokenLayout(TEXT, image)
+    image, window = Grid(pixels // PIXELS_PER_TOKEN, pixels // PIXELS_PER_TOKEN), Window(radius)
+    layout = TokenLayout(TEXT_TOKENS, image)
     # Of a layer: attention, and 24 multiply-adds a channel pair for each token (projections and MLP).
     work = attention_flops(layout, window) + 24 * layout.tokens * CHANNELS**2
     found = []
@@ -39,7 +40,7 @@ def rows(tflops: float, gigabytes: float, pixels: int = 8192, radius: int = 16) 
         borders = min(2, devices - 1)
         halo = halo_bytes(image, window, CHANNELS, SIZE, borders)
         # The text's query, key and value to the others; back a share of its answer in float32.
-        text = (3 * SIZE + 4) * TEXT * CHANNELS if devices > 1 else 0
+        text = (3 * SIZE + 4) * TEXT_TOKENS * CHANNELS if devices > 1 else 0
         seconds = LAYERS * (work / devices / (tflops * 1e12) + (halo + text) / (gigabytes * 1e9))
         spread = all_to_all_bytes(layout.tokens, CHANNELS, SIZE, devices)
         found.append(Row(pixels, radius, devices, halo / 1e6, text / 1e6, spread / 1e6, seconds))

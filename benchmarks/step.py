@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
+from clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS
 from devtools.inprocess import import_host, node_class, run_node
 from devtools.models import FULL_SIZE, flux_model, run_forward
 
 from .timing import medians, wait
-
-TEXT = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def _shape(device: torch.device) -> dict[str, Any]:
 def described(device: torch.device) -> str:
     shape = _shape(device)
     blocks = f"{shape['depth']} double and {shape['depth_single_blocks']} single blocks"
-    return f"hidden size {shape['hidden_size']}, {blocks}, random weights, {TEXT} text tokens"
+    return f"hidden size {shape['hidden_size']}, {blocks}, random weights, {TEXT_TOKENS} text tokens"
 
 
 class Bench:
@@ -96,7 +95,7 @@ class Bench:
         for variant in task.variants:
             name = str(variant)
             taken = seconds[name]
-            yield Step(task.side * 16, variant.radius, variant.bands, taken, first / taken, peaks[name])
+            yield Step(task.side * PIXELS_PER_TOKEN, variant.radius, variant.bands, taken, first / taken, peaks[name])
 
     def _model(self, variant: Variant) -> Any:
         model = self.model
@@ -138,7 +137,7 @@ def _inputs(side: int, device: torch.device) -> dict[str, torch.Tensor]:
     return {
         "latent": random(1, 16, side * 2, side * 2),
         "timestep": torch.full((1,), 0.6, device=device),
-        "context": random(1, TEXT, FULL_SIZE["context_in_dim"]),
+        "context": random(1, TEXT_TOKENS, FULL_SIZE["context_in_dim"]),
         "pooled_text": random(1, FULL_SIZE["vec_in_dim"]),
         "guidance": torch.full((1,), 3.5, device=device),
     }

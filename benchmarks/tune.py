@@ -10,8 +10,9 @@ from functools import partial
 import torch
 
 from clear_core.backends.triton.backend import KernelConfig, TritonBackend
+from clear_core.flux import HEAD_DIM
 
-from .attention import HEAD_DIM, Case, make_call
+from .attention import Case, make_call
 from .timing import medians, wait
 
 _SIDE = 256

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from math import sqrt
+from typing import NamedTuple
 
 from torch import Tensor
 
-from .backends import AUTO, choose_backend
-from .call import DEFAULT_BUDGET, AttentionCall, AttentionResult
+from .backends import AUTO, Choice, choose_backend
+from .call import DEFAULT_BUDGET, AttentionCall
 from .pattern import LocalPattern
 from .pooling import Pooled
+
+
+class LocalAttention(NamedTuple):
+    """out: [batch, queries, heads * head_dim] in the query's dtype.
+
+    lse: float32 [batch, heads, queries], the natural log of the sum of exp(score), or None if not asked for.
+    choice: the backend that computed it, and why it and no other.
+    """
+
+    out: Tensor
+    lse: Tensor | None
+    choice: Choice
 
 
 def local_attention(
@@ -24,15 +37,16 @@ def local_attention(
     backend: str = AUTO,
     return_lse: bool = False,
     budget: int = DEFAULT_BUDGET,
-) -> AttentionResult:
+) -> LocalAttention:
     """Softmax attention in which each image query sees its window, the text and the down-sampled tokens.
 
-    A query that sees nothing (hidden by the mask, or with no key in a band) gets 0 and log-sum-exp -inf, from every
-    backend. No NaN comes of finite tensors while the scores fit in float32, as those of float16 always do.
+    A fully masked row (every key hidden by the mask, or no key in a band) gives 0 and log-sum-exp -inf, from every
+    backend. Finite tensors give no NaN while the scores fit in float32, as those of float16 always do.
 
     query: [batch, heads, queries, head_dim] after RoPE, ordered text, image rows, references, as many as
         `pattern` says. key, value: the same for the keys. float32, bfloat16 or float16, any strides.
-    pattern: who sees whom (arXiv 2412.16112, section 3.2); the queries may be a band of the image's rows.
+    pattern: which queries see which keys (arXiv 2412.16112, section 3.2); the queries may be a band of the image's
+        rows.
     scale: what the scores are multiplied by; None is 1/sqrt(head_dim). See `clear_core.scale`.
     pooled: down-sampled keys and values; their number is part of the pattern.
     mask: over text, image and references, broadcastable to [batch, heads, queries, keys]; True or an
@@ -41,8 +55,8 @@ def local_attention(
     return_lse: also return each query's log-sum-exp, to merge partial results with `softmax.merge`.
     budget: bytes of temporary memory the backend may take for what it gathers. The least is one tile.
 
-    Returns out [batch, queries, heads * head_dim] and lse (float32 [batch, heads, queries]) or None.
-    Raises ValueError for tensors that do not fit the pattern, BackendError when no backend can run it.
+    Raises CallError (a ValueError) for tensors that do not fit the pattern, ValueError for an unknown backend,
+    BackendError when no backend, or not the one that was named, can run the call.
     """
     call = AttentionCall(
         query,
@@ -55,4 +69,5 @@ def local_attention(
         return_lse=return_lse,
         budget=budget,
     )
-    return choose_backend(call, backend).backend.run(call)
+    choice = choose_backend(call, backend)
+    return LocalAttention(*choice.backend.run(call), choice)

@@ -16,6 +16,10 @@ DEFAULT_BUDGET = 256 * 2**20
 """Bytes of temporary memory a backend may take for what it gathers."""
 
 
+class CallError(ValueError):
+    """The tensors or numbers of a call do not fit its pattern or each other."""
+
+
 class AttentionResult(NamedTuple):
     """out: [batch, queries, heads * head_dim] in the query's dtype.
 
@@ -47,9 +51,9 @@ class AttentionCall:
         if self.mask is not None:
             _check_mask(self, self.mask)
         if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"the softmax scale must be a positive number, got {self.scale}")
+            raise CallError(f"the softmax scale must be a positive number, got {self.scale}")
         if self.budget < 1:
-            raise ValueError(f"the memory budget must be at least 1 byte, got {self.budget}")
+            raise CallError(f"the memory budget must be at least 1 byte, got {self.budget}")
 
     @property
     def batch(self) -> int:
@@ -92,26 +96,26 @@ def _check_tensors(call: AttentionCall) -> None:
     query, key, value, pattern = call.query, call.key, call.value, call.pattern
     shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
     if not query.ndim == key.ndim == value.ndim == 4:
-        raise ValueError(f"query, key and value must be [batch, heads, tokens, head_dim], got {shapes}")
+        raise CallError(f"query, key and value must be [batch, heads, tokens, head_dim], got {shapes}")
     batch, heads, _, head_dim = query.shape
     if key.shape != value.shape or (key.shape[0], key.shape[1], key.shape[3]) != (batch, heads, head_dim):
-        raise ValueError(f"query, key and value must agree in batch, heads and head_dim, got {shapes}")
+        raise CallError(f"query, key and value must agree in batch, heads and head_dim, got {shapes}")
     if query.shape[2] != pattern.query_tokens or key.shape[2] != pattern.key_tokens:
-        raise ValueError(
+        raise CallError(
             f"the layout has {pattern.query_tokens} queries and {pattern.key_tokens} keys "
             f"(text {pattern.layout.text}, image {pattern.layout.image}), got {shapes}"
         )
     if not query.dtype == key.dtype == value.dtype or not query.is_floating_point():
-        raise ValueError(f"query, key and value need one floating dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
+        raise CallError(f"query, key and value need one floating dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
     if not query.device == key.device == value.device:
-        raise ValueError(f"query, key and value must share a device, got {query.device}, {key.device}, {value.device}")
+        raise CallError(f"query, key and value must share a device, got {query.device}, {key.device}, {value.device}")
 
 
 def _check_pooled(call: AttentionCall, pooled: Pooled) -> None:
     batch, heads, _, head_dim = call.query.shape
     expected = (batch, heads, call.pattern.pooled, head_dim)
     if tuple(pooled.key.shape) != expected or tuple(pooled.value.shape) != expected:
-        raise ValueError(
+        raise CallError(
             f"down-sampled keys and values must be {expected}, "
             f"got {tuple(pooled.key.shape)} and {tuple(pooled.value.shape)}"
         )
@@ -120,4 +124,4 @@ def _check_pooled(call: AttentionCall, pooled: Pooled) -> None:
 def _check_mask(call: AttentionCall, mask: Tensor) -> None:
     full = (call.batch, call.heads, call.pattern.query_tokens, call.pattern.key_tokens)
     if mask.ndim != 4 or any(have not in (1, want) for have, want in zip(mask.shape, full, strict=True)):
-        raise ValueError(f"the attention mask must broadcast to {full}, got {tuple(mask.shape)}")
+        raise CallError(f"the attention mask must broadcast to {full}, got {tuple(mask.shape)}")

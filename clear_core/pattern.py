@@ -23,6 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .flux import HEAD_DIM, HEADS
 from .layout import Band, Grid, TokenLayout, same_place
 from .pooling import pooled_grid
 from .window import Window
@@ -160,8 +161,8 @@ def attention_flops(
     layout: TokenLayout,
     window: Window | None,
     *,
-    heads: int = 24,
-    head_dim: int = 128,
+    heads: int = HEADS,
+    head_dim: int = HEAD_DIM,
     down_factor: int = 1,
     references: ReferenceView = "window",
 ) -> int:

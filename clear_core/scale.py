@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from math import log, sqrt
 
-TRAINING_TOKENS = 64**2 + 512
-"""Tokens FLUX.1 was distilled at: a 1024 px image and 512 text tokens."""
+from .flux import TEXT_TOKENS, TRAINING_GRID
+
+_TRAINING_TOKENS = TRAINING_GRID.tokens + TEXT_TOKENS
 
 
 def proportional_gain(tokens: int, down_factor: int = 1) -> float:
@@ -16,7 +17,7 @@ def proportional_gain(tokens: int, down_factor: int = 1) -> float:
     """
     length = tokens * 10 if down_factor > 1 else tokens
     # A sequence of one token has log 0: its softmax has one entry, so any positive scale is right.
-    return sqrt(log(max(length, 2), TRAINING_TOKENS))
+    return sqrt(log(max(length, 2), _TRAINING_TOKENS))
 
 
 def softmax_scale(head_dim: int, tokens: int, *, proportional: bool = False, down_factor: int = 1) -> float:

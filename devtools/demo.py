@@ -25,7 +25,8 @@ from typing import Any
 import psutil
 
 from benchmarks.timing import processor_name
-from clear_core.layout import Grid, TokenLayout
+from clear_core.flux import token_grid
+from clear_core.layout import TokenLayout
 from clear_core.pattern import attention_flops
 from clear_core.window import Window
 from devtools import checkpoints, workflow
@@ -34,7 +35,6 @@ from devtools.server import BASE, PACK_FOLDER, ComfyServer, ServerError, free_po
 
 ROOT = Path(__file__).resolve().parents[1]
 DEV = ROOT / ".dev"
-PIXELS_PER_TOKEN = 16
 # A folder of models/ -> the older name it may still have.
 _OLDER_NAMES = {"diffusion_models": "unet", "text_encoders": "clip"}
 
@@ -265,7 +265,7 @@ def _watch_memory(server: ComfyServer, client: ComfyClient) -> Iterator[_Memory]
 
 def report(task: Task, files: workflow.Files, device: dict[str, Any], dense: Measured, clear: Measured) -> str:
     """A short table: what a step, a layer and the memory cost both ways."""
-    grid = Grid(-(-task.height // PIXELS_PER_TOKEN), -(-task.width // PIXELS_PER_TOKEN))
+    grid = token_grid(task.width, task.height)
     layout = TokenLayout(_text_tokens(clear.said), grid)
     dense_flops, clear_flops = attention_flops(layout, None), attention_flops(layout, Window(files.radius))
     demo = " (demo: 1 double and 1 single block, random weights)" if files is workflow.DEMO else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..flux import CHANNELS, HEAD_DIM
 from ..layout import Grid
 from .plan import BandPlan
 
@@ -20,8 +21,8 @@ _WORKSPACE = 160 * 2**20  # what a backend gathers and what it answers for one b
 class ModelShape:
     """channels: hidden size; FLUX.1 has 3072, heads of 128, an MLP of four times the width."""
 
-    channels: int = 3072
-    head_dim: int = 128
+    channels: int = CHANNELS
+    head_dim: int = HEAD_DIM
     mlp_ratio: float = 4.0
     element_size: int = 2
 

@@ -1,36 +1,35 @@
-"""Out of memory in one attention layer: free what is cached and run the layer once more with a smaller workspace."""
+"""Out of memory in one attention layer: free what is cached and retry the layer once with a smaller workspace."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from typing import TypeVar
 
 import comfy.model_management
 
-from ...clear_core.call import AttentionCall, AttentionResult
 from .run_log import RunReport
 
-_LESS = 4  # the second try gathers a quarter of the first
+Result = TypeVar("Result")
+
+_LESS = 4  # the retry gathers a quarter of the first try
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """As the host tells it; newer ones know more kinds than one."""
+    """Whether the host takes it for out of memory; newer hosts know more kinds than one."""
     tell = getattr(comfy.model_management, "is_oom", None)
     return bool(tell(error)) if tell else isinstance(error, comfy.model_management.OOM_EXCEPTION)
 
 
-def run_sparing(
-    run: Callable[[AttentionCall], AttentionResult], call: AttentionCall, report: RunReport
-) -> AttentionResult:
-    """Run a layer; where memory is full, free what is cached and run it once more with a smaller budget."""
+def with_less_memory(run: Callable[[int], Result], budget: int, report: RunReport) -> Result:
+    """Run a layer with a workspace of `budget` bytes; out of memory, retry it once with a quarter."""
     try:
-        return run(call)
+        return run(budget)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-    # Out here, where the error and with it all that the first try had allocated are gone.
+    # Outside the handler: by here the error, and with it all that the first try had allocated, is gone.
     comfy.model_management.soft_empty_cache()
-    less = max(1, call.budget // _LESS)
-    result = run(replace(call, budget=less))
-    report.note(f"memory was full in a layer, which went on gathering {less / 2**20:.0f} MB at a time: slower")
+    less = max(1, budget // _LESS)
+    result = run(less)
+    report.note(f"out of memory in a layer; retried with a workspace of {less / 2**20:.0f} MB: slower")
     return result

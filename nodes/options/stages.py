@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-STEP = 16  # pixels of one FLUX token: sizes are multiples of it
+from ...clear_core.flux import PIXELS_PER_TOKEN
+
 LARGEST_SIDE = 16384
 LARGEST_GROWTH = 4.0  # times the pixels in one stage: the authors' recipe (arXiv 2412.16112, section 4)
 _LARGE = 12e6  # pixels from which positions are stretched: 4096 x 3072 and over
@@ -47,4 +48,6 @@ def plan_stages(width: int, height: int, megapixels: float, stages: int = 0) -> 
 
 
 def _stage(width: float, height: float) -> Stage:
-    return Stage(*(max(STEP, round(side / STEP) * STEP) for side in (width, height)))
+    return Stage(
+        *(max(PIXELS_PER_TOKEN, round(side / PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN) for side in (width, height))
+    )

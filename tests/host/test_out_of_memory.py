@@ -62,7 +62,7 @@ def test_a_layer_goes_on_with_less(
         out = sample(patched, 16, 20)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
     assert asked == [256 * 2**20, 64 * 2**20] * 6  # three layers, two steps
-    said = "memory was full in a layer, which went on gathering 64 MB at a time: slower"
+    said = "out of memory in a layer; retried with a workspace of 64 MB: slower"
     assert shown[-1].splitlines()[-1] == said
     assert [record.message for record in caplog.records] == [f"CLEAR: {said}"]
     assert "window: 6 layer calls" in shown[-1]
@@ -77,7 +77,7 @@ def test_a_part_of_a_forward_in_bands_goes_on_with_less(
     asked = full(16 * 2**20)
     torch.testing.assert_close(sample(patched, 16, 20), expected, rtol=0, atol=1e-5)
     assert set(asked) == {64 * 2**20, 16 * 2**20}
-    assert "gathering 16 MB at a time" in shown[-1]
+    assert "a workspace of 16 MB" in shown[-1]
 
 
 def test_what_the_first_try_held_is_free_before_the_second(

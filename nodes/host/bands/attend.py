@@ -10,9 +10,9 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ....clear_core.backends import choose_backend
+from ....clear_core.attention import local_attention
 from ....clear_core.bands.workers import Anchor, Part, Worker
-from ....clear_core.call import AttentionCall, AttentionResult, as_bias
+from ....clear_core.call import AttentionResult, as_bias
 from ....clear_core.layout import Band, Grid, TokenLayout
 from ....clear_core.pattern import LocalPattern
 from ....clear_core.pooling import Pooled, pool_key_value
@@ -20,7 +20,7 @@ from ....clear_core.scale import softmax_scale
 from ....clear_core.softmax import dense_attention
 from ...options.clear import ClearSettings
 from ..attention_call import Frame, Pooling, block_of, full_mask, shaped, unknown_arguments
-from ..retry import run_sparing
+from ..retry import with_less_memory
 from ..run_log import RunReport
 
 _BUDGET = 64 * 2**20  # bytes gathered at a time: bands are for those who are short of memory
@@ -112,13 +112,25 @@ class _Parts:
             bias = None if mask is None else as_bias(mask, query.dtype)
             out, lse = dense_attention(query, key, value, scale, bias, return_lse=return_lse, budget=_BUDGET)
             return AttentionResult(out.transpose(1, 2).flatten(2), lse)
-        call = AttentionCall(
-            query, key, value, pattern, scale, pooled=cells, mask=mask, return_lse=return_lse, budget=_BUDGET
+        out, lse, choice = with_less_memory(
+            lambda budget: local_attention(
+                query,
+                key,
+                value,
+                pattern,
+                scale=scale,
+                pooled=cells,
+                mask=mask,
+                backend=settings.backend,
+                return_lse=return_lse,
+                budget=budget,
+            ),
+            _BUDGET,
+            self._report,
         )
-        choice = choose_backend(call, settings.backend)
         if part.query_rows is not None:
             self._report.local(f"{choice.backend.name} in bands ({layout}; {choice.reason})")
-        return run_sparing(choice.backend.run, call, self._report)
+        return AttentionResult(out, lse)
 
 
 def _cut(mask: Tensor | None, part: Part, layout: TokenLayout) -> Tensor | None:

@@ -12,6 +12,7 @@ import torch
 
 from ....clear_core.bands.memory import ModelShape, banded_bytes
 from ....clear_core.bands.plan import BandPlan, cut_rows
+from ....clear_core.flux import TEXT_TOKENS
 from ....clear_core.layout import Grid
 from ...options.bands import MAX_BANDS, BandSettings
 from ...options.clear import ClearSettings
@@ -20,7 +21,6 @@ from .replicas import Lane
 
 _LEAST_ROWS = 4  # thinner bands save no more: what waits for its neighbours is as tall as the window
 RESERVE = 512 * 2**20  # bytes left to the driver, the page's previews and the like
-TEXT = 512
 
 
 def free_bytes(lanes: Sequence[Lane]) -> int | None:
@@ -98,9 +98,9 @@ def shape_for_estimate(model: Any, noise_shape: Sequence[int], settings: BandSet
         return noise_shape
     batch, channels, height, width = noise_shape
     demand = Demand.of(model, noise_shape, clear)
-    count = settings.bands or fitting_count(demand.plan_of, 1, demand.room, TEXT, demand.shape, 2 * batch)
+    count = settings.bands or fitting_count(demand.plan_of, 1, demand.room, TEXT_TOKENS, demand.shape, 2 * batch)
     if count == 1:
         return noise_shape
-    need = banded_bytes(demand.plan_of(count), TEXT, demand.shape, batch)
+    need = banded_bytes(demand.plan_of(count), TEXT_TOKENS, demand.shape, batch)
     estimate = model.model.memory_required([batch, channels, height, width])
     return [batch, channels, max(1, min(height, round(height * need / max(1, estimate)))), width]

@@ -11,8 +11,9 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ....clear_core.backends import AUTO, BackendError, choose_backend
-from ....clear_core.call import AttentionCall
+from ....clear_core.attention import local_attention
+from ....clear_core.backends import AUTO, BackendError
+from ....clear_core.call import DEFAULT_BUDGET, CallError
 from ....clear_core.layout import TokenLayout
 from ....clear_core.pattern import LocalPattern
 from ....clear_core.pooling import pool_key_value
@@ -33,7 +34,7 @@ from ..attention_call import (
 )
 from ..bands.attend import attend_in_bands
 from ..node_text import name_of
-from ..retry import is_out_of_memory, run_sparing
+from ..retry import is_out_of_memory, with_less_memory
 from ..run_log import RunReport
 from .out_of_memory import advise
 
@@ -183,16 +184,20 @@ def _attend(
     scale = softmax_scale(
         q.shape[-1], layout.tokens, proportional=settings.proportional, down_factor=settings.down_factor
     )
+    mask = full_mask(kwargs.get("mask"))
     try:
-        call = AttentionCall(q, k, v, pattern, scale=scale, pooled=pooled, mask=full_mask(kwargs.get("mask")))
-    except ValueError as error:
+        out, _, choice = with_less_memory(
+            lambda budget: local_attention(
+                q, k, v, pattern, scale=scale, pooled=pooled, mask=mask, backend=settings.backend, budget=budget
+            ),
+            DEFAULT_BUDGET,
+            report,
+        )
+    except CallError as error:
         return _Dense(str(error), gain=gain)
-    try:
-        choice = choose_backend(call, settings.backend)
     except BackendError as error:
         if settings.backend != AUTO:
             raise
         return _Dense(str(error), gain=gain)
-    out = run_sparing(choice.backend.run, call, report).out
     report.local(f"{choice.backend.name} ({layout}; {choice.reason})")
     return shaped(out, heads, kwargs)

@@ -12,8 +12,9 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 
 from ....clear_core.bands.memory import banded_bytes
+from ....clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS
 from ..attention_call import BANDS, SETTINGS
-from ..bands.memory import TEXT, Demand, fitting_count, most_bands
+from ..bands.memory import Demand, fitting_count, most_bands
 from ..run_log import RunReport
 
 
@@ -30,10 +31,14 @@ def _advice(model: Any, noise_shape: Sequence[int], can_be_cut: bool) -> str:
     batch, demand = noise_shape[0], Demand.of(model, noise_shape, model.model_options["transformer_options"][SETTINGS])
     grid, room = demand.grid, demand.room
     in_bands = bool(model.get_wrappers(WrappersMP.DIFFUSION_MODEL, BANDS))
-    count = most_bands(grid) if in_bands else max(2, fitting_count(demand.plan_of, 1, room, TEXT, demand.shape, batch))
-    need = banded_bytes(demand.plan_of(count), TEXT, demand.shape, batch)
+    count = (
+        most_bands(grid)
+        if in_bands
+        else max(2, fitting_count(demand.plan_of, 1, room, TEXT_TOKENS, demand.shape, batch))
+    )
+    need = banded_bytes(demand.plan_of(count), TEXT_TOKENS, demand.shape, batch)
     would = f"with {count} bands it would take {_gib(need)} besides the weights"
-    size = f"out of memory at {grid.width * 16} x {grid.height * 16} px"
+    size = f"out of memory at {grid.width * PIXELS_PER_TOKEN} x {grid.height * PIXELS_PER_TOKEN} px"
     if need > room:
         return (
             f"{size}: even {would}, and {_gib(max(0, room))} is what the card has for it. Choose a smaller image, "
