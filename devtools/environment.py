@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from .installer import install
 from .steps import DEV, LOG, ROOT, DevError, run_step
 
 VENV = DEV / "venv"
@@ -25,8 +26,8 @@ PAGE = DEV / "page"
 LINT = DEV / "lint"
 _STAMP = DEV / "stamp.txt"
 _BROWSER = DEV / "browser.txt"
-# Exists while pip changes the environment. If it is there at the next start, pip was killed.
-_UNFINISHED = VENV / "pip-was-cut-short"
+# Exists while packages are installed. If it is there at the next start, that was interrupted.
+_UNFINISHED = VENV / "unfinished"
 
 # The wheel contains ComfyUI 0.3.75; nothing else of it is used or installed.
 _BUNDLED_HOST = DEV / "host"
@@ -156,10 +157,10 @@ def _install_torch() -> None:
     """The newest torch with an NVIDIA GPU, else the CPU build. An installed torch is never changed."""
     if not _installed("torch"):
         torch = ["torch", "torchvision", "torchaudio"] if _has_nvidia_gpu() else _TORCH
-        _pip_install("Installing PyTorch", *torch)
+        _install("Installing PyTorch", *torch)
     missing = [name for name in _TORCH_COMPANIONS if not _installed(name.partition("==")[0])]
     if missing:
-        _pip_install("Installing torchvision and torchaudio", "--no-deps", *missing)
+        _install("Installing torchvision and torchaudio", "--no-deps", *missing)
 
 
 def _install_packages() -> None:
@@ -168,7 +169,7 @@ def _install_packages() -> None:
     needs = DEV / "host-requirements.txt"
     needs.write_text("\n".join([line for line in lines if line.strip() not in ours] + _HOST_EXTRAS), encoding="utf-8")
     files = [argument for path in [needs, *_REQUIREMENTS] for argument in ("-r", str(path))]
-    _pip_install("Installing what ComfyUI and the tests need", *files)
+    _install("Installing what ComfyUI and the tests need", *files)
     _repair_companions()
 
 
@@ -212,11 +213,11 @@ def _in_venv(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PYTHON, *arguments], capture_output=True, text=True)
 
 
-def _pip_install(title: str, *arguments: str) -> None:
-    """A pip that fails leaves a usable environment. One that is killed may not; then the environment is made anew."""
+def _install(title: str, *arguments: str) -> None:
+    """An installer that fails leaves a usable environment. One that is killed may not: it is then made again."""
     _UNFINISHED.touch()
     try:
-        run_step(title, [PYTHON, "-m", "pip", "install", *arguments])
+        install(PYTHON, title, *arguments)
     except DevError:
         _UNFINISHED.unlink()
         raise
