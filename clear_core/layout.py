@@ -1,4 +1,4 @@
-"""Where each token lies: FLUX's joint sequence of text, image and reference images.
+"""Where each token stands: FLUX's joint sequence of text, image and reference images.
 
     [ text : T ] [ image, row-major : H x W ] [ reference 1 : H1 x W1 ] [ reference 2 ] ...
 
@@ -7,9 +7,8 @@ One FLUX.1 image token covers 16 x 16 pixels, so a 1024 px image is a 64 x 64 gr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import accumulate
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -60,11 +59,46 @@ class Band:
 
 
 @dataclass(frozen=True, slots=True)
+class GridTokens:
+    """Some rows of one grid, with all their columns, and where their tokens start in a sequence."""
+
+    grid: Grid
+    rows: Band
+    start: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self.rows), self.grid.width
+
+    @property
+    def tokens(self) -> int:
+        return len(self.rows) * self.grid.width
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.tokens
+
+    @property
+    def span(self) -> slice:
+        """The tokens in their sequence."""
+        return slice(self.start, self.stop)
+
+
+class TokenSlices(NamedTuple):
+    """Where text, image rows and references stand in one sequence. A kind that is absent has an empty slice."""
+
+    text: slice
+    image: slice
+    references: slice
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLayout:
-    """The whole sequence one attention layer works on.
+    """The complete sequence that one attention layer works on.
 
     text: number of text tokens, 0 or more. It changes with the prompt and with plugins that
-        append tokens, so it is always counted per call.
+        append tokens, so every call counts it anew.
     image: the grid that is being denoised.
     references: grids of reference images (Kontext), each with its own size.
     """
@@ -81,6 +115,16 @@ class TokenLayout:
         references = "".join(f" + {grid} reference" for grid in self.references)
         return f"{self.text} text + {self.image} image{references} tokens"
 
+    @classmethod
+    def of_sequence(cls, tokens: int, image: Grid, references: tuple[Grid, ...] = ()) -> TokenLayout | None:
+        """The layout of a sequence of `tokens` whose text is all that is not image or reference.
+
+        None where the sequence is too short for its grids.
+        """
+        without_text = cls(0, image, references)
+        text = tokens - without_text.tokens
+        return None if text < 0 else replace(without_text, text=text)
+
     @property
     def grids(self) -> tuple[Grid, ...]:
         """The image, then the references."""
@@ -94,11 +138,12 @@ class TokenLayout:
     def tokens(self) -> int:
         return self.text + self.image.tokens + self.reference_tokens
 
-    @property
-    def starts(self) -> tuple[int, ...]:
-        """The first token of each grid in the sequence."""
-        sizes = (grid.tokens for grid in self.grids[:-1])
-        return tuple(accumulate(sizes, initial=self.text))
+    def slices(self, rows: Band | None = None) -> TokenSlices:
+        """Text, image and references in the complete sequence. rows: only these rows of the image; None is all."""
+        rows = self.image.rows if rows is None else rows
+        start, width = self.text, self.image.width
+        image = slice(start + rows.start * width, start + rows.stop * width)
+        return TokenSlices(slice(0, start), image, slice(start + self.image.tokens, self.tokens))
 
 
 def same_place(index: Index, size: int, other_size: int) -> Index:

@@ -1,30 +1,29 @@
-"""Who sees whom: a layout, a window, and which rows of the image ask and answer.
+"""The attention pattern: a layout, a window, and which tokens are among the queries and the keys.
 
-| query | keys it sees |
+| query | keys it attends to |
 |---|---|
 | text | all text, all image and reference tokens; never the down-sampled ones |
-| image or reference token | all text; the window around its place in every grid; all down-sampled tokens |
+| image or reference token | all text; the window around it in every grid; all down-sampled tokens |
 
-A reference image of another size is seen through the window at the same relative place. With
-`references="all"` image and reference queries see every reference token instead. Down-sampled tokens are
-those of the image that is being denoised, never of references.
+In a grid of another size the window lies around the same relative position. With `references="all"` image and
+reference queries attend to every reference token instead. Down-sampled tokens are those of the image that is
+being denoised, never of references.
 
-The queries may be a band of the image's rows, and so may the keys: one device is the band that
-covers everything, and several bands need nothing else. Positions are always those of the whole
-image.
+The queries may be a band of the image's rows, and so may the keys. On one device both are all rows; each band
+of a split image is the same pattern with other rows. Coordinates are always those of the complete image.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .flux import HEAD_DIM, HEADS
-from .layout import Band, Grid, TokenLayout, same_place
+from .layout import Band, GridTokens, TokenLayout, TokenSlices, same_place
 from .pooling import pooled_grid
 from .window import Window
 
@@ -33,18 +32,18 @@ ReferenceView = Literal["window", "all"]
 
 @dataclass(frozen=True, slots=True)
 class LocalPattern:
-    """What one call of local attention computes, without its tensors. Hashable: the key of plans.
+    """What one call of local attention computes, without its tensors. Hashable, so that plans can be cached by it.
 
-    layout: the whole sequence.
+    layout: the complete sequence.
     window: the circle around each image query.
     query_rows: rows of the image among the queries, or None.
-    key_rows: rows of the image among the keys, or None; a query's window is cut to them.
+    key_rows: rows of the image among the keys, or None; a query's window is clipped to them.
     text_queries, text_keys: whether the text tokens are among the queries, among the keys.
-    reference_queries, reference_keys: whether the reference tokens are.
-    references: how image and reference queries see reference tokens.
+    reference_queries, reference_keys: the same for the reference tokens.
+    references: how image and reference queries attend to reference tokens.
     pooled: number of down-sampled tokens, 0 for none. They are keys only.
 
-    Queries are ordered [text] [image rows] [references]; keys [text] [image rows] [references].
+    Queries are ordered [text] [image rows] [references], and so are keys.
     """
 
     layout: TokenLayout
@@ -72,9 +71,35 @@ class LocalPattern:
     def whole(
         cls, layout: TokenLayout, window: Window, *, references: ReferenceView = "window", pooled: int = 0
     ) -> LocalPattern:
-        """Every token asks every token: one device, no bands."""
+        """Every token is a query and a key: one device, no bands."""
         rows = layout.image.rows
         return cls(layout, window, rows, rows, references=references, pooled=pooled)
+
+    def part(
+        self,
+        *,
+        query_rows: Band | None,
+        key_rows: Band | None,
+        replicated_queries: bool,
+        replicated_keys: bool,
+        pooled: int = 0,
+    ) -> LocalPattern:
+        """This pattern for some of its queries over some of its keys, as one step of attention in bands needs it.
+
+        query_rows, key_rows: rows of the image, None for none.
+        replicated_queries, replicated_keys: whether text and reference tokens, which every device has, are among them.
+        pooled: number of down-sampled tokens among the keys.
+        """
+        return replace(
+            self,
+            query_rows=query_rows,
+            key_rows=key_rows,
+            text_queries=replicated_queries,
+            reference_queries=replicated_queries,
+            text_keys=replicated_keys,
+            reference_keys=replicated_keys,
+            pooled=pooled,
+        )
 
     @property
     def text_query_tokens(self) -> int:
@@ -85,50 +110,66 @@ class LocalPattern:
         return self.layout.text if self.text_keys else 0
 
     @property
-    def query_grids(self) -> tuple[tuple[Grid, Band], ...]:
-        """The grids whose tokens ask, each with the rows that do, in sequence order."""
-        return self._grids(self.query_rows, self.reference_queries)
+    def query_grids(self) -> tuple[GridTokens, ...]:
+        """The image's rows and the references among the queries, in sequence order."""
+        return self._grids(self.text_query_tokens, self.query_rows, self.reference_queries)
 
     @property
-    def key_grids(self) -> tuple[tuple[Grid, Band], ...]:
-        """The grids whose tokens are keys, each with the rows that are, in sequence order."""
-        return self._grids(self.key_rows, self.reference_keys)
+    def key_grids(self) -> tuple[GridTokens, ...]:
+        """The image's rows and the references among the keys, in sequence order."""
+        return self._grids(self.text_key_tokens, self.key_rows, self.reference_keys)
 
-    def _grids(self, rows: Band | None, with_references: bool) -> tuple[tuple[Grid, Band], ...]:
-        image = () if rows is None else ((self.layout.image, rows),)
-        references = self.layout.references if with_references else ()
-        return (*image, *((grid, grid.rows) for grid in references))
+    def _grids(self, text: int, rows: Band | None, with_references: bool) -> tuple[GridTokens, ...]:
+        grids = [] if rows is None else [GridTokens(self.layout.image, rows, text)]
+        for grid in self.layout.references if with_references else ():
+            grids.append(GridTokens(grid, grid.rows, grids[-1].stop if grids else text))
+        return tuple(grids)
 
     @property
-    def windowed_key_grids(self) -> tuple[tuple[Grid, Band], ...]:
-        """The key grids seen through the window; the others are seen whole, as the text is."""
+    def windowed_key_grids(self) -> tuple[GridTokens, ...]:
+        """The key grids that image queries see through the window. They come first; the rest is shared, as text is."""
         if self.references == "window":
             return self.key_grids
         return () if self.key_rows is None else self.key_grids[:1]
 
     @property
     def query_tokens(self) -> int:
-        return self.text_query_tokens + sum(len(rows) * grid.width for grid, rows in self.query_grids)
+        return _end(self.query_grids, self.text_query_tokens)
 
     @property
     def key_tokens(self) -> int:
-        return self.text_key_tokens + sum(len(rows) * grid.width for grid, rows in self.key_grids)
+        return _end(self.key_grids, self.text_key_tokens)
+
+    @property
+    def query_slices(self) -> TokenSlices:
+        """Text, image rows and references among the queries."""
+        return _slices(self.text_query_tokens, self.query_rows, self.query_grids)
+
+    @property
+    def key_slices(self) -> TokenSlices:
+        """Text, image rows and references among the keys."""
+        return _slices(self.text_key_tokens, self.key_rows, self.key_grids)
+
+    @property
+    def shared_references(self) -> slice:
+        """The references among the keys that every image query sees completely; empty unless `references` is "all"."""
+        return slice(_end(self.windowed_key_grids, self.text_key_tokens), self.key_tokens)
 
     @property
     def shared_keys(self) -> int:
-        """Keys that every image and reference query sees: text, down-sampled tokens, references seen whole."""
-        whole = self.key_grids[len(self.windowed_key_grids) :]
-        return self.text_key_tokens + self.pooled + sum(len(rows) * grid.width for grid, rows in whole)
+        """How many keys every image and reference query sees: text, down-sampled tokens, shared references."""
+        references = self.shared_references
+        return self.text_key_tokens + self.pooled + references.stop - references.start
 
     def pairs(self) -> int:
         """How many (query, key) pairs the exact mask holds, counted without building it. O(H r + r^2)."""
         total = self.text_query_tokens * self.key_tokens
-        for grid, rows in self.query_grids:
-            total += len(rows) * grid.width * self.shared_keys
-            for key_grid, key_rows in self.windowed_key_grids:
-                dys = _axis_distances(rows, grid.height, key_rows, key_grid.height, self.window.halo)
-                columns, key_columns = Band(0, grid.width), Band(0, key_grid.width)
-                dxs = _axis_distances(columns, grid.width, key_columns, key_grid.width, self.window.halo)
+        for queries in self.query_grids:
+            total += queries.tokens * self.shared_keys
+            for keys in self.windowed_key_grids:
+                dys = _axis_distances(queries.rows, queries.grid.height, keys.rows, keys.grid.height, self.window.halo)
+                columns, key_columns = Band(0, queries.grid.width), Band(0, keys.grid.width)
+                dxs = _axis_distances(columns, queries.grid.width, key_columns, keys.grid.width, self.window.halo)
                 total += sum(
                     ny * nx for dy, ny in dys.items() for dx, nx in dxs.items() if self.window.contains(dy, dx)
                 )
@@ -137,23 +178,22 @@ class LocalPattern:
     def mask(self, device: torch.device | str = "cpu", queries: slice = slice(None)) -> Tensor:
         """The exact mask, True where the query sees the key: bool [queries, pooled + keys].
 
-        For small sizes and for checking: it is quadratic in memory. Down-sampled tokens come first.
-        `queries` cuts rows out, so that a caller can go through them in parts.
+        For small sizes and for checks: it is quadratic in memory. Down-sampled tokens come first.
+        `queries` selects rows, so that a caller can go through them in parts.
         """
-        asks = _coordinates(self.query_grids, self.text_query_tokens, device)[:, queries]
-        gives = _coordinates(self.key_grids, self.text_key_tokens, device)
-        ask_grid, give_grid = asks[0][:, None], gives[0][None, :]
-        visible = (ask_grid < 0) | (give_grid < 0)  # text asks or answers
-        for q, (query_grid, _) in enumerate(self.query_grids):
-            for k, (key_grid, _) in enumerate(self.key_grids):
-                both = (ask_grid == q) & (give_grid == k)
+        q_grid, q_y, q_x = _coordinates(self.query_grids, self.text_query_tokens, device)[:, queries, None]
+        kv_grid, kv_y, kv_x = _coordinates(self.key_grids, self.text_key_tokens, device)[:, None, :]
+        visible = (q_grid < 0) | (kv_grid < 0)  # a text query, or a text key
+        for q, query_tokens in enumerate(self.query_grids):
+            for k, key_tokens in enumerate(self.key_grids):
+                both = (q_grid == q) & (kv_grid == k)
                 if k >= len(self.windowed_key_grids):
                     visible |= both
                     continue
-                dy = same_place(asks[1], query_grid.height, key_grid.height)[:, None] - gives[1][None, :]
-                dx = same_place(asks[2], query_grid.width, key_grid.width)[:, None] - gives[2][None, :]
-                visible |= both & (dy * dy + dx * dx < self.window.radius**2)
-        pooled = (ask_grid >= 0).expand(-1, self.pooled)
+                dy = same_place(q_y, query_tokens.grid.height, key_tokens.grid.height) - kv_y
+                dx = same_place(q_x, query_tokens.grid.width, key_tokens.grid.width) - kv_x
+                visible |= both & self.window.contains(dy, dx)
+        pooled = (q_grid >= 0).expand(-1, self.pooled)
         return torch.cat((pooled, visible), dim=1)
 
 
@@ -168,8 +208,8 @@ def attention_flops(
 ) -> int:
     """Floating-point operations of one attention layer: 4 * heads * head_dim for each visible pair.
 
-    Two multiply-adds a pair and channel, one for q.k and one for p.v; the softmax is not counted, as
-    in the paper's table 1. `window=None` is dense attention.
+    Two multiply-adds per pair and channel, one for q.k and one for p.v; the softmax is not counted, as in table 1
+    of arXiv 2412.16112. `window=None` is dense attention.
     """
     if window is None:
         return 4 * heads * head_dim * layout.tokens**2
@@ -189,11 +229,22 @@ def _axis_distances(queries: Band, size: int, keys: Band, key_size: int, reach: 
     return distances
 
 
-def _coordinates(grids: tuple[tuple[Grid, Band], ...], text: int, device: torch.device | str) -> Tensor:
+def _end(grids: tuple[GridTokens, ...], text: int) -> int:
+    """Where a sequence of text and these grids ends."""
+    return grids[-1].stop if grids else text
+
+
+def _slices(text: int, rows: Band | None, grids: tuple[GridTokens, ...]) -> TokenSlices:
+    image_end = text if rows is None else grids[0].stop
+    return TokenSlices(slice(0, text), slice(text, image_end), slice(image_end, _end(grids, text)))
+
+
+def _coordinates(grids: tuple[GridTokens, ...], text: int, device: torch.device | str) -> Tensor:
     """Of each token in order: the index of its grid (-1 for text), its row and its column. int64 [3, N]."""
     parts = [torch.full((3, text), -1, dtype=torch.int64, device=device)]
-    for index, (grid, rows) in enumerate(grids):
-        y = torch.arange(rows.start, rows.stop, device=device).repeat_interleave(grid.width)
-        x = torch.arange(grid.width, device=device).repeat(len(rows))
+    for index, tokens in enumerate(grids):
+        height, width = tokens.shape
+        y = torch.arange(tokens.rows.start, tokens.rows.stop, device=device).repeat_interleave(width)
+        x = torch.arange(width, device=device).repeat(height)
         parts.append(torch.stack((torch.full_like(y, index), y, x)))
     return torch.cat(parts, dim=1)

@@ -21,6 +21,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isqrt
+from typing import overload
+
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,5 +53,13 @@ class Window:
         room = self.radius**2 - dy**2
         return isqrt(room - 1) if room > 0 else -1
 
-    def contains(self, dy: int, dx: int) -> bool:
+    @overload
+    def contains(self, dy: int, dx: int) -> bool: ...
+    @overload
+    def contains(self, dy: Tensor, dx: Tensor) -> Tensor: ...
+    def contains(self, dy: int | Tensor, dx: int | Tensor) -> bool | Tensor:
+        """Whether a query sees the key `dy` rows and `dx` columns away: the definition that all geometry uses.
+
+        Integers, or integer tensors that broadcast against each other (the result is bool, of their joint shape).
+        """
         return dy * dy + dx * dx < self.radius**2

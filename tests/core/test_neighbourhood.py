@@ -18,10 +18,10 @@ grids = st.builds(Grid, st.integers(1, 40), st.integers(1, 40))
 def test_a_mask_is_left_out_exactly_when_it_would_hide_nothing(
     image: Grid, reference: Grid | None, radius: int, tile: int
 ) -> None:
-    layout = TokenLayout(0, image, () if reference is None else (reference,))
-    for groups in tile_groups(LocalPattern.whole(layout, Window(radius)), (tile, tile)):
+    layout, window = TokenLayout(0, image, () if reference is None else (reference,)), Window(radius)
+    for groups in tile_groups(LocalPattern.whole(layout, window), (tile, tile)):
         for group in groups:
-            assert group.sees_all(radius) == bool(group.mask(radius, torch.device("cpu")).all())
+            assert group.fully_visible(window) == bool(group.mask(window, torch.device("cpu")).all())
 
 
 @given(

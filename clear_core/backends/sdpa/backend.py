@@ -11,14 +11,12 @@ Constraints: a mask together with down-sampled tokens (no backend can).
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 import torch
 from torch import Tensor
 
 from ...cache import BoundedCache
 from ...call import AttentionCall, AttentionResult, as_bias
-from ...layout import Band, Grid
+from ...layout import GridTokens
 from ...pattern import LocalPattern
 from ...softmax import dense_attention
 from ..base import pooled_mask_refusal
@@ -72,28 +70,22 @@ class _Run:
             if call.return_lse
             else None
         )
-        self.key_starts = _starts(pattern.text_key_tokens, pattern.key_grids)
-        self.query_starts = _starts(pattern.text_query_tokens, pattern.query_grids)
-        windowed = len(pattern.windowed_key_grids)
-        whole_references = slice(self.key_starts[windowed], None)
         pooled_key = () if call.pooled is None else (call.pooled.key,)
         pooled_value = () if call.pooled is None else (call.pooled.value,)
-        text = slice(0, pattern.text_key_tokens)
+        text, references = pattern.key_slices.text, pattern.shared_references
         # What every tile sees. Down-sampled tokens stand between, and never together with a mask.
-        self.shared_key = torch.cat((call.key[:, :, text], *pooled_key, call.key[:, :, whole_references]), dim=2)
-        self.shared_value = torch.cat(
-            (call.value[:, :, text], *pooled_value, call.value[:, :, whole_references]), dim=2
-        )
+        self.shared_key = torch.cat((call.key[:, :, text], *pooled_key, call.key[:, :, references]), dim=2)
+        self.shared_value = torch.cat((call.value[:, :, text], *pooled_value, call.value[:, :, references]), dim=2)
 
     def whole(self, plan: tuple[tuple[TileGroup, ...], ...]) -> AttentionResult:
         self._text()
-        for index, groups in enumerate(plan):
+        for queries, groups in zip(self.call.pattern.query_grids, plan, strict=True):
             for group in groups:
-                self._group(index, group)
+                self._group(queries, group)
         return AttentionResult(self.out.flatten(2, 3), self.lse)
 
     def _text(self) -> None:
-        call, text = self.call, slice(0, self.call.pattern.text_query_tokens)
+        call, text = self.call, self.call.pattern.query_slices.text
         if text.stop == 0:
             return
         out, lse = dense_attention(
@@ -109,15 +101,14 @@ class _Run:
         if self.lse is not None and lse is not None:
             self.lse[:, :, text] = lse
 
-    def _group(self, index: int, group: TileGroup) -> None:
+    def _group(self, queries: GridTokens, group: TileGroup) -> None:
         call = self.call
         keys = self.shared_key.shape[2] + sum(group.box_tokens)
-        tiles = _blocks(_grid_view(call.query, call.pattern.query_grids, self.query_starts, index), group)
-        out = _blocks(_grid_view(self.out.transpose(1, 2), call.pattern.query_grids, self.query_starts, index), group)
+        tiles = _blocks(_grid_view(call.query, queries), group)
+        out = _blocks(_grid_view(self.out.transpose(1, 2), queries), group)
         lse = None
         if self.lse is not None:
-            grids = call.pattern.query_grids
-            lse = _blocks(_grid_view(self.lse[..., None], grids, self.query_starts, index), group)
+            lse = _blocks(_grid_view(self.lse[..., None], queries), group)
         if keys == 0:
             out.zero_()
             if lse is not None:
@@ -125,7 +116,7 @@ class _Run:
             return
         key_boxes, value_boxes = self._boxes(call.key, group), self._boxes(call.value, group)
         bias = self._bias(group, keys)
-        indices = _Indices(self, index, group) if call.mask is not None else None
+        indices = _Indices(self, queries, group) if call.mask is not None else None
         for rows, columns, heads in self._parts(group, keys):
             part = (slice(None), heads, rows, columns)
             extra = None if indices is None else indices.bias(rows, columns, heads)
@@ -164,9 +155,9 @@ class _Run:
     def _boxes(self, tokens: Tensor, group: TileGroup) -> list[Tensor]:
         """Views of each windowed key grid's boxes: [batch, heads, tile rows, tile columns, kh, kw, head_dim]."""
         boxes = []
-        grids = self.call.pattern.key_grids
-        for index, (y, x) in enumerate(zip(group.rows.keys, group.columns.keys, strict=True)):
-            grid = _grid_view(tokens, grids, self.key_starts, index)
+        grids = self.call.pattern.windowed_key_grids
+        for keys, y, x in zip(grids, group.rows.keys, group.columns.keys, strict=True):
+            grid = _grid_view(tokens, keys)
             boxes.append(_windows(_windows(grid, 2, y, group.rows), 3, x, group.columns).movedim(4, -1))
         return boxes
 
@@ -186,10 +177,10 @@ class _Run:
     def _bias(self, group: TileGroup, keys: int) -> Tensor | None:
         """The window as an additive bias [1, 1, queries, keys]; None where the boxes are seen whole."""
         query = self.call.query
-        radius = self.call.pattern.window.radius
-        if group.sees_all(radius):
+        window = self.call.pattern.window
+        if group.fully_visible(window):
             return None
-        visible = group.mask(radius, query.device)
+        visible = group.mask(window, query.device)
         bias = query.new_zeros(group.queries, -(-keys // _ALIGN) * _ALIGN)[:, :keys]
         bias[:, keys - visible.shape[1] :].masked_fill_(~visible, -torch.inf)
         return bias[None, None]
@@ -217,14 +208,13 @@ class _Run:
 class _Indices:
     """Which tokens each tile of a group asks for, to cut the caller's mask the same way."""
 
-    def __init__(self, run: _Run, index: int, group: TileGroup) -> None:
+    def __init__(self, run: _Run, queries: GridTokens, group: TileGroup) -> None:
         self.call = run.call
         pattern, device = run.call.pattern, run.call.query.device
-        queries = torch.arange(pattern.query_tokens, device=device)[None, None, :, None]
-        self.queries = _blocks(_grid_view(queries, pattern.query_grids, run.query_starts, index), group)[0, 0, ..., 0]
+        every_query = torch.arange(pattern.query_tokens, device=device)[None, None, :, None]
+        self.queries = _blocks(_grid_view(every_query, queries), group)[0, 0, ..., 0]
         every_key = torch.arange(pattern.key_tokens, device=device)
-        whole_references = every_key[run.key_starts[len(pattern.windowed_key_grids)] :]
-        self.shared = torch.cat((every_key[: pattern.text_key_tokens], whole_references))
+        self.shared = torch.cat((every_key[pattern.key_slices.text], every_key[pattern.shared_references]))
         self.boxes = [box[0, 0, ..., 0] for box in run._boxes(every_key[None, None, :, None], group)]
 
     def bias(self, rows: slice, columns: slice, heads: slice) -> Tensor:
@@ -244,15 +234,9 @@ class _Indices:
         return as_bias(part, self.call.query.dtype)
 
 
-def _starts(first: int, grids: tuple[tuple[Grid, Band], ...]) -> tuple[int, ...]:
-    """The first token of each grid in a sequence, and the end of the last."""
-    return tuple(accumulate((len(rows) * grid.width for grid, rows in grids), initial=first))
-
-
-def _grid_view(tokens: Tensor, grids: tuple[tuple[Grid, Band], ...], starts: tuple[int, ...], index: int) -> Tensor:
+def _grid_view(tokens: Tensor, grid: GridTokens) -> Tensor:
     """One grid's tokens as [batch, heads, rows, columns, channels], without copying."""
-    grid, rows = grids[index]
-    return tokens[:, :, starts[index] : starts[index + 1]].unflatten(2, (len(rows), grid.width))
+    return tokens[:, :, grid.span].unflatten(2, grid.shape)
 
 
 def _blocks(image: Tensor, group: TileGroup) -> Tensor:

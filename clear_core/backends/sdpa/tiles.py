@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...layout import Band, same_place
 from ...pattern import LocalPattern
+from ...window import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +78,19 @@ class TileGroup:
         """Keys of one tile in each key grid: the window's bounding box, clipped."""
         return tuple(y.length * x.length for y, x in zip(self.rows.keys, self.columns.keys, strict=True))
 
-    def sees_all(self, radius: int) -> bool:
-        """Whether every query of a tile sees every key of its boxes: no mask is needed. Asks no device."""
-        return all(y.reach**2 + x.reach**2 < radius**2 for y, x in zip(self.rows.keys, self.columns.keys, strict=True))
+    def fully_visible(self, window: Window) -> bool:
+        """Whether every query of a tile sees every key of its boxes, so that no mask is needed."""
+        return all(window.contains(y.reach, x.reach) for y, x in zip(self.rows.keys, self.columns.keys, strict=True))
 
-    def mask(self, radius: int, device: torch.device) -> Tensor:
+    def mask(self, window: Window, device: torch.device) -> Tensor:
         """Which keys of the boxes each query of a tile sees: bool [queries, sum of box_tokens].
 
         The same for every tile of the group, which is what makes it one.
         """
         parts = []
         for y, x in zip(self.rows.keys, self.columns.keys, strict=True):
-            dy2, dx2 = _squared_distances(y, device), _squared_distances(x, device)
-            near = dy2[:, None, :, None] + dx2[None, :, None, :] < radius**2
-            parts.append(near.flatten(2, 3).flatten(0, 1))
+            dy, dx = _distances(y, device)[:, None, :, None], _distances(x, device)[None, :, None, :]
+            parts.append(window.contains(dy, dx).flatten(2, 3).flatten(0, 1))
         return torch.cat(parts, dim=1)
 
 
@@ -100,12 +100,12 @@ def tile_groups(pattern: LocalPattern, tile: tuple[int, int]) -> tuple[tuple[Til
 
 
 def _grid_groups(pattern: LocalPattern, index: int, tile: tuple[int, int]) -> Iterator[TileGroup]:
-    grid, rows = pattern.query_grids[index]
-    halo, key_grids = pattern.window.halo, pattern.windowed_key_grids
-    key_rows = tuple((key_grid.height, band) for key_grid, band in key_grids)
-    key_columns = tuple((key_grid.width, Band(0, key_grid.width)) for key_grid, _ in key_grids)
-    row_runs = axis_runs(rows, grid.height, key_rows, halo, tile[0])
-    column_runs = axis_runs(Band(0, grid.width), grid.width, key_columns, halo, tile[1])
+    queries, halo = pattern.query_grids[index], pattern.window.halo
+    width = queries.grid.width
+    key_rows = tuple((keys.grid.height, keys.rows) for keys in pattern.windowed_key_grids)
+    key_columns = tuple((keys.grid.width, Band(0, keys.grid.width)) for keys in pattern.windowed_key_grids)
+    row_runs = axis_runs(queries.rows, queries.grid.height, key_rows, halo, tile[0])
+    column_runs = axis_runs(Band(0, width), width, key_columns, halo, tile[1])
     for row_run, column_run in product(row_runs, column_runs):
         yield TileGroup(row_run, column_run)
 
@@ -157,6 +157,7 @@ def _join(run: AxisRun, tile: AxisRun) -> AxisRun | None:
     return replace(run, count=run.count + 1, keys=tuple(spans))
 
 
-def _squared_distances(span: KeySpan, device: torch.device) -> Tensor:
+def _distances(span: KeySpan, device: torch.device) -> Tensor:
+    """From each query's centre to each key of a span: int64 [queries, keys]."""
     centres = torch.tensor(span.centres, device=device)
-    return (centres[:, None] - torch.arange(span.length, device=device)[None, :]).square()
+    return centres[:, None] - torch.arange(span.length, device=device)[None, :]

@@ -16,7 +16,6 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -122,9 +121,9 @@ class TritonBackend:
         lists = (pattern.text_key_tokens, pattern.shared_keys - pattern.text_key_tokens)
         shared = sum(-(-length // config.block) for length in lists)
         total = pattern.text_query_tokens * pattern.key_tokens
-        for grid, rows in pattern.query_grids:
-            for index, (key_grid, key_rows) in enumerate(pattern.windowed_key_grids):
-                pair = GridPair(grid, rows, key_grid, key_rows)
+        for queries in pattern.query_grids:
+            for index, keys in enumerate(pattern.windowed_key_grids):
+                pair = GridPair(queries.grid, queries.rows, keys.grid, keys.rows)
                 plan = self._plan(pair, pattern.window, config, call.query.device)
                 total += plan.executed_pairs()
                 if index == 0:
@@ -143,16 +142,14 @@ class TritonBackend:
             lse = query.new_empty(call.batch, call.heads, pattern.query_tokens, dtype=torch.float32)
         _text_queries(call, out, lse)
         sources = _Sources(call)
-        start = pattern.text_query_tokens
-        for grid, rows in pattern.query_grids:
-            stop = start + len(rows) * grid.width
-            queries = _last_contiguous(query)[:, :, start:stop]
-            part = AttentionResult(out[:, start:stop], None if lse is None else lse[:, :, start:stop])
+        for grid in pattern.query_grids:
+            queries = _last_contiguous(query)[:, :, grid.span]
+            part = AttentionResult(out[:, grid.span], None if lse is None else lse[:, :, grid.span])
             whole = len(sources.windowed) == 1
             results = []
             for index, keys in enumerate(sources.windowed):
                 target = part if whole else _like(part, call.heads)
-                pair = GridPair(grid, rows, keys.grid, keys.rows)
+                pair = GridPair(grid.grid, grid.rows, keys.grid, keys.rows)
                 plan = self._plan(pair, pattern.window, config, query.device)
                 _launch(call, sources, queries, keys, plan, pair, config, target, lists=index == 0)
                 results.append(target)
@@ -161,7 +158,6 @@ class TritonBackend:
                 part.out.copy_(merged.out)
                 if part.lse is not None and merged.lse is not None:
                     part.lse.copy_(merged.lse)
-            start = stop
         return AttentionResult(out, lse)
 
     def _plan(self, pair: GridPair, window: Window, config: KernelConfig, device: torch.device) -> TilePlan:
@@ -209,16 +205,13 @@ class _Sources:
     def __init__(self, call: AttentionCall) -> None:
         pattern = call.pattern
         key, value = _last_contiguous(call.key), _last_contiguous(call.value)
-        text = pattern.text_key_tokens
-        grids = pattern.key_grids
-        starts = tuple(accumulate((len(rows) * grid.width for grid, rows in grids), initial=text))
-        count = len(pattern.windowed_key_grids)
+        text, references = pattern.key_slices.text, pattern.shared_references
         self.windowed = [
-            _Keys(grid, rows, key[:, :, start:stop], value[:, :, start:stop])
-            for (grid, rows), start, stop in zip(grids[:count], starts, starts[1:], strict=False)
+            _Keys(keys.grid, keys.rows, key[:, :, keys.span], value[:, :, keys.span])
+            for keys in pattern.windowed_key_grids
         ]
-        self.text = (key[:, :, :text], value[:, :, :text])
-        extra_key, extra_value = key[:, :, starts[count] :], value[:, :, starts[count] :]
+        self.text = (key[:, :, text], value[:, :, text])
+        extra_key, extra_value = key[:, :, references], value[:, :, references]
         if call.pooled is not None:
             extra_key = torch.cat((call.pooled.key, extra_key), dim=2)
             extra_value = torch.cat((call.pooled.value, extra_value), dim=2)

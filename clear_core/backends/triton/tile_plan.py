@@ -90,7 +90,7 @@ def tile_plan(grids: GridPair, window: Window, tile: tuple[int, int], box: tuple
     visited = boxes < right[..., None]
     wide = torch.maximum(boxes + (box[1] - 1) - columns[0][:, None], columns[1][:, None] - boxes)
     inside = boxes + box[1] <= grids.key.width
-    full = wide.square_() + far.square()[..., None, None] < window.radius**2
+    full = window.contains(far[..., None, None], wide)
     full &= visited & inside & whole_rows[..., None, None]
 
     # By tile, the unmasked first: [tile rows, tile columns, strips * boxes].
