@@ -18,8 +18,9 @@ from core.naive import visible
 def test_an_interior_query_sees_as_many_tokens_as_the_circle_holds(radius: int, tokens: int) -> None:
     assert Window(radius).tokens == tokens
     side = 2 * radius + 1
-    mask = LocalPattern.whole(TokenLayout(0, Grid(side, side)), Window(radius)).mask()
-    assert int(mask[side * side // 2].sum()) == tokens
+    middle = side * side // 2
+    mask = LocalPattern.whole(TokenLayout(0, Grid(side, side)), Window(radius)).mask(queries=slice(middle, middle + 1))
+    assert int(mask.sum()) == tokens
 
 
 # Table 1 of arXiv 2412.16112, TFLOP per layer at 1K, 2K, 4K and 8K, printed with two decimals.
@@ -37,6 +38,20 @@ def test_arithmetic_is_what_the_paper_prints(radius: int | None) -> None:
     for side, published in zip((64, 128, 256, 512), PUBLISHED[radius], strict=True):
         flops = attention_flops(TokenLayout(512, Grid(side, side)), window)
         assert flops / 1e12 == pytest.approx(published, abs=0.011)
+
+
+@pytest.mark.parametrize("view", ["window", "all"])
+def test_operations_are_the_visible_pairs(view: str) -> None:
+    """Two multiply-adds a pair and channel, in every head."""
+    layout = TokenLayout(3, Grid(7, 9), (Grid(4, 4),))
+    pairs = int(visible(layout, 3, view).sum())
+    count = attention_flops(layout, Window(3), heads=2, head_dim=5, references=view)  # type: ignore[arg-type]
+    assert count == pairs * 2 * 5 * 2 * 2
+    assert count * 24 * 128 == attention_flops(layout, Window(3), references=view) * 2 * 5  # type: ignore[arg-type]
+    assert attention_flops(layout, None, heads=2, head_dim=5) == (3 + 63 + 16) ** 2 * 2 * 5 * 2 * 2
+    # Cells of 2 x 2, seen by every image and reference token.
+    cells = attention_flops(layout, Window(3), heads=2, head_dim=5, down_factor=2, references=view)  # type: ignore[arg-type]
+    assert cells == count + 4 * 5 * (63 + 16) * 2 * 5 * 2 * 2
 
 
 grids = st.builds(Grid, st.integers(1, 9), st.integers(1, 9))

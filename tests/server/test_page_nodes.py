@@ -392,7 +392,7 @@ def test_without_clear_before_it_the_bands_say_so(page: Page, renderer: str) -> 
 def test_each_band_shows_how_far_it_is(page: Page, renderer: str, client: Any) -> None:
     """A real run on the demo checkpoint, queued by the page."""
     seed = 40 + RENDERERS.index(renderer)  # what has run already does not run again
-    changes = {**workflow.DEMO.changes(), **workflow.sampling(width=256, height=256, steps=2, seed=seed)}
+    changes = {**workflow.DEMO.changes(), **workflow.sampling(width=96, height=256, steps=2, seed=seed)}
     open_workflow(page, workflow.page_form("clear_text_to_image"))
     change_widgets(page, changes)
     x, y = page.evaluate("() => [...app.graph.nodes.find((node) => node.type === 'CLEARApply').pos]")

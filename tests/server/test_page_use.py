@@ -45,7 +45,7 @@ def wait_for_end(page: Page, client: ComfyClient) -> str:
 
 
 def test_run_watch_cancel_and_run_again(page: Page, client: ComfyClient) -> None:
-    open_demo(page, width=512, height=512, steps=40, seed=501)
+    open_demo(page, width=256, height=256, steps=99, seed=501)
     values = page.evaluate(_SAVED)["widgets_values"]
     page.get_by_role("button", name="Run", exact=True).first.click()
     # The tab's title counts the sampler's steps.
@@ -53,7 +53,7 @@ def test_run_watch_cancel_and_run_again(page: Page, client: ComfyClient) -> None
     assert "\nwindow: " in page.evaluate(_TEXT)
     page.get_by_role("button", name="Cancel current run").click()
     assert wait_for_end(page, client) == "execution_interrupted"
-    change_widgets(page, workflow.sampling(width=256, height=256, steps=2, seed=502))
+    change_widgets(page, workflow.sampling(width=128, height=128, steps=2, seed=502))
     page.get_by_role("button", name="Run", exact=True).first.click()
     page.wait_for_function("() => !document.title.includes('%')", timeout=120_000)
     assert wait_for_end(page, client) == "execution_success"
