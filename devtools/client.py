@@ -124,7 +124,7 @@ class ComfyClient:
         """Queue `prompt` (API format) and follow it to its end.
 
         on_event is called with the run so far whenever a step or a text arrived; it may interrupt.
-        Raises ClientError when the prompt is refused, a node fails, or nothing is heard for too long.
+        Raises ClientError when the prompt is refused, a node fails, or the server is silent for too long.
         """
         socket = self._connect()
         try:
@@ -152,7 +152,7 @@ class ComfyClient:
         except ClientError as error:
             raise ClientError(_explain_refusal(error.body, prompt) or str(error)) from error
         if answer.get("node_errors"):
-            # The server starts with what is valid; a person wants to know of the rest.
+            # The server starts with what is valid; a user wants to know of the rest.
             raise ClientError(_explain_node_errors(answer["node_errors"], prompt))
         return answer["prompt_id"]
 
@@ -160,7 +160,7 @@ class ComfyClient:
         try:
             return socket.recv()
         except websocket.WebSocketTimeoutException:
-            raise ClientError(f"nothing heard from the server for {self._timeout:.0f} s") from None
+            raise ClientError(f"the server was silent for {self._timeout:.0f} s") from None
         except (websocket.WebSocketException, OSError) as error:
             raise ClientError(f"the server went away in the middle of a prompt: {error}") from error
 

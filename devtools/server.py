@@ -94,7 +94,7 @@ class ComfyServer:
         """Returns when the server answers. Raises ServerError, with its log, when it does not."""
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         (self._base / "user").mkdir(parents=True, exist_ok=True)
-        # It must find its own modules and none of ours, as on a person's machine.
+        # It must find its own modules and none of ours, as on a user's machine.
         environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
         environment |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
         with self._log_file.open("wb") as log:
@@ -188,7 +188,7 @@ class ComfyServer:
 
 
 def free_port(first: int = 0) -> int:
-    """`first` if nobody listens there, else the next free one after it; 0 for any."""
+    """`first` if it is free, else the next free one after it; 0 for any."""
     for port in range(first, first + 100) if first else (0,):
         with socket.socket() as probe:
             if os.name != "nt":

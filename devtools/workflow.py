@@ -165,7 +165,7 @@ def changed_ui(ui: dict[str, Any], object_info: dict[str, Any], *changes: Change
 
 
 def to_api(ui: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
-    """What the page sends when a person presses Run. Handles what the shipped workflow uses."""
+    """What the page sends when a user presses Run. Handles what the shipped workflow uses."""
     links = {link[0]: (str(link[1]), link[2]) for link in ui["links"]}
     prompt: Prompt = {}
     for node in ui["nodes"]:

@@ -1,4 +1,4 @@
-"""Bands, lanes, and who needs what of whom."""
+"""Bands, lanes, and the halo that each band needs."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from clear_core.window import Window
 
 
 def visible(grids: GridPair, window: Window) -> torch.Tensor:
-    """Who sees whom, written out: bool [query rows, query columns, key rows, key columns]."""
+    """The mask, pair by pair: bool [query rows, query columns, key rows, key columns]."""
     y = same_place(torch.arange(grids.query_rows.start, grids.query_rows.stop), grids.query.height, grids.key.height)
     x = same_place(torch.arange(grids.query.width), grids.query.width, grids.key.width)
     dy = y[:, None] - torch.arange(grids.key_rows.start, grids.key_rows.stop)
@@ -38,7 +38,7 @@ def check(plan: TilePlan, grids: GridPair, window: Window) -> None:
             assert y >= 0
             assert x >= 0
             box = (slice(row, row + th), slice(column, column + tw), slice(y, y + kh), slice(x, x + kw))
-            assert pairs[box].any(), "a box that nobody sees"
+            assert pairs[box].any(), "a box without a visible key"
             reaches_out = y + kh > len(grids.key_rows) or x + kw > grids.key.width
             assert (number < masked) == (bool(pairs[box].all()) and not reaches_out)
             seen[box] += 1

@@ -15,7 +15,7 @@ from core.naive import visible
 
 
 @pytest.mark.parametrize(("radius", "tokens"), [(1, 1), (2, 9), (8, 193), (16, 793), (32, 3205)])
-def test_an_interior_query_sees_as_many_tokens_as_the_circle_holds(radius: int, tokens: int) -> None:
+def test_an_interior_query_attends_to_as_many_tokens_as_the_circle_holds(radius: int, tokens: int) -> None:
     assert Window(radius).tokens == tokens
     side = 2 * radius + 1
     middle = side * side // 2
@@ -78,7 +78,7 @@ def test_mask_and_count_are_the_definition(
     assert (pattern.query_tokens, pattern.key_tokens) == tuple(expected.shape)
 
 
-def test_down_sampled_tokens_are_seen_by_the_image_and_not_by_the_text() -> None:
+def test_image_tokens_attend_to_down_sampled_ones_and_text_tokens_do_not() -> None:
     pattern = LocalPattern.whole(TokenLayout(3, Grid(5, 6)), Window(2), pooled=4)
     mask = pattern.mask()
     assert not mask[:3, :4].any()
@@ -87,7 +87,7 @@ def test_down_sampled_tokens_are_seen_by_the_image_and_not_by_the_text() -> None
 
 
 @given(index=st.integers(0, 50), size=st.integers(1, 51), other=st.integers(1, 51))
-def test_the_same_place_lies_inside_and_is_itself_for_equal_sizes(index: int, size: int, other: int) -> None:
+def test_the_same_position_lies_inside_and_is_itself_for_equal_sizes(index: int, size: int, other: int) -> None:
     index %= size
     assert 0 <= same_place(index, size, other) < other
     assert same_place(index, size, size) == index

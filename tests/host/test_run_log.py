@@ -45,7 +45,7 @@ def test_a_new_run_forgets_the_last(report: Any) -> None:
     assert report.text() == "radius 8"
 
 
-def test_the_node_hears_of_a_fallback_while_it_happens_and_the_log_once(
+def test_a_fallback_is_shown_on_the_node_at_once_and_logged_once(
     report: Any, shown: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -82,7 +82,7 @@ def test_a_run_without_one_call_says_who_took_over(report: Any, shown: list[str]
     assert "Put Apply CLEAR Attention after that node" in shown[-1]
 
 
-def test_a_cancelled_run_accuses_nobody(report: Any, shown: list[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cancelled_run_blames_no_node(report: Any, shown: list[str], caplog: pytest.LogCaptureFixture) -> None:
     report.begin()
     report.forward("this pack")
     report.end(finished=False)

@@ -222,7 +222,7 @@ def test_an_image_of_67_megapixels_is_saved_and_loaded_without_a_warning(pack: A
 
 
 def test_an_image_of_268_megapixels_is_not_loaded_by_the_core(pack: Any, folder: Path) -> None:
-    """Pillow takes it for a decompression bomb: what a person can know before making one."""
+    """Pillow takes it for a decompression bomb: what a user can know before making one."""
     Image.new("1", (16384, 16384)).save(folder / "huge.png")
     with pytest.raises(Image.DecompressionBombError, match="268435456 pixels.* exceeds limit of 178956970"):
         pack["LoadImage"]().load_image("huge.png [output]")

@@ -234,7 +234,7 @@ def one_node(megapixels: float = MEGAPIXELS, **values: Any) -> Prompt:
 
 
 def by_hand() -> Prompt:
-    """Both stages, as a person wires them."""
+    """Both stages, as a user wires them."""
     graph = Graph()
     model, vae, image = graph.add("GiveMODEL"), graph.add("GiveVAE"), graph.add("GiveIMAGE")
     weights, positive = graph.add("GiveWEIGHTS"), graph.add("GiveCONDITIONING")
@@ -389,7 +389,7 @@ def test_a_list_of_images_is_carried_up_one_by_one(machine: Callable[..., Machin
     assert error(images["both"][0], images["both"][1]) > 0.01
 
 
-def test_more_stages_than_a_person_can_ask_for_come_in_order(machine: Callable[..., Machine]) -> None:
+def test_more_stages_than_the_node_offers_come_in_order(machine: Callable[..., Machine]) -> None:
     graph = Graph()
     dot = graph.add(
         "ImageScale", image=graph.add("GiveIMAGE"), upscale_method="area", width=1, height=1, crop="disabled"

@@ -194,7 +194,7 @@ def test_a_fault_that_passes_is_waited_for(start: Start, hub: LoopbackHub, data:
     assert ["HTTP 503" in watch.texts[0], "HTTP 429" in watch.texts[1], "HTTP 502" in watch.texts[2]] == [True] * 3
 
 
-def test_a_hub_that_asks_for_much_patience_gets_an_answer_at_once(start: Start, hub: LoopbackHub, folder: Path) -> None:
+def test_a_long_retry_after_fails_at_once(start: Start, hub: LoopbackHub, folder: Path) -> None:
     hub.hub_statuses = [429]
     hub.extra_headers = {"Retry-After": "3600"}
     refused(start, hub, folder, "HTTP 429")
@@ -365,8 +365,8 @@ if os.name != "nt":
 
     @pytest.fixture
     def read_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-        """A folder that this process may not write to; the administrator, who may, is somebody else meanwhile."""
-        monkeypatch.setenv("HF_TOKEN", "hf_of_a_person")  # else the client looks into the home folder, maybe another's
+        """A folder that this process may not write to; the administrator, who may, is another user meanwhile."""
+        monkeypatch.setenv("HF_TOKEN", "hf_of_a_user")  # else the client looks into the home folder, maybe another's
         user = os.geteuid()
         with tempfile.TemporaryDirectory() as name:
             path = Path(name)
@@ -429,7 +429,7 @@ def test_a_fault_that_an_older_client_passes_on_as_it_came(
 # ---- no network ------------------------------------------------------------------------------------------------
 
 
-def test_nobody_listens(start: Start, hub: LoopbackHub, folder: Path, watch: Any) -> None:
+def test_connection_refused(start: Start, hub: LoopbackHub, folder: Path, watch: Any) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and never listens
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -468,7 +468,7 @@ def in_thread(run: Callable[[], Any]) -> tuple[threading.Thread, list[BaseExcept
     return thread, caught
 
 
-def test_cancel_is_heard_while_the_storage_is_silent(
+def test_cancel_while_the_storage_is_silent(
     start: Start, hub: LoopbackHub, folder: Path, part: Path, data: bytes, watch: Any, cancelled: type[BaseException]
 ) -> None:
     hub.hold_at = 65_536
@@ -477,7 +477,7 @@ def test_cancel_is_heard_while_the_storage_is_silent(
     assert watch.arrived(65_536)
     watch.cancel = True
     running.join(30)
-    # The storage still holds its answer: nobody waited for it.
+    # The storage still holds its answer: the fetch did not wait for it.
     assert not running.is_alive() and not hub.go.is_set()
     assert isinstance(caught[0], cancelled)
     assert part.read_bytes() == data[:65_536]
@@ -490,7 +490,7 @@ def test_cancel_is_heard_while_the_storage_is_silent(
     assert names(folder) == {NAME}
 
 
-def test_cancel_is_heard_while_the_hub_is_silent(
+def test_cancel_while_the_hub_is_silent(
     start: Start, hub: LoopbackHub, folder: Path, watch: Any, cancelled: type[BaseException]
 ) -> None:
     hub.hold_hub = True
@@ -503,9 +503,7 @@ def test_cancel_is_heard_while_the_hub_is_silent(
     assert names(folder) == set()
 
 
-def test_cancel_is_heard_between_two_tries(
-    hub: LoopbackHub, folder: Path, watch: Any, cancelled: type[BaseException]
-) -> None:
+def test_cancel_between_two_tries(hub: LoopbackHub, folder: Path, watch: Any, cancelled: type[BaseException]) -> None:
     released = find(NAME)
     assert released is not None
     hub.hub_statuses = [503]

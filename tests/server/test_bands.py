@@ -20,7 +20,7 @@ DEVICES = {"devices": "cpu", "bands": 1, "text_merge": "exact"}
 
 
 def tiled(prompt: Any, **inputs: Any) -> Any:
-    """The prompt with the pack's sampler in the place of the core's."""
+    """The prompt with the pack's sampler instead of the core's."""
     prompt = workflow.changed(prompt)
     node = prompt[workflow.node_id(prompt, "SamplerCustomAdvanced")]
     node["class_type"] = "CLEARTiledSampler"

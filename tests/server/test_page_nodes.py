@@ -83,7 +83,7 @@ def saved(page: Page, kind: str) -> dict[str, Any]:
 
 
 def raise_number(page: Page, renderer: str, kind: str, name: str) -> None:
-    """As a person does: the arrow to the right of a number."""
+    """As a user does: the arrow to the right of a number."""
     if renderer == "classic":
         x, y = page.evaluate(
             """([kind, name]) => {
@@ -104,7 +104,7 @@ def raise_number(page: Page, renderer: str, kind: str, name: str) -> None:
 
 
 def expected(radius: int, width: int, height: int, factor: int = 1) -> dict[str, str]:
-    """The core's figures, as a person reads them."""
+    """The core's figures, as the panel shows them."""
     grid = Grid(height // 16, width // 16)
     layout = TokenLayout(512, grid)
     cells = -(-grid.height // factor) * -(-grid.width // factor) if factor > 1 else 0

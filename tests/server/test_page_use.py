@@ -1,4 +1,4 @@
-"""A person at ComfyUI's own page: runs a workflow, watches it, cancels, comes back; in their own language."""
+"""A user at ComfyUI's own page: runs a workflow, watches it, cancels, comes back; in their own language."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_what_was_on_the_page_is_there_after_a_reload(page: Page, server: Any) -
 
 @pytest.mark.parametrize("renderer", ["classic", "nodes 2.0"])
 @pytest.mark.parametrize("language", ["zh", "ja", "en"])
-def test_the_panels_speak_the_pages_language(page: Page, language: str, renderer: str) -> None:
+def test_panels_are_in_the_pages_language(page: Page, language: str, renderer: str) -> None:
     set_setting(page, "Comfy.Locale", language)
     page.wait_for_timeout(1000)  # the page opens its workflow anew
     use_renderer(page, renderer)
