@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clear_core.backends.sdpa.tiles import axis_runs, tile_groups
@@ -11,17 +13,69 @@ from clear_core.layout import Band, Grid, TokenLayout
 from clear_core.pattern import LocalPattern
 from clear_core.window import Window
 
-grids = st.builds(Grid, st.integers(1, 40), st.integers(1, 40))
+
+def distance2(query: tuple[int, int], of: Grid, key: tuple[int, int], to: Grid) -> int:
+    """From the position in the key's grid that the query's centre falls on, squared. No division of floats."""
+    return sum(
+        ((2 * q + 1) * size // (2 * own) - k) ** 2
+        for q, own, k, size in zip(query, (of.height, of.width), key, (to.height, to.width), strict=True)
+    )
 
 
-@given(image=grids, reference=st.none() | grids, radius=st.integers(1, 70), tile=st.sampled_from([4, 16]))
-def test_a_mask_is_left_out_exactly_when_it_would_hide_nothing(
-    image: Grid, reference: Grid | None, radius: int, tile: int
+@settings(max_examples=40)
+@given(
+    image=st.builds(Grid, st.integers(1, 11), st.integers(1, 11)),
+    reference=st.none() | st.builds(Grid, st.integers(1, 7), st.integers(1, 7)),
+    radius=st.integers(1, 9),
+    tile=st.sampled_from([(2, 3), (4, 4)]),
+    data=st.data(),
+)
+def test_every_tile_has_its_mask_pair_by_pair(
+    image: Grid, reference: Grid | None, radius: int, tile: tuple[int, int], data: st.DataObject
 ) -> None:
-    layout = TokenLayout(0, image, () if reference is None else (reference,))
-    for groups in tile_groups(LocalPattern.whole(layout, Window(radius)), (tile, tile)):
+    """Each query in one tile; in its boxes every key it attends to, under a mask that hides all others."""
+
+    def some_rows() -> Band:
+        start = data.draw(st.integers(0, image.height - 1))
+        return Band(start, data.draw(st.integers(start + 1, image.height)))
+
+    references = () if reference is None else (reference,)
+    pattern = LocalPattern(TokenLayout(0, image, references), Window(radius), some_rows(), some_rows())
+    assert pattern.query_rows is not None and pattern.key_rows is not None
+    grids = [(image, pattern.query_rows), *((grid, grid.rows) for grid in references)]
+    key_grids = [(image, pattern.key_rows), *((grid, grid.rows) for grid in references)]
+    for (grid, rows), groups in zip(grids, tile_groups(pattern, tile), strict=True):
+        found: list[tuple[int, int]] = []
         for group in groups:
-            assert group.sees_all(radius) == bool(group.mask(radius, torch.device("cpu")).all())
+            mask = group.mask(radius, torch.device("cpu"))
+            assert mask.shape == (group.queries, sum(group.box_tokens))
+            assert group.sees_all(radius) == bool(mask.all())
+            for down, across in itertools.product(range(group.rows.count), range(group.columns.count)):
+                top = rows.start + group.rows.start + down * group.rows.length
+                left = group.columns.start + across * group.columns.length
+                queries = list(
+                    itertools.product(range(top, top + group.rows.length), range(left, left + group.columns.length))
+                )
+                found += queries
+                keys: list[tuple[int, tuple[int, int]]] = []
+                for number, ((_, band), y, x) in enumerate(
+                    zip(key_grids, group.rows.keys, group.columns.keys, strict=True)
+                ):
+                    first = (band.start + y.start + down * y.step, x.start + across * x.step)
+                    box = itertools.product(range(first[0], first[0] + y.length), range(first[1], first[1] + x.length))
+                    keys += [(number, key) for key in box]
+                near = [
+                    {
+                        (number, key)
+                        for number, (to, band) in enumerate(key_grids)
+                        for key in itertools.product(range(band.start, band.stop), range(to.width))
+                        if distance2(query, grid, key, to) < radius**2
+                    }
+                    for query in queries
+                ]
+                for visible, row in zip(near, mask.tolist(), strict=True):
+                    assert {key for key, shown in zip(keys, row, strict=True) if shown} == visible
+        assert sorted(found) == list(itertools.product(range(rows.start, rows.stop), range(grid.width)))
 
 
 @given(

@@ -15,6 +15,8 @@ from devtools.client import ComfyClient
 from devtools.page import change_widgets, load, open_workflow, panel, set_setting, shipped, use_renderer
 
 _SAVED = "() => app.graph.nodes.find((node) => node.type === 'CLEARApply').serialize()"
+_KEPT = """(seed) => [localStorage, sessionStorage].some((kept) =>
+    Object.values(kept).some((text) => text.includes(seed)))"""
 _TEXT = """() => {
     const { widgets } = app.graph.nodes.find((node) => node.type === 'CLEARApply')
     return widgets.find((widget) => widget.name === '$$node-text-preview')?.value ?? ''
@@ -64,10 +66,10 @@ def test_run_watch_cancel_and_run_again(page: Page, client: ComfyClient) -> None
 
 
 def test_what_was_on_the_page_is_there_after_a_reload(page: Page, server: Any) -> None:
-    open_demo(page, width=768, height=512, steps=2, seed=503)
+    open_demo(page, width=768, height=512, steps=2, seed=50_300_503)
     page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
     prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
-    page.wait_for_timeout(1500)  # the page keeps its draft a moment later
+    page.wait_for_function(_KEPT, arg="50300503")  # the page keeps its draft a moment later
     load(page, server.address)
     page.wait_for_function("() => app.graph.nodes.some((node) => node.type === 'CLEARApply')")
     assert page.evaluate("async () => (await app.graphToPrompt()).output") == prompt
