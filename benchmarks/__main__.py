@@ -132,7 +132,8 @@ def _page(options: argparse.Namespace, arguments: list[str]) -> int:
         f"{found.without:.2f} s without the pack, {found.with_pack:.2f} s with it; "
         f"the difference {found.difference * 1e3:+.0f} ms (median of pairs; half the distance of the quartiles "
         f"{found.spread * 1e3:.0f} ms). The pack's {found.requests} file(s), {found.bytes / 1e3:.0f} kB, "
-        f"are fetched in {found.fetching * 1e3:.0f} ms, beside all others."
+        f"are fetched in {found.fetching * 1e3:.0f} ms, beside all others. The server imported it in "
+        f"{found.importing:.1f} s."
     )
     content: dict[str, object] = {
         "date": date.today().isoformat(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import tempfile
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ class Start:
     requests: int  # that the pack makes
     bytes: int
     pages: int
+    importing: float  # seconds that the server took to import the pack, by its own log
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -48,6 +50,7 @@ def measure(pages: int) -> Start:
             seconds: dict[bool, list[float]] = {False: [], True: []}
             asked: list[tuple[str, int]] = []
             fetching: list[float] = []
+            importing = float(re.findall(rf"([\d.]+) seconds: .*{PACK_FOLDER}", server.log)[0])
             for number in range(-1, pages):  # the first of each kind warms up
                 for with_pack in (False, True) if number % 2 else (True, False):  # neither is always second
                     taken, fetched, found = _start(browser, server.address, with_pack)
@@ -67,6 +70,7 @@ def measure(pages: int) -> Start:
         len(asked),
         sum(size for _, size in asked),
         pages,
+        importing,
     )
 
 

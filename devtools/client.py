@@ -124,7 +124,7 @@ class ComfyClient:
         """Queue `prompt` (API format) and follow it to its end.
 
         on_event is called with the run so far whenever a step or a text arrived; it may interrupt.
-        Raises ClientError when the prompt is refused, a node fails, or nothing is heard for too long.
+        Raises ClientError when the prompt is refused, a node fails, or the server is silent for too long.
         """
         socket = self._connect()
         try:
@@ -160,7 +160,7 @@ class ComfyClient:
         try:
             return socket.recv()
         except websocket.WebSocketTimeoutException:
-            raise ClientError(f"nothing heard from the server for {self._timeout:.0f} s") from None
+            raise ClientError(f"the server was silent for {self._timeout:.0f} s") from None
         except (websocket.WebSocketException, OSError) as error:
             raise ClientError(f"the server went away in the middle of a prompt: {error}") from error
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from filelock import FileLock
 
 from .server import BASE
@@ -50,7 +50,11 @@ class OwnBase:
 def own_base(name: str) -> Iterator[OwnBase]:
     """A folder for as long as it is used, on the disk of the ordinary one so that files can be linked."""
     BASE.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(dir=BASE.parent, prefix=f"base-{name}-"))
+    for left in BASE.parent.glob("base-*-*"):  # by a process that was killed
+        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
+    path = BASE.with_name(f"base-{name}-{os.getpid()}")
+    path.mkdir()
     try:
         yield OwnBase(path)
     finally:

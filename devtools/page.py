@@ -35,7 +35,7 @@ def browser() -> Iterator[Browser]:
 def open_page(browser: Browser, address: str) -> Page:
     """A page that has started, in a window of 1600 x 1000."""
     page = browser.new_page(viewport={"width": 1600, "height": 1000})
-    # What lies over the graph: the welcome of a new person, a small map, what a workflow lacks.
+    # What lies over the graph: the welcome of a new user, a small map, what a workflow lacks.
     known = {
         "Comfy.TutorialCompleted": True,
         "Comfy.Minimap.Visible": False,

@@ -185,7 +185,7 @@ class ComfyServer:
 
 
 def free_port(first: int = 0) -> int:
-    """`first` if nobody listens there, else the next free one after it; 0 for any."""
+    """`first` if it is free, else the next free one after it; 0 for any."""
     for port in range(first, first + 100) if first else (0,):
         with socket.socket() as probe:
             if os.name != "nt":

@@ -2,7 +2,7 @@
 
 torchvision's Python half describes two operators whose C++ half only loads with CUDA; without them its
 import ends in an error. `dev.py` puts this file beside torchvision, where the interpreter reads it at
-every start, so it does nothing until somebody imports torchvision: no start pays for torch unasked.
+every start, so it does nothing until something imports torchvision: no start pays for torch unasked.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def test_reference_images_of_other_sizes(config: KernelConfig, references: Refer
     check(make_call(LocalPattern.whole(layout, Window(4), references=references), factor=factor), config)
 
 
-def test_boxes_seen_whole_skip_the_mask() -> None:
+def test_full_tiles_skip_the_mask() -> None:
     pattern = LocalPattern.whole(TokenLayout(3, Grid(15, 25)), Window(13))
     grids = GridPair(pattern.layout.image, pattern.query_rows, pattern.layout.image, pattern.key_rows)
     plan = tile_plan(grids, pattern.window, POINTERS.tile, POINTERS.box)
@@ -101,11 +101,11 @@ def test_boxes_seen_whole_skip_the_mask() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "return_lse"), [(torch.float32, True), (torch.float16, False)])
-def test_a_new_card_is_asked_a_small_question_first(dtype: torch.dtype, return_lse: bool) -> None:
+def test_the_self_test_passes(dtype: torch.dtype, return_lse: bool) -> None:
     assert TritonBackend().doubt(torch.device("cpu"), dtype, 16, return_lse=return_lse) is None
 
 
-def test_a_kernel_that_answers_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_fails_its_self_test_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clear_core.backends.triton.backend._LOG2_E", 1.0)
     doubt = TritonBackend().doubt(torch.device("cpu"), torch.float16, 16, return_lse=True)
     assert doubt is not None
@@ -133,8 +133,8 @@ def test_half_precision_is_no_worse_than_twice_pytorchs_own(config: KernelConfig
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_no_nan_comes_of_large_numbers_or_of_nothing_to_see(dtype: torch.dtype) -> None:
-    # Rows 0 to 7 ask, rows 6 to 9 answer, and the window reaches one row: the first rows see nothing.
+def test_no_nan_comes_of_large_numbers_or_fully_masked_rows(dtype: torch.dtype) -> None:
+    # Queries are rows 0 to 7, keys rows 6 to 9, and the window reaches one row: the first rows are fully masked.
     pattern = LocalPattern(TokenLayout(0, Grid(20, 5)), Window(2), Band(0, 8), Band(6, 10))
     call = make_call(pattern)
     query, key, value = ((tensor.sign() * 6e4).to(dtype) for tensor in (call.query, call.key, call.value))

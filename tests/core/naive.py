@@ -1,4 +1,4 @@
-"""Who sees whom and what comes out, query by query, written from the definition alone."""
+"""What is visible and what comes out, query by query, written from the definition alone."""
 
 from __future__ import annotations
 

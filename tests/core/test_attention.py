@@ -176,7 +176,7 @@ def test_strided_views_give_what_their_copies_give() -> None:
 
 
 @pytest.mark.parametrize("bands", [2, 3, 5])
-def test_bands_of_rows_are_the_whole_image(bands: int) -> None:
+def test_bands_of_rows_are_the_image_in_one(bands: int) -> None:
     layout, window = TokenLayout(6, Grid(17, 14)), Window(5)
     whole = LocalPattern.whole(layout, window)
     query, key, value = tensors(whole)
@@ -192,7 +192,7 @@ def test_bands_of_rows_are_the_whole_image(bands: int) -> None:
         near = slice(text + halo.start * width, text + halo.stop * width)
         keys, values = (torch.cat((x[:, :, :text], x[:, :, near]), dim=2) for x in (key, value))
         images.append(local_attention(query[:, :, mine], keys, values, pattern, backend="sdpa").out)
-        # The text asks each band's own rows once, and the text itself with the first.
+        # The text queries attend to each band's own rows once, and the text itself with the first.
         own = slice(0, mine.stop) if start == 0 else mine
         part = dense_attention(
             query[:, :, :text],
@@ -213,7 +213,7 @@ def test_merging_needs_the_log_sum_exp() -> None:
         merge([AttentionResult(torch.zeros(1, 1, 2), None)])
 
 
-def test_keys_that_a_band_lacks_are_not_seen() -> None:
+def test_keys_that_are_not_in_the_band_are_not_attended() -> None:
     layout = TokenLayout(0, Grid(8, 4))
     pattern = LocalPattern(layout, Window(2), Band(0, 2), Band(6, 8), text_queries=False)
     query, key, value = tensors(pattern)

@@ -1,4 +1,4 @@
-"""No NaN leaves a backend if none came in, and a query that sees nothing gets 0: on numbers at the edge of a dtype.
+"""No NaN leaves a backend if none came in, and a fully masked row is 0: on numbers at the edge of a dtype.
 
 A case is one head's attention on one backend. CLEAR_NUMERIC_CASES sets how many the long test tries.
 """
@@ -48,7 +48,7 @@ def one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Call:
-    """One call: its tensors at the edge of what they can hold, and who sees whom after everything."""
+    """One call: its tensors at the edge of what they can hold, and what is visible after everything."""
 
     query: Tensor
     key: Tensor
@@ -156,7 +156,7 @@ def check(call: Call) -> int:
         cases += len(call.query) * HEADS
         out = result.out.unflatten(2, (HEADS, HEAD_DIM)).transpose(1, 2)
         assert not out.isnan().any(), backend
-        assert not out[~sees].any(), f"{backend}: what sees nothing must be 0"
+        assert not out[~sees].any(), f"{backend}: a fully masked row must be 0"
         if call.return_lse:
             assert result.lse is not None
             assert not result.lse.isnan().any(), backend
@@ -189,9 +189,7 @@ def test_no_nan_in_a_million_cases() -> None:
 
 @pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_query_that_the_mask_blinds_gets_nothing(
-    backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fully_masked_row_is_zero(backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also from a PyTorch whose kernels answer such a query with NaN, as they did up to 2.4."""
     own = F.scaled_dot_product_attention
 
@@ -215,8 +213,8 @@ def test_a_query_that_the_mask_blinds_gets_nothing(
 
 @pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("lse", [False, True])
-def test_a_band_whose_keys_are_out_of_sight_gets_nothing(backend: str, lse: bool) -> None:
-    # Rows 0 to 7 ask, rows 6 to 9 answer, and the window reaches one row: the first rows see nothing.
+def test_rows_without_visible_keys_in_their_band_are_zero(backend: str, lse: bool) -> None:
+    # Queries are rows 0 to 7, keys rows 6 to 9, and the window reaches one row: the first rows are fully masked.
     pattern = LocalPattern(TokenLayout(0, Grid(20, 5)), Window(2), Band(0, 8), Band(6, 10))
     query, key, value = (torch.randn(1, HEADS, rows * 5, HEAD_DIM) for rows in (8, 4, 4))
     result = local_attention(query, key, value, pattern, backend=backend, return_lse=lse)

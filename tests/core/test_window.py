@@ -15,11 +15,12 @@ from core.naive import visible
 
 
 @pytest.mark.parametrize(("radius", "tokens"), [(1, 1), (2, 9), (8, 193), (16, 793), (32, 3205)])
-def test_an_interior_query_sees_as_many_tokens_as_the_circle_holds(radius: int, tokens: int) -> None:
+def test_an_interior_query_attends_to_as_many_tokens_as_the_circle_holds(radius: int, tokens: int) -> None:
     assert Window(radius).tokens == tokens
     side = 2 * radius + 1
-    mask = LocalPattern.whole(TokenLayout(0, Grid(side, side)), Window(radius)).mask()
-    assert int(mask[side * side // 2].sum()) == tokens
+    middle = side * side // 2
+    mask = LocalPattern.whole(TokenLayout(0, Grid(side, side)), Window(radius)).mask(queries=slice(middle, middle + 1))
+    assert int(mask.sum()) == tokens
 
 
 # Table 1 of arXiv 2412.16112, TFLOP per layer at 1K, 2K, 4K and 8K, printed with two decimals.
@@ -37,6 +38,20 @@ def test_arithmetic_is_what_the_paper_prints(radius: int | None) -> None:
     for side, published in zip((64, 128, 256, 512), PUBLISHED[radius], strict=True):
         flops = attention_flops(TokenLayout(512, Grid(side, side)), window)
         assert flops / 1e12 == pytest.approx(published, abs=0.011)
+
+
+@pytest.mark.parametrize("view", ["window", "all"])
+def test_operations_are_the_visible_pairs(view: str) -> None:
+    """Two multiply-adds a pair and channel, in every head."""
+    layout = TokenLayout(3, Grid(7, 9), (Grid(4, 4),))
+    pairs = int(visible(layout, 3, view).sum())
+    count = attention_flops(layout, Window(3), heads=2, head_dim=5, references=view)  # type: ignore[arg-type]
+    assert count == pairs * 2 * 5 * 2 * 2
+    assert count * 24 * 128 == attention_flops(layout, Window(3), references=view) * 2 * 5  # type: ignore[arg-type]
+    assert attention_flops(layout, None, heads=2, head_dim=5) == (3 + 63 + 16) ** 2 * 2 * 5 * 2 * 2
+    # Cells of 2 x 2, seen by every image and reference token.
+    cells = attention_flops(layout, Window(3), heads=2, head_dim=5, down_factor=2, references=view)  # type: ignore[arg-type]
+    assert cells == count + 4 * 5 * (63 + 16) * 2 * 5 * 2 * 2
 
 
 grids = st.builds(Grid, st.integers(1, 9), st.integers(1, 9))
@@ -63,7 +78,7 @@ def test_mask_and_count_are_the_definition(
     assert (pattern.query_tokens, pattern.key_tokens) == tuple(expected.shape)
 
 
-def test_down_sampled_tokens_are_seen_by_the_image_and_not_by_the_text() -> None:
+def test_image_tokens_attend_to_down_sampled_ones_and_text_tokens_do_not() -> None:
     pattern = LocalPattern.whole(TokenLayout(3, Grid(5, 6)), Window(2), pooled=4)
     mask = pattern.mask()
     assert not mask[:3, :4].any()
@@ -72,7 +87,7 @@ def test_down_sampled_tokens_are_seen_by_the_image_and_not_by_the_text() -> None
 
 
 @given(index=st.integers(0, 50), size=st.integers(1, 51), other=st.integers(1, 51))
-def test_the_same_place_lies_inside_and_is_itself_for_equal_sizes(index: int, size: int, other: int) -> None:
+def test_the_same_position_lies_inside_and_is_itself_for_equal_sizes(index: int, size: int, other: int) -> None:
     index %= size
     assert 0 <= same_place(index, size, other) < other
     assert same_place(index, size, size) == index

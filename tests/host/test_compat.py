@@ -143,7 +143,7 @@ STAND_INS = {
         "ModuleNotFoundError: import of aiohttp halted; None in sys.modules. Where a",
     ),
 }
-"""Which of these the pack itself looks for and which only fail to be imported makes no difference to the person."""
+"""Which of these the pack itself looks for and which only fail to be imported makes no difference to the user."""
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_many_missing_pieces_are_counted(compat: Any) -> None:
     assert "lacks comfy.piece_0, comfy.piece_1, comfy.piece_2 and 6 more. It needs ComfyUI 0.3.75 or newer" in said
 
 
-# The host's own main.py, with something missing that the pack needs and nobody else calls while starting.
+# The host's own main.py, with something missing that the pack needs and nothing else calls while starting.
 _START = """
 import runpy, sys
 sys.path[0] = ""

@@ -50,7 +50,7 @@ def card_of(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device=None: int(size * 2**30))
 
 
-def test_a_layer_goes_on_with_less(
+def test_a_layer_is_retried_with_a_smaller_workspace(
     host: Any, nodes_api: Any, shown: list[str], full: Callable[..., list[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
     patched = nodes_api.apply(flux_model(), radius=3, backend="sdpa")
@@ -66,7 +66,7 @@ def test_a_layer_goes_on_with_less(
     assert "window: 6 layer calls" in shown[-1]
 
 
-def test_a_part_of_a_forward_in_bands_goes_on_with_less(
+def test_a_band_is_retried_with_a_smaller_workspace(
     host: Any, nodes_api: Any, shown: list[str], full: Callable[..., list[int]]
 ) -> None:
     patched = nodes_api.apply(flux_model(), radius=3, backend="sdpa")
@@ -78,9 +78,7 @@ def test_a_part_of_a_forward_in_bands_goes_on_with_less(
     assert "a workspace of 16 MB" in shown[-1]
 
 
-def test_what_the_first_try_held_is_free_before_the_second(
-    host: Any, nodes_api: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_try_is_freed_before_the_retry(host: Any, nodes_api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[Any] = []
     backend = nodes_api.module("clear_core.backends.sdpa.backend").SdpaBackend
     own = backend.run
@@ -158,9 +156,7 @@ def test_the_tiling_that_is_named_is_the_memory_models(
     assert words in said[-1]
 
 
-def test_memory_that_ran_out_elsewhere_in_sampling_is_spoken_of_too(
-    host: Any, nodes_api: Any, shown: list[str]
-) -> None:
+def test_out_of_memory_elsewhere_in_sampling_gets_advice_too(host: Any, nodes_api: Any, shown: list[str]) -> None:
     patched = nodes_api.apply(flux_model(), radius=3)
 
     def broken(*_: object) -> None:
@@ -176,7 +172,7 @@ def test_memory_that_ran_out_elsewhere_in_sampling_is_spoken_of_too(
 
 
 @pytest.mark.parametrize("problem", [RuntimeError("shapes do not fit"), KeyError("x")])
-def test_other_errors_are_not_tried_again(
+def test_other_errors_are_not_retried(
     host: Any, nodes_api: Any, shown: list[str], full: Callable[..., list[int]], problem: Exception
 ) -> None:
     asked = full(0, problem)

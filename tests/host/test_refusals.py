@@ -1,4 +1,4 @@
-"""What cannot be is refused early, with its value and the mend, and leaves nothing half-applied."""
+"""What cannot be is refused early, with its value and the fix, and leaves nothing half-applied."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_positions_that_another_node_replaced_are_not_overwritten(model: Any, no
 
 
 class ComfyFluxWrapper(torch.nn.Module):
-    """Has the name of Nunchaku's FLUX, which is what a person with that pack connects."""
+    """Has the name of Nunchaku's FLUX, which is what a user of that pack connects."""
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "radiance", "nunchaku"])
@@ -147,7 +147,7 @@ def test_the_loader_reads_what_the_folder_lists(
     with pytest.raises(ValueError, match=r"no weights file.*Put clear_local_16.safetensors.*into"):
         pack["CLEARWeightsLoader"].execute(weights_name="clear_local_3.safetensors")
 
-    assert (tmp_path / "clear").is_dir(), "a person is told to put files there"
+    assert (tmp_path / "clear").is_dir(), "users are told to put files there"
     save_file(clear_tensors(model), tmp_path / "clear" / "clear_local_3.safetensors")
     (tmp_path / "clear" / "notes.txt").write_text("not weights")
     folder_paths.filename_list_cache.clear()

@@ -1,90 +1,227 @@
-"""What the node and the log are told about a sampling run."""
+"""CLEAR Report: its figures are the core's, its backend the one that runs, its picture to scale."""
 
 from __future__ import annotations
 
-import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
+
+from clear_core.backends.triton.tile_plan import GridPair, tile_plan
+from clear_core.bands.memory import ModelShape, banded_bytes, stock_bytes
+from clear_core.bands.plan import BandPlan, cut_rows
+from clear_core.layout import Grid, TokenLayout
+from clear_core.pattern import LocalPattern, attention_flops
+from clear_core.window import Window
+from devtools.models import chroma_model, flux2_model, flux_model, inputs, run_forward
+
+SIZES = [(side, side) for side in (1024, 2048, 4096, 8192)]
+
+
+@pytest.fixture(autouse=True)
+def _previews_elsewhere(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
 
 
 @pytest.fixture
-def shown() -> list[str]:
-    return []
+def report(nodes_api: Any) -> Any:
+    """The node: its picture and its text."""
+
+    def run(model: Any, width: int = 2048, height: int = 2048) -> tuple[torch.Tensor, str]:
+        return nodes_api.execute("CLEARReport", model=model, width=width, height=height)
+
+    return run
 
 
-@pytest.fixture
-def report(nodes_api: Any, shown: list[str]) -> Any:
-    return nodes_api.module("nodes.host.run_log").RunReport("radius 8", shown.append)
+def numbers(text: str, pattern: str) -> dict[tuple[int, int], tuple[float, ...]]:
+    """What the lines of a table say, by size."""
+    found = re.findall(rf"^  (\d+) x (\d+): {pattern}", text, re.MULTILINE)
+    return {(int(w), int(h)): tuple(float(value.replace(",", "")) for value in values) for w, h, *values in found}
 
 
-def test_a_run_is_counted_by_who_computed_it(report: Any, shown: list[str]) -> None:
-    report.announce()
-    report.begin()
-    report.forward("this pack")
-    for _ in range(3):
-        report.called()
-        report.local("sdpa (77 text)")
-    report.dense("as asked: steps outside 0 to 0.5", asked=True)
-    report.end(finished=True)
-    assert shown[0] == "radius 8"
-    assert shown[-1].splitlines() == [
-        "radius 8",
-        "window: 3 layer calls by sdpa (77 text)",
-        "dense: 1 layer calls, as asked: steps outside 0 to 0.5",
-    ]
+def rounded(values: Sequence[float]) -> Any:
+    return pytest.approx(tuple(values), rel=5.1e-3)
 
 
-def test_a_new_run_forgets_the_last(report: Any) -> None:
-    report.begin()
-    report.forward("this pack")
-    report.called()
-    report.local("sdpa")
-    report.end(finished=True)
-    report.begin()
-    assert report.text() == "radius 8"
-
-
-def test_the_node_hears_of_a_fallback_while_it_happens_and_the_log_once(
-    report: Any, shown: list[str], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("options", "windowed", "size"),
+    [
+        ({"radius": 8}, 3, (2048, 2048)),
+        ({"radius": 16, "down_factor": 4}, 3, (1500, 3000)),
+        ({"radius": 32, "blocks": "s0"}, 1, (16384, 8192)),
+    ],
+)
+def test_operations_and_memory_are_the_cores(
+    host: Any, nodes_api: Any, report: Any, options: dict[str, Any], windowed: int, size: tuple[int, int]
 ) -> None:
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            report.begin()
-            report.dense("no backend has it")
-            assert "dense: 1 layer calls, no backend has it" in shown[-1]
-            report.dense("no backend has it")
-            report.end(finished=True)
-    assert [record.message for record in caplog.records] == ["CLEAR runs dense here: no backend has it"]
-    assert "dense: 2 layer calls" in shown[-1]
+    _, text = report(nodes_api.apply(flux_model(), **options), *size)
+    operations = numbers(text, r"dense ([\d.,e-]+) TFLOP, CLEAR ([\d.,e-]+)")
+    memory = numbers(text, r"([\d.,]+) GiB, dense or with CLEAR; ([\d.,]+) in (\d+) bands")
+    assert list(operations) == list(memory) == SIZES + ([] if size in SIZES else [size])
+    window, factor = Window(options["radius"]), options.get("down_factor", 1)
+    for width, height in operations:
+        grid = Grid(-(-height // 16), -(-width // 16))
+        layout, heads = TokenLayout(512, grid), {"heads": 2, "head_dim": 16}
+        dense = attention_flops(layout, None, **heads)
+        local = attention_flops(layout, window, **heads, down_factor=factor)
+        expected = (3 * dense, windowed * local + (3 - windowed) * dense)
+        assert operations[width, height] == rounded([value / 1e12 for value in expected])
+        shape = ModelShape(32, 16, element_size=4)
+        rows = cut_rows(grid.height, grid.height // 8, factor)
+        plan = BandPlan(grid, rows, (0,) * len(rows), window if windowed == 3 else None, together=factor > 1)
+        gib = [stock_bytes(grid, 512, shape) / 2**30, banded_bytes(plan, 512, shape) / 2**30, len(rows)]
+        assert memory[width, height] == rounded(gib)
+    assert ("2 of 3 layers stay dense, as asked: blocks other than s0" in text) == (windowed == 1)
 
 
-def test_what_was_asked_for_is_no_warning(report: Any, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        report.dense("as asked", asked=True)
-    assert not caplog.records
+def test_the_released_models_shape_gives_the_papers_figure(host: Any, report: Any) -> None:
+    """FLUX.1 at 1024 px, dense: 260.9 GFLOP a layer (table 1 of the paper), 57 layers."""
+    model = flux_model(depth=19, depth_single_blocks=38)
+    model.model.diffusion_model.hidden_size, model.model.diffusion_model.num_heads = 3072, 24
+    _, text = report(model)
+    dense, _ = numbers(text, r"dense ([\d.,]+) TFLOP, CLEAR ([\d.,]+)")[1024, 1024]
+    assert dense == pytest.approx(57 * 0.2609, rel=5.1e-3)
+    assert "all 57 layers" in text
 
 
-def test_reasons_without_end_are_bounded(report: Any) -> None:
-    report.begin()
-    for size in range(100):
-        report.dense(f"an attention of {size} queries")
-    lines = report.text().splitlines()
-    assert len(lines) == 1 + 17
-    assert lines[-1] == "dense: 84 layer calls, other reasons"
+@pytest.mark.parametrize("radius", [4, 40])
+@pytest.mark.parametrize("factor", [1, 4])
+def test_the_backend_is_the_one_that_runs(host: Any, nodes_api: Any, report: Any, radius: int, factor: int) -> None:
+    """With as many text tokens and the same size, the node foretells what a forward reports, reason included."""
+    module = nodes_api.module
+    window = module("clear_core.window").Window(radius)
+    settings = module("nodes.options.clear").ClearSettings(window=window, down_factor=factor)
+    patched, ran = module("nodes.host").apply_clear(flux_model(), settings, None, node_id=None)
+    _, text = report(patched, 512, 384)
+    run_forward(patched, **inputs(48, 64, text=512))
+    found = re.search(r"by (\w+) \(512 text \+ 24 x 32 image tokens; (.*)\)$", ran.text(), re.MULTILINE)
+    assert found is not None
+    assert f"Here {found[1]} would compute it: {found[2]}." in text
 
 
-def test_a_run_without_one_call_says_who_took_over(report: Any, shown: list[str]) -> None:
-    report.begin()
-    report.forward("Rude.nodes")
-    report.end(finished=True)
-    assert "not used: another node's attention (Rude.nodes) took over" in shown[-1]
-    assert "Put Apply CLEAR Attention after that node" in shown[-1]
+def test_every_backend_is_listed_with_its_reason(host: Any, nodes_api: Any, report: Any) -> None:
+    model = nodes_api.apply(flux_model(), radius=8, backend="masked")
+    _, text = report(model, 256, 256)
+    assert "Here masked would compute it: as asked." in text
+    _, text = report(model)
+    listed = [status.name for status in nodes_api.module("clear_core.backends").list_backends()]
+    lines = [line for line in text.split("\n") if re.match(r"  \w+: .* of dense attention's pairs; ", line)]
+    assert [line.split(":")[0].strip() for line in lines] == listed
+    assert "The backend 'masked' cannot run this attention call. masked: its mask would take 1,089 MB" in text
+    if not torch.cuda.is_available():
+        assert "there is no GPU" in next(line for line in lines if line.startswith("  triton"))
 
 
-def test_a_cancelled_run_accuses_nobody(report: Any, shown: list[str], caplog: pytest.LogCaptureFixture) -> None:
-    report.begin()
-    report.forward("this pack")
-    report.end(finished=False)
-    assert shown[-1] == "radius 8"
-    assert not caplog.records
+def test_nothing_of_the_images_size_is_allocated(host: Any, nodes_api: Any) -> None:
+    figures, facts = nodes_api.module("nodes.insight.cost"), nodes_api.module("nodes.host").model_facts
+    model = nodes_api.apply(flux_model(), radius=8, down_factor=4)
+    known = facts(model)
+    call = figures.example_call(known, known.settings, figures.grid_of(16384, 16384))
+    assert call.query.shape == (1, 2, 512 + 1024 * 1024, 16)
+    assert call.pooled.key.shape == (1, 2, 256 * 256, 16)
+    assert all(tensor.untyped_storage().nbytes() == 4 for tensor in (call.query, call.key, call.value, call.pooled.key))
+
+
+def test_the_plan_is_the_cores(host: Any, nodes_api: Any, report: Any) -> None:
+    _, text = report(nodes_api.apply(flux_model(), radius=12), 1024, 768)
+    found = re.search(
+        r"([\d,]+) tiles of (\d+) x (\d+) queries read ([\d,]+) boxes of (\d+) x (\d+) keys, ([\d,]+) of them without "
+        r"a mask;\n  ([\d.]+) times",
+        text,
+    )
+    assert found is not None
+    tiles, height, width, boxes, box_height, box_width, full = (int(v.replace(",", "")) for v in found.groups()[:7])
+    grid = Grid(48, 64)
+    plan = tile_plan(GridPair(grid, grid.rows, grid, grid.rows), Window(12), (height, width), (box_height, box_width))
+    assert (tiles, boxes, full) == (plan.tiles, len(plan.boxes), plan.full_boxes)
+    exact = LocalPattern.whole(TokenLayout(0, grid), Window(12)).pairs()
+    assert float(found[8]) == pytest.approx(plan.executed_pairs() / exact, abs=0.006)
+
+
+def test_other_families_and_models_without_clear(host: Any, nodes_api: Any, report: Any) -> None:
+    _, text = report(flux_model())
+    assert "radius 16, the usual one: no CLEAR in this model" in text
+    assert "Put Apply CLEAR Attention before this node" in text
+    _, text = report(nodes_api.apply(flux2_model(), radius=8, start_percent=0.2))
+    assert text.startswith("FLUX.2, radius 8")
+    assert "Counted is a step between 0.2 and 1 of sampling" in text
+    assert "bands" in text
+    _, text = report(nodes_api.apply(chroma_model(), radius=8))
+    assert text.startswith("Chroma, radius 8")
+    assert "bands" not in text, "a forward of Chroma cannot be cut"
+
+
+def test_the_model_stays_as_it_was(host: Any, nodes_api: Any, report: Any) -> None:
+    model = nodes_api.apply(flux_model(), radius=8)
+    before, given = (str(model.model_options), dict(model.patches)), inputs(16, 16)
+    expected = run_forward(model, **given)
+    report(model)
+    assert (str(model.model_options), model.patches) == before
+    assert torch.equal(run_forward(model, **given), expected)
+
+
+def test_what_the_node_hands_on_and_shows(host: Any, nodes_api: Any, pack: dict[str, Any], tmp_path: Path) -> None:
+    output = pack["CLEARReport"].PREPARE_CLASS_CLONE({}).execute(model=flux_model(), width=1024, height=512)
+    image, text = output.args
+    assert image.ndim == 4 and image.shape[0] == 1 and image.shape[-1] == 3
+    assert image.dtype == torch.float32
+    assert 0 <= float(image.min()) < 0.5 < float(image.max()) <= 1
+    assert output.ui["text"] == (text,)
+    (shown,) = output.ui["images"]
+    with Image.open(tmp_path / shown["filename"]) as saved:
+        assert saved.size == (image.shape[2], image.shape[1])
+
+
+@pytest.mark.parametrize(("row", "column"), [(20, 30), (0, 0), (39, 59)])
+def test_the_window_is_drawn_to_scale(nodes_api: Any, row: int, column: int) -> None:
+    """Every token of it, clipped at the border, and no other: nine pixels each."""
+    drawing = nodes_api.module("nodes.insight.canvas")
+    sheet = drawing.Sheet(200, 130)
+    plan = drawing.TokenPlan.of(drawing.Box(10, 5, 190, 125), 40, 60)
+    drawing.draw_window(sheet, plan, nodes_api.module("clear_core.window").Window(9), row, column, "#000000")
+    dark = sheet.tensor()[0].sum(-1) == 0
+    image = dark[5:125, 10:190]
+    assert dark.sum() == image.sum()
+    tokens = image.view(40, 3, 60, 3).float().mean((1, 3))
+    expected = LocalPattern.whole(TokenLayout(0, Grid(40, 60)), Window(9)).mask(queries=slice(row * 60 + column, None))
+    assert torch.equal(tokens, expected[0].view(40, 60).float())
+
+
+@pytest.mark.parametrize(
+    ("inputs_", "words"),
+    [
+        ({"width": 0}, "width is 0; allowed is 16 to 16384 pixels"),
+        ({"height": 16385}, "height is 16385; allowed is 16 to 16384 pixels"),
+    ],
+)
+def test_impossible_sizes_are_named(host: Any, report: Any, inputs_: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        report(flux_model(), **inputs_)
+
+
+def test_other_models_are_named(host: Any, report: Any) -> None:
+    model = flux_model()
+    model.model.diffusion_model = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"this model is Flux \(Identity\)"):
+        report(model)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.83, "83 %"), (0.048, "4.8 %"), (0.997, "99.7 %"), (0.9999, "100 %"), (1e-5, "below 0.01 %"), (0.0, "0 %")],
+)
+def test_shares_in_words(nodes_api: Any, value: float, words: str) -> None:
+    assert nodes_api.module("nodes.insight.canvas").percent(value) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(0.04212, "0.0421"), (3.14159, "3.14"), (9.999, "10.0"), (12345, "12,300"), (0, "0")]
+)
+def test_numbers_in_words(nodes_api: Any, value: float, words: str) -> None:
+    assert nodes_api.module("nodes.insight.canvas").shown(value) == words

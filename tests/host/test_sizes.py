@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pairwise import all_pairs
 from PIL import Image
 from torch import Tensor
 
@@ -73,17 +74,15 @@ def test_a_narrow_image_is_dense_attention_under_its_mask(
         assert error(out, expected) < 1e-5
 
 
-@pytest.mark.parametrize("size", NARROW, ids=str)
-@pytest.mark.parametrize("factor", [1, 4])
+@pytest.mark.parametrize(("size", "factor", "cut"), all_pairs(NARROW, (1, 4), ((7, "cpu"), (256, "cpu,cpu"))), ids=str)
 def test_a_narrow_image_in_bands_is_the_one_without(
-    model: Any, nodes_api: Any, size: tuple[int, int], factor: int
+    model: Any, nodes_api: Any, size: tuple[int, int], factor: int, cut: tuple[int, str]
 ) -> None:
-    arguments = inputs(*size)
+    arguments, (bands, devices) = inputs(*size), cut
     patched = nodes_api.apply(model, radius=RADIUS, down_factor=factor)
     expected = run_forward(patched, **arguments)
-    for bands, devices in ((7, "cpu"), (256, "cpu,cpu")):
-        cut = nodes_api.execute("CLEARMultiGPU", model=patched, devices=devices, bands=bands, text_merge="exact")[0]
-        assert error(run_forward(cut, **arguments), expected) < 1e-6
+    banded = nodes_api.execute("CLEARMultiGPU", model=patched, devices=devices, bands=bands, text_merge="exact")[0]
+    assert error(run_forward(banded, **arguments), expected) < 1e-6
 
 
 @settings(max_examples=15)
@@ -120,23 +119,30 @@ def watched_positions() -> Iterator[list[tuple[Tensor, Tensor]]]:
         yield found
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("bands", "devices", "ntk_factor"), [(1, "cpu", 1.0), (7, "cpu", 1.0), (9, "cpu,cpu", 10.0)])
-@pytest.mark.parametrize("size", [(LONG, 8), (8, LONG), (LONG - 1, 5)], ids=str)
-def test_every_place_up_to_16384_pixels_has_a_position_of_its_own(
-    host: Any, nodes_api: Any, dtype: torch.dtype, bands: int, devices: str, ntk_factor: float, size: tuple[int, int]
+@pytest.mark.parametrize(
+    ("dtype", "cut", "size"),
+    all_pairs(
+        (torch.float32, torch.bfloat16),
+        ((1, "cpu", 1.0), (7, "cpu", 1.0), (9, "cpu,cpu", 10.0)),
+        ((LONG, 8), (8, LONG), (LONG - 1, 5)),
+    ),
+    ids=str,
+)
+def test_every_token_up_to_16384_pixels_has_a_position_of_its_own(
+    host: Any, nodes_api: Any, dtype: torch.dtype, cut: tuple[int, str, float], size: tuple[int, int]
 ) -> None:
+    bands, devices, ntk_factor = cut
     patched = nodes_api.apply(flux_model(dtype=dtype), radius=RADIUS, ntk_factor=ntk_factor)
-    cut = nodes_api.execute("CLEARMultiGPU", model=patched, devices=devices, bands=bands, text_merge="exact")[0]
+    banded = nodes_api.execute("CLEARMultiGPU", model=patched, devices=devices, bands=bands, text_merge="exact")[0]
     arguments = {name: tensor.to(dtype) for name, tensor in inputs(*size).items()}
     with watched_positions() as found:
-        run_forward(cut, **arguments)
+        run_forward(banded, **arguments)
     assert {ids.dtype for ids, _ in found} == {answer.dtype for _, answer in found} == {torch.float32}
     asked, answers = (torch.cat(parts) for parts in zip(*((ids[0], pe[0, 0]) for ids, pe in found), strict=True))
     height, width = (-(-cells // 2) for cells in size)
     expected = torch.cartesian_prod(torch.zeros(1), torch.arange(float(height)), torch.arange(float(width)))
     assert torch.equal(asked.unique(dim=0), expected)
-    # The text stands at (0, 0, 0). Every other place is asked for by one band alone, and the model can tell them apart.
+    # The text is at (0, 0, 0). Every other position is computed in one band alone, and the model can tell them apart.
     image = asked.any(dim=1)
     assert int(image.sum()) == len(answers[image].flatten(1).unique(dim=0)) == height * width - 1
 
@@ -216,7 +222,7 @@ def test_an_image_of_67_megapixels_is_saved_and_loaded_without_a_warning(pack: A
 
 
 def test_an_image_of_268_megapixels_is_not_loaded_by_the_core(pack: Any, folder: Path) -> None:
-    """Pillow takes it for a decompression bomb: what a person can know before making one."""
+    """Pillow takes it for a decompression bomb: what a user can know before making one."""
     Image.new("1", (16384, 16384)).save(folder / "huge.png")
     with pytest.raises(Image.DecompressionBombError, match="268435456 pixels.* exceeds limit of 178956970"):
         pack["LoadImage"]().load_image("huge.png [output]")

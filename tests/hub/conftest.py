@@ -1,4 +1,4 @@
-"""A hub on the loopback, a small but complete set of weights on it, and somebody who looks on."""
+"""A hub on the loopback, a small but complete set of weights on it, and a recorder of progress."""
 
 from __future__ import annotations
 

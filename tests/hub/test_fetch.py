@@ -198,7 +198,7 @@ def test_a_fault_that_passes_is_waited_for(start: Start, hub: LoopbackHub, data:
     ] * 3
 
 
-def test_a_hub_that_asks_for_much_patience_gets_an_answer_at_once(start: Start, hub: LoopbackHub, folder: Path) -> None:
+def test_a_long_retry_after_fails_at_once(start: Start, hub: LoopbackHub, folder: Path) -> None:
     hub.hub_statuses = [429]
     hub.extra_headers = {"Retry-After": "3600"}
     refused(start, hub, folder, "HTTP 429")
@@ -369,8 +369,8 @@ if os.name != "nt":
 
     @pytest.fixture
     def read_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-        """A folder that this process may not write to; the administrator, who may, is somebody else meanwhile."""
-        monkeypatch.setenv("HF_TOKEN", "hf_of_a_person")  # else the client looks into the home folder, maybe another's
+        """A folder that this process may not write to; the administrator, who may, is another user meanwhile."""
+        monkeypatch.setenv("HF_TOKEN", "hf_of_a_user")  # else the client looks into the home folder, maybe another's
         user = os.geteuid()
         with tempfile.TemporaryDirectory() as name:
             path = Path(name)
@@ -435,7 +435,7 @@ def test_a_fault_that_an_older_client_passes_on_as_it_came(
 # ---- no network ------------------------------------------------------------------------------------------------
 
 
-def test_nobody_listens(start: Start, hub: LoopbackHub, folder: Path, progress: Any) -> None:
+def test_connection_refused(start: Start, hub: LoopbackHub, folder: Path, progress: Any) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and never listens
         endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -474,7 +474,7 @@ def in_thread(run: Callable[[], Any]) -> tuple[threading.Thread, list[BaseExcept
     return thread, caught
 
 
-def test_cancel_is_heard_while_the_storage_is_silent(
+def test_cancel_while_the_storage_is_silent(
     start: Start, hub: LoopbackHub, folder: Path, part: Path, data: bytes, progress: Any, cancelled: type[BaseException]
 ) -> None:
     hub.hold_at = 65_536
@@ -483,7 +483,7 @@ def test_cancel_is_heard_while_the_storage_is_silent(
     assert progress.arrived(65_536)
     progress.cancel = True
     running.join(30)
-    # The storage still holds its answer: nobody waited for it.
+    # The storage still holds its answer: the fetch did not wait for it.
     assert not running.is_alive() and not hub.go.is_set()
     assert isinstance(caught[0], cancelled)
     assert part.read_bytes() == data[:65_536]
@@ -496,7 +496,7 @@ def test_cancel_is_heard_while_the_storage_is_silent(
     assert names(folder) == {NAME}
 
 
-def test_cancel_is_heard_while_the_hub_is_silent(
+def test_cancel_while_the_hub_is_silent(
     start: Start, hub: LoopbackHub, folder: Path, progress: Any, cancelled: type[BaseException]
 ) -> None:
     hub.hold_hub = True
@@ -509,7 +509,7 @@ def test_cancel_is_heard_while_the_hub_is_silent(
     assert names(folder) == set()
 
 
-def test_cancel_is_heard_between_two_tries(
+def test_cancel_between_two_tries(
     hub: LoopbackHub, folder: Path, progress: Any, cancelled: type[BaseException]
 ) -> None:
     released = find(NAME)

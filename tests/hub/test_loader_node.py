@@ -44,7 +44,7 @@ def test_a_downloaded_file_keeps_its_value_and_its_fingerprint(
     assert weights.variant.radius == 16
     assert (folders[1] / NAME).read_bytes() == hub.files[NAME]
     assert set(options(pack)) == listed
-    # The prompt that downloaded it is not run again for that; one after a person replaced the file is.
+    # The prompt that downloaded it is not run again for that; one after the file was replaced is.
     assert loader.fingerprint_inputs(weights_name=NAME) == before
     (folders[1] / NAME).write_bytes(hub.files[NAME])
     assert loader.fingerprint_inputs(weights_name=NAME) != before

@@ -43,7 +43,7 @@ except DownloadError as error:
 def another(folder: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """A process that fetches NAME with the client as the environment sets it."""
     clean = {k: v for k, v in os.environ.items() if not k.upper().startswith(("HF_", "HTTP", "NO_PROXY", "ALL_PROXY"))}
-    clean["HF_HOME"] = str(folder.parent / "home")  # no token, no cache of this machine's person
+    clean["HF_HOME"] = str(folder.parent / "home")  # no token, no cache of this machine's user
     command = [sys.executable, "-c", _FETCH, str(ROOT), NAME, str(folder)]
     with subprocess.Popen(command, env=clean | environment, stdout=subprocess.PIPE, text=True) as process:
         yield process
@@ -62,14 +62,14 @@ def start(hub: LoopbackHub, folder: Path, progress: Any) -> Path:
 
 
 def test_mirror_and_token(hub: LoopbackHub, folder: Path, weights: dict[str, bytes]) -> None:
-    hub.token = "hf_of_a_person"
-    assert said(folder, HF_ENDPOINT=f"{hub.address}/", HF_TOKEN="hf_of_a_person") == str(folder / NAME)
+    hub.token = "hf_of_a_user"
+    assert said(folder, HF_ENDPOINT=f"{hub.address}/", HF_TOKEN="hf_of_a_user") == str(folder / NAME)
     assert (folder / NAME).read_bytes() == weights[NAME]
     assert all((request.token is None) == request.to_storage for request in hub.requests), "the storage gets no token"
 
 
 def test_without_a_token(hub: LoopbackHub, folder: Path) -> None:
-    hub.token = "hf_of_a_person"
+    hub.token = "hf_of_a_user"
     text = said(folder, HF_ENDPOINT=hub.address, HF_HUB_DISABLE_IMPLICIT_TOKEN="1")
     assert "HTTP 401" in text
     assert f"fetch {hub.url(NAME)} and put it into {folder}." in text

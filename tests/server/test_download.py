@@ -120,7 +120,7 @@ def test_cancel_keeps_what_came_and_the_next_run_goes_on(place: Place) -> None:
 
     stopped = client.run(prompt(name), interrupt)
     assert stopped.status == "interrupted"
-    assert not hub.go.is_set(), "the hub was silent, and nobody waited for it"
+    assert not hub.go.is_set(), "the hub was silent, and the prompt did not wait for it"
     (part,) = (path for path in folder.iterdir() if path.name.startswith(name))
     kept = part.read_bytes()
     assert 0 < len(kept) <= 100_000 and hub.files[name].startswith(kept)

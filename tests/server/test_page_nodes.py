@@ -83,7 +83,7 @@ def saved(page: Page, kind: str) -> dict[str, Any]:
 
 
 def raise_number(page: Page, renderer: str, kind: str, name: str) -> None:
-    """As a person does: the arrow to the right of a number."""
+    """As a user does: the arrow to the right of a number."""
     if renderer == "classic":
         x, y = page.evaluate(
             """([kind, name]) => {
@@ -104,7 +104,7 @@ def raise_number(page: Page, renderer: str, kind: str, name: str) -> None:
 
 
 def expected(radius: int, width: int, height: int, factor: int = 1) -> dict[str, str]:
-    """The core's figures, as a person reads them."""
+    """The core's figures, as the panel shows them."""
     grid = Grid(height // 16, width // 16)
     layout = TokenLayout(512, grid)
     cells = -(-grid.height // factor) * -(-grid.width // factor) if factor > 1 else 0
@@ -425,7 +425,7 @@ def test_without_clear_before_it_the_bands_say_so(page: Page, renderer: str) -> 
 def test_each_band_shows_how_far_it_is(page: Page, renderer: str, client: Any) -> None:
     """A real run on the demo checkpoint, queued by the page."""
     seed = 40 + RENDERERS.index(renderer)  # what has run already does not run again
-    changes = {**workflow.DEMO.changes(), **workflow.sampling(width=256, height=256, steps=2, seed=seed)}
+    changes = {**workflow.DEMO.changes(), **workflow.sampling(width=96, height=256, steps=2, seed=seed)}
     open_workflow(page, workflow.page_form("clear_text_to_image"))
     change_widgets(page, changes)
     x, y = page.evaluate("() => [...app.graph.nodes.find((node) => node.type === 'CLEARApply').pos]")

@@ -1,4 +1,4 @@
-"""A person at ComfyUI's own page: runs a workflow, watches it, cancels, comes back; in their own language."""
+"""A user at ComfyUI's own page: runs a workflow, watches it, cancels, comes back; in their own language."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from devtools.client import ComfyClient
 from devtools.page import change_widgets, load, open_workflow, panel, set_setting, shipped, use_renderer
 
 _SAVED = "() => app.graph.nodes.find((node) => node.type === 'CLEARApply').serialize()"
+_KEPT = """(seed) => [localStorage, sessionStorage].some((kept) =>
+    Object.values(kept).some((text) => text.includes(seed)))"""
 _TEXT = """() => {
     const { widgets } = app.graph.nodes.find((node) => node.type === 'CLEARApply')
     return widgets.find((widget) => widget.name === '$$node-text-preview')?.value ?? ''
@@ -45,7 +47,7 @@ def wait_for_end(page: Page, client: ComfyClient) -> str:
 
 
 def test_run_watch_cancel_and_run_again(page: Page, client: ComfyClient) -> None:
-    open_demo(page, width=512, height=512, steps=40, seed=501)
+    open_demo(page, width=256, height=256, steps=99, seed=501)
     values = page.evaluate(_SAVED)["widgets_values"]
     page.get_by_role("button", name="Run", exact=True).first.click()
     # The tab's title counts the sampler's steps.
@@ -53,7 +55,7 @@ def test_run_watch_cancel_and_run_again(page: Page, client: ComfyClient) -> None
     assert "\nwindow: " in page.evaluate(_TEXT)
     page.get_by_role("button", name="Cancel current run").click()
     assert wait_for_end(page, client) == "execution_interrupted"
-    change_widgets(page, workflow.sampling(width=256, height=256, steps=2, seed=502))
+    change_widgets(page, workflow.sampling(width=128, height=128, steps=2, seed=502))
     page.get_by_role("button", name="Run", exact=True).first.click()
     page.wait_for_function("() => !document.title.includes('%')", timeout=120_000)
     assert wait_for_end(page, client) == "execution_success"
@@ -64,10 +66,10 @@ def test_run_watch_cancel_and_run_again(page: Page, client: ComfyClient) -> None
 
 
 def test_what_was_on_the_page_is_there_after_a_reload(page: Page, server: Any) -> None:
-    open_demo(page, width=768, height=512, steps=2, seed=503)
+    open_demo(page, width=768, height=512, steps=2, seed=50_300_503)
     page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()")
     prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
-    page.wait_for_timeout(1500)  # the page keeps its draft a moment later
+    page.wait_for_function(_KEPT, arg="50300503")  # the page keeps its draft a moment later
     load(page, server.address)
     page.wait_for_function("() => app.graph.nodes.some((node) => node.type === 'CLEARApply')")
     assert page.evaluate("async () => (await app.graphToPrompt()).output") == prompt
@@ -76,7 +78,7 @@ def test_what_was_on_the_page_is_there_after_a_reload(page: Page, server: Any) -
 
 @pytest.mark.parametrize("renderer", ["classic", "nodes 2.0"])
 @pytest.mark.parametrize("language", ["zh", "ja", "en"])
-def test_the_panels_speak_the_pages_language(page: Page, language: str, renderer: str) -> None:
+def test_panels_are_in_the_pages_language(page: Page, language: str, renderer: str) -> None:
     set_setting(page, "Comfy.Locale", language)
     page.wait_for_timeout(1000)  # the page opens its workflow anew
     use_renderer(page, renderer)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,12 +92,12 @@ def shown_nodes(client: Any, demo_prompt: Callable[..., Any]) -> dict[str, tuple
     }
 
 
-@pytest.mark.parametrize("path", [*NODE_FILES, *WORKFLOW_FILES], ids=lambda path: path.name)
-def test_a_picture_is_there_and_small(path: Path) -> None:
-    with Image.open(path) as picture:
-        picture.load()
-        assert min(picture.size) > 50
-    assert path.stat().st_size < 300_000
+def test_every_picture_is_there_and_small(subtests: pytest.Subtests) -> None:
+    for path in (*NODE_FILES, *WORKFLOW_FILES):
+        with subtests.test(path=path.name), Image.open(path) as picture:
+            picture.load()
+            assert min(picture.size) > 50
+            assert path.stat().st_size < 300_000
 
 
 def test_no_picture_is_left_over() -> None:
@@ -107,9 +106,14 @@ def test_no_picture_is_left_over() -> None:
     assert {path for path in found if path.suffix in (".png", ".jpg")} == kept
 
 
-@pytest.mark.parametrize("kind", pictures.NODES)
-def test_the_help_page_shows_the_node(page: Page, kind: str) -> None:
-    """Opened as a person does: the sign for help over a node that is selected."""
+def test_the_help_pages_show_their_nodes(page: Page, subtests: pytest.Subtests) -> None:
+    for kind in pictures.NODES:
+        with subtests.test(kind=kind):
+            check_help_page(page, kind)
+
+
+def check_help_page(page: Page, kind: str) -> None:
+    """Opened as a user does: the info button over a selected node."""
     page.evaluate(
         """(kind) => {
             app.graph.clear()
@@ -134,7 +138,8 @@ def test_the_walk_through_shows_every_workflow() -> None:
     assert set(re.findall(r"\]\((\w+)\.json\)", text)) == set(workflow.NAMES)
 
 
-@pytest.mark.parametrize("name", workflow.NAMES)
-def test_the_template_browser_has_its_picture(client: Any, name: str) -> None:
-    served = client.get(f"/api/workflow_templates/{PACK_FOLDER}/{name}.jpg")
-    assert served == pictures.workflow_file(name).read_bytes()
+def test_the_template_browser_has_its_pictures(client: Any, subtests: pytest.Subtests) -> None:
+    for name in workflow.NAMES:
+        with subtests.test(name=name):
+            served = client.get(f"/api/workflow_templates/{PACK_FOLDER}/{name}.jpg")
+            assert served == pictures.workflow_file(name).read_bytes()

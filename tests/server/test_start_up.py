@@ -1,4 +1,4 @@
-"""What the pack costs at the host's start: users count the seconds."""
+"""What the pack imports at the host's start. How long it takes is a figure of the benchmarks."""
 
 from __future__ import annotations
 
@@ -9,38 +9,31 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from devtools.server import HOST, PACK_FOLDER, ComfyServer
 
-LIMIT = 0.5  # seconds
-HEAVY = ("diffusers", "triton", "huggingface_hub")
+HEAVY = ("diffusers", "triton", "huggingface_hub", "matplotlib", "torchmetrics")
 
 # Everything the host itself imports comes first; what is new afterwards is the pack's doing.
 _MEASURE = """
-import asyncio, json, sys, time
+import asyncio, json, sys
 from comfy.cli_args import args
 args.cpu = True
 import utils.extra_config, utils.install_util
 import nodes
 asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
 before = set(sys.modules)
-started = time.perf_counter()
 assert asyncio.run(nodes.load_custom_node(sys.argv[1]))
-seconds = time.perf_counter() - started
-print(json.dumps({"seconds": seconds, "new": sorted(set(sys.modules) - before)}))
+print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
 
-def test_server_reports_a_quick_import(server: ComfyServer) -> None:
-    line = re.search(rf"([\d.]+) seconds(.*): .*{PACK_FOLDER}", server.log)
+def test_the_server_imports_it(server: ComfyServer) -> None:
+    line = re.search(rf"[\d.]+ seconds(.*): .*{PACK_FOLDER}", server.log)
     assert line is not None, server.log
-    assert line[2] == "", "the import failed"
-    assert float(line[1]) < LIMIT
+    assert line[1] == "", "the import failed"
 
 
-@pytest.fixture(scope="module")
-def imported(pack_folder: Path) -> dict[str, object]:
+def test_nothing_heavy_is_imported(pack_folder: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", _MEASURE, str(pack_folder)],
         cwd=HOST,
@@ -49,14 +42,6 @@ def imported(pack_folder: Path) -> dict[str, object]:
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def test_nothing_heavy_is_imported(imported: dict[str, list[str]]) -> None:
-    packages = {name.partition(".")[0] for name in imported["new"]}
-    assert any("clear_core" in name for name in imported["new"]), "the measurement missed the pack"
-    assert packages.isdisjoint(HEAVY)
-
-
-def test_import_is_quick(imported: dict[str, float]) -> None:
-    assert imported["seconds"] < LIMIT
+    new = json.loads(result.stdout.splitlines()[-1])
+    assert any("clear_core" in name for name in new), "the check missed the pack"
+    assert {name.partition(".")[0] for name in new}.isdisjoint(HEAVY)

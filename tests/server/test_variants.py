@@ -1,4 +1,4 @@
-"""The other kind of weights, and a run that is partly dense, as a person sees them on the node."""
+"""The other kind of weights, and a run that is partly dense, as the node shows them."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def kontext(uploaded: Any, *changes: workflow.Changes) -> Prompt:
         "clear_kontext",
         {
             "UNETLoader": {"unet_name": named(checkpoints_tools.KONTEXT)},
-            "Size": {"width": 128, "height": 128},
+            "Size": {"width": 96, "height": 96},
             "Picture 1": {"image": uploaded("reference_1.png", 96, 64)},
             "Picture 2": {"image": uploaded("reference_2.png", 64, 128)},
         },
@@ -171,7 +171,7 @@ def test_kontext_sees_two_references_whole_or_through_windows(client: ComfyClien
         run = client.run(prompt)
         text = said(run, prompt)
         assert calls(text) == 4
-        assert "8 x 8 image + 4 x 6 reference + 8 x 4 reference tokens" in text
+        assert "6 x 6 image + 4 x 6 reference + 8 x 4 reference tokens" in text
         pictures[view] = picture_of(client, run, prompt)
     assert far(pictures["all tokens"], pictures["window"]) > 1
 
@@ -193,7 +193,7 @@ def test_kontext_takes_one_reference(client: ComfyClient, uploaded: Any) -> None
         prompt.pop(workflow.node_id(prompt, unused))
     text = said(client.run(prompt), prompt)
     assert calls(text) == 4
-    assert "8 x 8 image + 4 x 6 reference tokens" in text
+    assert "6 x 6 image + 4 x 6 reference tokens" in text
 
 
 def redux(uploaded: Any, *changes: workflow.Changes) -> Prompt:
@@ -270,7 +270,8 @@ def test_chroma_takes_the_window_with_a_negative_prompt(client: ComfyClient) -> 
             "Size": {"width": 128, "height": 128},
             "CLEARApply": {"radius": radius},
             # Of another length than the prompt, so that each has forwards of its own.
-            "Negative prompt": {"text": "blurred, dull, " * 40},
+            "Negative prompt": {"text": "blurred, dull, " * 25},
+            "BasicScheduler": {"steps": 1},
         }
         prompt = small("clear_chroma", own)
         clip = prompt[workflow.node_id(prompt, "CLIPLoader")]
@@ -280,7 +281,7 @@ def test_chroma_takes_the_window_with_a_negative_prompt(client: ComfyClient) -> 
         text = said(run, prompt)
         assert f"radius {radius}, window only, untrained weights" in text
         assert "experimental: Chroma, which was not trained for a window" in text
-        assert calls(text) == 2 * 2 * 2
+        assert calls(text) == 2 * 2
         pictures.append(picture_of(client, run, prompt))
     assert pictures[0].std() > 10
     assert far(*pictures) > 1
@@ -290,7 +291,7 @@ def test_chroma_takes_the_window_with_a_negative_prompt(client: ComfyClient) -> 
 
 
 def fast(*changes: workflow.Changes) -> Prompt:
-    return small("clear_fast", {"Width": {"value": 128}, "Height": {"value": 128}}, *changes)
+    return small("clear_fast", {"Width": {"value": 96}, "Height": {"value": 96}}, *changes)
 
 
 def test_fp8_weights_take_clear(client: ComfyClient) -> None:
@@ -312,7 +313,8 @@ def test_fp8_weights_take_clear(client: ComfyClient) -> None:
 def test_easycache_leaves_out_steps_before_or_after_clear(client: ComfyClient) -> None:
     # From the first step to the last: EasyCache reads other limits off the schedule that the last prompt left behind.
     lazy = {"reuse_threshold": 3.0, "start_percent": 0.0, "end_percent": 1.0}
-    after = fast({"BasicScheduler": {"steps": 8}, "EasyCache": lazy})
+    # And from the weights as they are in the file: on a CPU fp8 takes most of a step's time.
+    after = fast({"BasicScheduler": {"steps": 6}, "EasyCache": lazy, "UNETLoader": {"weight_dtype": "default"}})
     apply, cache, loader = (workflow.node_id(after, name) for name in ("CLEARApply", "EasyCache", "UNETLoader"))
     before = workflow.changed(after)
     before[cache]["inputs"]["model"] = [loader, 0]
@@ -321,8 +323,8 @@ def test_easycache_leaves_out_steps_before_or_after_clear(client: ComfyClient) -
     pictures = []
     for prompt in (after, before):
         run = client.run(prompt)
-        # Without EasyCache: 8 steps of 2 layers.
-        assert 2 <= calls(said(run, prompt)) < 8 * 2
+        # Without EasyCache: 6 steps of 2 layers.
+        assert 2 <= calls(said(run, prompt)) < 6 * 2
         pictures.append(picture_of(client, run, prompt))
     assert pictures[0].std() > 10
     assert (pictures[0] == pictures[1]).all()

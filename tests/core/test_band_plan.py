@@ -1,4 +1,4 @@
-"""Bands, lanes, and who needs what of whom."""
+"""Bands, lanes, and the halo that each band needs."""
 
 from __future__ import annotations
 
@@ -74,6 +74,51 @@ def test_without_a_window_every_band_needs_all() -> None:
     assert plan.rows_seen(1) == Band(0, 10)
 
 
+def test_a_plan_in_full() -> None:
+    """Five bands of four rows, radius 3: each needs two rows of its neighbours. Two lanes."""
+    plan = BandPlan(Grid(20, 4), cut_rows(20, 5), (0, 0, 0, 1, 1), Window(3))
+    assert plan.bands == (Band(0, 4), Band(4, 8), Band(8, 12), Band(12, 16), Band(16, 20))
+    assert plan.lane_count == 2
+    assert [plan.bands_of(lane) for lane in (0, 1)] == [(0, 1, 2), (3, 4)]
+    assert [plan.rows_seen(band) for band in range(5)] == [
+        Band(0, 6),
+        Band(2, 10),
+        Band(6, 14),
+        Band(10, 18),
+        Band(14, 20),
+    ]
+    assert plan.needs[2] == {1: Band(6, 8), 2: Band(8, 12), 3: Band(12, 14)}
+    assert plan.awaits == ((0, 1), (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4))
+    assert plan.uses == (2, 3, 3, 3, 2)
+    assert plan.borders == ((2,), (3,))
+    together = BandPlan(plan.image, plan.bands, plan.lanes, plan.window, together=True)
+    assert together.needs == plan.needs and together.uses == plan.uses
+    assert together.awaits == ((0, 1, 2, 3, 4),) * 5
+    assert together.borders == ((0, 1, 2), (3, 4))
+
+
+def test_bands_are_of_nearly_equal_height() -> None:
+    assert cut_rows(10, 3) == (Band(0, 3), Band(3, 6), Band(6, 10))
+    assert cut_rows(10, 3, 4) == (Band(0, 4), Band(4, 8), Band(8, 10))
+    assert cut_rows(9, 2, 4) == (Band(0, 4), Band(4, 9))
+    assert cut_rows(5, 0) == cut_rows(5, 1) == (Band(0, 5),)
+
+
+@pytest.mark.parametrize(
+    ("bands", "shares", "owners"),
+    [
+        (6, [1, 1], (0, 0, 0, 1, 1, 1)),
+        (6, [2, 1], (0, 0, 0, 0, 1, 1)),
+        (4, [100, 1, 1], (0, 0, 1, 2)),
+        (4, [1, 1, 100], (0, 1, 2, 2)),
+        (2, [1, 1, 1], (0, 1)),
+        (3, [5], (0, 0, 0)),
+    ],
+)
+def test_lanes_by_hand(bands: int, shares: list[float], owners: tuple[int, ...]) -> None:
+    assert deal(bands, shares) == owners
+
+
 @pytest.mark.parametrize("bands", [(Band(0, 3), Band(4, 8)), (Band(1, 8),), (Band(0, 7),)])
 def test_bands_that_do_not_cover_the_image_are_refused(bands: tuple[Band, ...]) -> None:
     with pytest.raises(ValueError, match="must follow each other and cover 8 rows"):
@@ -89,6 +134,11 @@ def test_bands_without_a_lane_are_refused(lanes: tuple[int, ...]) -> None:
 def test_a_halo_is_a_sixth_of_sequence_parallelism() -> None:
     """8192 px on 4 devices, r = 16, bf16: an inner band has two borders."""
     image, window = Grid(512, 512), Window(16)
+    plan = BandPlan(image, cut_rows(512, 4), (0, 1, 2, 3), window)
+    rows = sum(len(needed[1]) for lane, needed in enumerate(plan.needs) if 1 in needed and lane != 1)
     halo = halo_bytes(image, window, 3072, 2, borders=2)
-    assert halo == 2 * 15 * 512 * 3072 * 2 * 2
+    # Of every row that another lane needs, a key and a value of 3072 channels for each token.
+    assert halo == sum(2 * 512 * 3072 * 2 for _ in range(rows)) == 188_743_680
+    # Of a quarter of all tokens q, k, v and the output, three quarters of each.
+    assert all_to_all_bytes(8, 10, 2, 4) == 8 // 4 * 10 * 2 * 4 * 3 // 4
     assert 6 < all_to_all_bytes(image.tokens + 512, 3072, 2, 4) / halo < 7

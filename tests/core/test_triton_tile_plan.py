@@ -13,7 +13,7 @@ from clear_core.window import Window
 
 
 def visible(grids: GridPair, window: Window) -> torch.Tensor:
-    """Who sees whom, written out: bool [query rows, query columns, key rows, key columns]."""
+    """The mask, pair by pair: bool [query rows, query columns, key rows, key columns]."""
     y = same_place(torch.arange(grids.query_rows.start, grids.query_rows.stop), grids.query.height, grids.key.height)
     x = same_place(torch.arange(grids.query.width), grids.query.width, grids.key.width)
     dy = y[:, None] - torch.arange(grids.key_rows.start, grids.key_rows.stop)
@@ -28,21 +28,24 @@ def check(plan: TilePlan, grids: GridPair, window: Window) -> None:
     across = -(-grids.query.width // tw)
     assert plan.tiles == across * -(-len(grids.query_rows) // th)
     seen = torch.zeros_like(pairs, dtype=torch.int64)
-    previous_end = 0
+    previous_end = full = 0
     for tile in range(plan.tiles):
         begin, masked, end = plan.ranges[:, tile].tolist()
         assert previous_end == begin <= masked <= end
-        previous_end = end
+        previous_end, full = end, full + masked - begin
         row, column = tile // across * th, tile % across * tw
         for number, (y, x) in enumerate(plan.boxes[begin:end].tolist(), begin):
             assert y >= 0
             assert x >= 0
             box = (slice(row, row + th), slice(column, column + tw), slice(y, y + kh), slice(x, x + kw))
-            assert pairs[box].any(), "a box that nobody sees"
+            assert pairs[box].any(), "a box without a visible key"
             reaches_out = y + kh > len(grids.key_rows) or x + kw > grids.key.width
             assert (number < masked) == (bool(pairs[box].all()) and not reaches_out)
             seen[box] += 1
     assert previous_end == plan.boxes.shape[0]
+    assert plan.full_boxes == full
+    assert plan.executed_pairs() == previous_end * th * tw * kh * kw
+    assert plan.ranges.dtype == plan.boxes.dtype == torch.int32
     assert seen[pairs].eq(1).all(), "every visible pair is computed exactly once"
 
 
@@ -72,6 +75,14 @@ def test_every_visible_pair_is_visited_once(
         bands.append(Band(start, data.draw(st.integers(start + 1, size))))
     grids = GridPair(Grid(height, width), bands[0], Grid(key_height, key_width), bands[1])
     check(tile_plan(grids, Window(radius), tile, box), grids, Window(radius))
+
+
+def test_a_plan_moves_to_a_device() -> None:
+    grid = Grid(9, 7)
+    plan = tile_plan(GridPair(grid, grid.rows, grid, grid.rows), Window(3), (3, 5), (1, 3))
+    moved = plan.to(torch.device("meta"))
+    assert (moved.tile, moved.box, moved.tiles) == ((3, 5), (1, 3), 6)
+    assert moved.ranges.is_meta and moved.boxes.is_meta and not plan.boxes.is_meta
 
 
 @pytest.mark.parametrize(("radius", "keys"), [(8, 768), (16, 1856), (32, 5312)])

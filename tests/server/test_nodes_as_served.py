@@ -108,7 +108,7 @@ def test_absent_weights_file_is_named(client: Any, demo_prompt: Any) -> None:
 
 
 def test_failing_node_says_what_to_do(client: Any, demo_prompt: Any) -> None:
-    """An error in the middle of a prompt names the node, the value and the mend."""
+    """An error in the middle of a prompt names the node, the value and the fix."""
     prompt = demo_prompt()
     prompt[workflow.node_id(prompt, "CLEARApply")]["inputs"].pop("weights")
     prompt.pop(workflow.node_id(prompt, "CLEARWeightsLoader"))
@@ -123,7 +123,7 @@ def test_uploaded_image_comes_back(client: Any) -> None:
     assert client.image({"filename": name, "type": "input"}) == data.getvalue()
 
 
-def test_a_node_put_in_anew_speaks_for_itself(client: Any, demo_prompt: Any) -> None:
+def test_a_node_added_again_shows_its_own_text(client: Any, demo_prompt: Any) -> None:
     """Deleted and added again with the same settings: ComfyUI could give it what the old one gave out."""
     prompt = demo_prompt()
     client.run(prompt)
