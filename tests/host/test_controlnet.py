@@ -164,7 +164,9 @@ def test_positions_stay_apart_in_bfloat16(host: Any, windowed: Callable[..., Any
 
 def test_it_says_what_ran(patched: Any, nodes_api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(nodes_api.module("nodes.host.patching.controlnet"), "messenger", lambda node_id: said.append)
+    monkeypatch.setattr(
+        nodes_api.module("nodes.host.patching.controlnet"), "node_text_sender", lambda node_id: said.append
+    )
     (control,) = nodes_api.execute("CLEARControlNet", control_net=control_net("xlabs"), radius=3, backend="sdpa")
     run(patched, applied(control))
     assert said[0] == "radius 3, window only: this ControlNet was trained with dense attention"
