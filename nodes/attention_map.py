@@ -69,7 +69,7 @@ class CLEARAttentionMap(io.ComfyNode):
         answer = host.ask_attention(model, positive, latent_image, question, seed=seed)
         text = _described(question, answer)
         image = map_picture(_page(question, answer))
-        host.messenger(cls.hidden.unique_id)(text)
+        host.node_text_sender(cls.hidden.unique_id)(text)
         preview = ui.PreviewImage(image, cls=cls).as_dict()
         return io.NodeOutput(image, text, ui={**preview, "text": (text,)})
 

@@ -65,7 +65,7 @@ class CLEARCompare(io.ComfyNode):
         if 4 in (image_a.shape[-1], image_b.shape[-1]):
             lines.append("Transparency (alpha) was not compared.")
         text = "\n".join(lines)
-        host.messenger(cls.hidden.unique_id)(text)
+        host.node_text_sender(cls.hidden.unique_id)(text)
         return io.NodeOutput(text, difference, ui={"text": (text,)})
 
 

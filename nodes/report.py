@@ -78,7 +78,7 @@ class CLEARReport(io.ComfyNode):
         text = "\n".join([*about, "", *_costs(facts, sizes), "", *_plan(page.plan, needed_pairs(call)), "", *who])
         image = report_picture(page)
         # The picture under it says the rest.
-        host.messenger(cls.hidden.unique_id)("\n".join([*about, who[0]]))
+        host.node_text_sender(cls.hidden.unique_id)("\n".join([*about, who[0]]))
         shown_images = ui.PreviewImage(image, cls=cls).as_dict()
         return io.NodeOutput(image, text, ui={**shown_images, "text": (text,)})
 

@@ -2,6 +2,10 @@
 
 A fiber runs only between `resume` and its next `pause`, while the thread that resumed it waits. So at most one of
 the two runs at any time, and what they share needs no lock.
+
+Threads, because the function that pauses is deep inside the host's own forward: a generator or coroutine can suspend
+only its own frame, not its callers'. Greenlets could, but all greenlets of a thread share what PyTorch keeps for each
+thread (grad and inference mode, dispatch modes, the current CUDA stream), which the host enters around its blocks.
 """
 
 from __future__ import annotations
@@ -92,7 +96,7 @@ class Fiber(Generic[Result]):
 
 
 def same_mode(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
-    """What PyTorch keeps for each thread, as it is here: to be entered in another thread, on a device."""
+    """PyTorch's thread-local modes as they are here, and the device's stream: to be entered in another thread."""
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     dispatch = list(_get_current_dispatch_mode_stack())
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..flux import CHANNELS, HEAD_DIM
 from ..layout import Grid
 from .plan import BandPlan
+from .schedule import rows_waiting
 
 _MARGIN = 1.05
 _WORKSPACE = 160 * 2**20  # what a backend gathers and what it answers for one band at a time
@@ -60,9 +61,7 @@ def lane_bytes(plan: BandPlan, lane: int, text: int, shape: ModelShape, batch: i
     width, mine = plan.image.width, plan.bands_of(lane)
     tokens = sum(len(plan.bands[band]) for band in mine) * width + text
     kept = tokens * (shape.token + shape.positions)
-    ahead = max(sum(len(plan.bands[b]) for b in plan.awaits[band] if b >= band and b in mine) for band in mine)
-    ahead += sum(len(plan.bands[b]) for b in plan.borders[lane][-1:])
-    waiting = (ahead * width + text) * shape.waiting
+    waiting = (rows_waiting(plan, lane) * width + text) * shape.waiting
     seen = max(sum(len(rows) for rows in plan.needs[band].values()) for band in mine)
     gathered = 2 * (seen * width + text) * shape.token
     return round(_MARGIN * batch * (kept + waiting + gathered)) + _WORKSPACE

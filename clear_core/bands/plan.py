@@ -1,9 +1,9 @@
-"""An image cut into bands of rows, the bands dealt to lanes, and who needs what of whom.
+"""An image cut into bands of rows, the bands dealt to lanes, and the halos that bands need of each other.
 
 lane 0   band 0   rows 0..16      each lane works on one device, its bands one after another;
-         band 1   rows 16..32     neighbours hand over the rows of keys and values that lie within
-lane 1   band 2   rows 32..48     r - 1 rows of a border, more bands away where a band is thinner
-         band 3   rows 48..64
+         band 1   rows 16..32     a band's halo is the keys and values within r - 1 rows of its
+lane 1   band 2   rows 32..48     borders: of its neighbours, and of bands beyond where these are
+         band 3   rows 48..64     thinner than the halo
 """
 
 from __future__ import annotations
@@ -72,9 +72,13 @@ class BandPlan:
         return tuple(every if self.together else tuple(sorted(needed)) for needed in self.needs)
 
     @cached_property
-    def uses(self) -> tuple[int, ...]:
-        """How many bands need each band's keys."""
-        return tuple(sum(band in needed for needed in self.needs) for band in range(len(self.bands)))
+    def users(self) -> tuple[frozenset[int], ...]:
+        """For each band the lanes that need its keys."""
+        needed_by = [set[int]() for _ in self.bands]
+        for needed, lane in zip(self.needs, self.lanes, strict=True):
+            for band in needed:
+                needed_by[band].add(lane)
+        return tuple(frozenset(lanes) for lanes in needed_by)
 
     @cached_property
     def borders(self) -> tuple[tuple[int, ...], ...]:

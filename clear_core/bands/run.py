@@ -1,14 +1,8 @@
-"""Bands in step: one forward of the model, cut into bands that hand each other keys and values layer by layer.
+"""One forward of the model in bands that exchange keys and values layer by layer.
 
-Workers are fibers, each inside the host's own forward:
-
-    anchor    the text and the reference images, whole; one
-    bands     rows of the image; the text they carry is a placeholder that nobody reads
-
-A worker pauses where a block begins and where it attends. In each layer a lane takes its bands in order, as a
-line buffer does: let the neighbours come as far as their keys and values, then let the band attend and finish its
-block, then drop what nobody needs any more. The anchor's queries see everything: each band computes its share
-of them over its own rows, and the shares are merged by their log-sum-exp, which is exact.
+The workers are fibers, each inside the host's own forward: one for the replicated tokens (text and reference images,
+on lane 0), one for each band of image rows. A worker pauses where a block begins and where it attends. A lane runs its
+workers one at a time, in the order of its `schedule`; lanes run at the same time, each in a thread of its own.
 """
 
 from __future__ import annotations
@@ -16,17 +10,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .exchange import OUT_OF_STEP, Exchange, Layer, OutOfStep, Stopped, Traffic
+from .exchange import OUT_OF_STEP, Exchange, OutOfStep, Stopped, Traffic
 from .fibers import Fiber, same_mode
 from .plan import BandPlan
-from .workers import Anchor, TextMerge, Worker
+from .schedule import Attend, AttendReplicated, Publish, PublishPartial, PublishReplicated, Step, schedule
+from .workers import BandWorker, ReplicatedWorker, TextMerge
 
 
-class Stream:
+@dataclass(frozen=True, slots=True)
+class Forwards:
+    """The model's forward, to be run by a worker: of the replicated tokens, and of one band."""
+
+    replicated: Callable[[ReplicatedWorker], Tensor]
+    band: Callable[[BandWorker], Tensor]
+
+
+class BandedForward:
     """One forward in bands. Make it and `run` it."""
 
     def __init__(self, plan: BandPlan, devices: Sequence[torch.device], text_merge: TextMerge = "exact") -> None:
@@ -39,14 +43,12 @@ class Stream:
     def traffic(self) -> Traffic:
         return self._exchange.traffic
 
-    def run(self, anchor: Callable[[Anchor], Tensor], band: Callable[[Worker], Tensor]) -> list[Tensor]:
-        """Run the forward of the anchor and of every band; the bands' outputs, top to bottom.
+    def run(self, forwards: Forwards) -> list[Tensor]:
+        """Run the forward of the replicated tokens and of every band; the bands' outputs, top to bottom.
 
         Raises the first worker's exception as it is, with no thread left behind.
         """
-        lanes = [
-            _Lane(self._exchange, number, self._text_merge, anchor, band) for number in range(self.plan.lane_count)
-        ]
+        lanes = [_Lane(self._exchange, number, self._text_merge, forwards) for number in range(self.plan.lane_count)]
         helpers = []
         for lane in lanes[1:]:
             enter = same_mode(self._exchange.devices[lane.number])
@@ -78,79 +80,61 @@ class Stream:
 
 
 class _Lane:
-    """The bands of one device, one at a time; lane 0 has the anchor too."""
+    """The bands of one lane, one at a time; lane 0 has the replicated tokens too."""
 
-    def __init__(
-        self,
-        exchange: Exchange,
-        number: int,
-        text_merge: TextMerge,
-        anchor: Callable[[Anchor], Tensor],
-        band: Callable[[Worker], Tensor],
-    ) -> None:
-        self.exchange = exchange
+    def __init__(self, exchange: Exchange, number: int, text_merge: TextMerge, forwards: Forwards) -> None:
         self.number = number
         self.outputs: list[Tensor] = []
-        self._fibers: dict[int, Fiber[Tensor]] = {}
-        for index in exchange.plan.bands_of(number):
-            worker = Worker(exchange, number, index, text_merge)
-            self._fibers[index] = worker.start(lambda worker=worker: band(worker), f"clear-band-{index}")
-        self._anchor: Fiber[Tensor] | None = None
-        if number == 0:
-            step = Anchor(exchange, 0, text_merge)
-            self._anchor = step.start(lambda: anchor(step), "clear-anchor")
+        self._exchange = exchange
+        self._schedule = schedule(exchange.plan, number)
+        self._bands: dict[int, Fiber[Tensor]] = {}
+        self._replicated: Fiber[Tensor] | None = None
+        for step in self._schedule:
+            if isinstance(step, PublishReplicated):
+                text = ReplicatedWorker(exchange, number, text_merge)
+                self._replicated = text.start(lambda text=text: forwards.replicated(text), "clear-text")
+            elif isinstance(step, Attend):
+                band = BandWorker(exchange, number, step, text_merge)
+                self._bands[step.band] = band.start(lambda band=band: forwards.band(band), f"clear-band-{step.band}")
 
     def run(self) -> int:
         """Until every worker has finished; the number of attention layers."""
-        every = [*([self._anchor] if self._anchor is not None else []), *self._fibers.values()]
+        workers = [*([self._replicated] if self._replicated is not None else []), *self._bands.values()]
         try:
-            for fiber in every:
+            for fiber in workers:
                 fiber.resume()  # as far as its first block
             number = 0
-            while self._running(every):
-                self._run_layer(number)
+            while self._running(workers):
+                for step in self._schedule:
+                    self._exchange.wait(number, step)
+                    self._execute(step, number)
                 number += 1
-            self.outputs = [fiber.take_result() for fiber in self._fibers.values()]
+            self.outputs = [fiber.take_result() for fiber in self._bands.values()]
             return number
         finally:
-            for fiber in every:
+            for fiber in workers:
                 fiber.cancel()
 
-    def _running(self, every: list[Fiber[Tensor]]) -> bool:
-        places = {("end", None) if fiber.finished else fiber.place for fiber in every}
+    def _running(self, workers: list[Fiber[Tensor]]) -> bool:
+        places = {("end", None) if fiber.finished else fiber.place for fiber in workers}
         if len(places) > 1:
             raise OutOfStep(OUT_OF_STEP.format(", ".join(sorted(map(str, places)))))
         return places != {("end", None)}
 
-    def _run_layer(self, number: int) -> None:
-        exchange, plan = self.exchange, self.exchange.plan
-        if self._anchor is not None:
-            self._to_attention(self._anchor, number)
-        arrived: set[int] = set()
-
-        def arrive(band: int) -> None:
-            if band not in arrived:
-                self._to_attention(self._fibers[band], number)
-                arrived.add(band)
-
-        for band in plan.borders[self.number]:
-            arrive(band)
-        for band, fiber in self._fibers.items():
-            for other in plan.awaits[band]:
-                if plan.lanes[other] == self.number:
-                    arrive(other)
-            with exchange.layer(number) as layer:
-                exchange.wait(number, lambda band=band, layer=layer: self._ready(layer, band))
-            fiber.resume()
-        with exchange.layer(number) as layer:
-            layer.lanes_done += 1
-        if self._anchor is not None:
-            with exchange.layer(number) as layer:
-                exchange.wait(number, lambda: layer.lanes_done == plan.lane_count)
-            self._anchor.resume()
-
-    def _ready(self, layer: Layer, band: int) -> bool:
-        return 0 in layer.anchor and layer.published.issuperset(self.exchange.plan.awaits[band])
+    def _execute(self, step: Step, number: int) -> None:
+        if isinstance(step, Publish):
+            self._to_attention(self._bands[step.band], number)
+        elif isinstance(step, Attend):
+            self._bands[step.band].resume()
+        elif isinstance(step, PublishPartial):
+            with self._exchange.layer(number) as layer:
+                layer.lanes_done.add(step.lane)
+        else:
+            assert self._replicated is not None
+            if isinstance(step, AttendReplicated):
+                self._replicated.resume()
+            else:
+                self._to_attention(self._replicated, number)
 
     def _to_attention(self, fiber: Fiber[Tensor], number: int) -> None:
         fiber.resume()

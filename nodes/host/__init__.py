@@ -2,10 +2,10 @@
 
 How a patched model works, from the outside in:
 
-    OUTER_SAMPLE wrapper      a sampling run begins and ends: the report
+    OUTER_SAMPLE wrapper      a sampling run begins and ends: the run log
     APPLY_MODEL wrapper       knows the noise level and the schedule: is the window on in this step?
     DIFFUSION_MODEL wrapper   knows the latent's size: the token grids of this forward -> Frame
-    attention override        gets q, k, v of one layer; with the Frame it knows who sees whom
+    attention override        gets q, k, v of one layer; with the Frame it knows the attention pattern
 
 The frame travels in `transformer_options`, never in a global, so that models, sizes, batches and threads
 may change from one call to the next. Everything the hooks remember is in closures: hosts up to 0.12
@@ -19,7 +19,7 @@ from .bands.forward import apply_bands, sample_in_bands
 from .downloads import download
 from .files import absent_release, download_folder, file_fingerprint, weights_files, weights_path
 from .flux_model import model_facts
-from .node_text import messenger
+from .node_text import node_text_sender
 from .page.routes import add_routes
 from .patching.controlnet import window_control
 from .patching.patch import apply_clear
@@ -45,8 +45,8 @@ __all__ = [
     "file_fingerprint",
     "has_clear",
     "keeps_outputs",
-    "messenger",
     "model_facts",
+    "node_text_sender",
     "sample_in_bands",
     "weights_files",
     "weights_path",

@@ -1,4 +1,4 @@
-"""One forward of the host's FLUX as CLEAR sees it, and what the host says to its attention."""
+"""One call of the host's attention as CLEAR sees it, and the forward that it belongs to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...clear_core.layout import Grid
+from ...clear_core.layout import Grid, TokenLayout
 from ...clear_core.weights import BlockId
 
 KEY = "clear_attention"
@@ -35,11 +35,10 @@ class Frame:
 
 
 def frame_of(flux: Any, x: Tensor, ref_latents: Sequence[Tensor] | None, options: Mapping[str, Any]) -> Frame:
-    """The frame of a forward of the host's FLUX, from its arguments. Raises ValueError for a latent of nothing."""
+    """The frame of a forward of the host's FLUX, from its arguments. Raises ValueError for an empty latent."""
     if x.numel() == 0:
         raise ValueError(
-            f"The latent that is to be sampled holds no image: its shape is {tuple(x.shape)}. "
-            "Look at the node that makes it."
+            f"The latent to be sampled is empty: its shape is {tuple(x.shape)}. Check the node that makes it."
         )
     patch = flux.patch_size
     references = tuple(_grid(latent, patch) for latent in ref_latents or ())
@@ -47,8 +46,83 @@ def frame_of(flux: Any, x: Tensor, ref_latents: Sequence[Tensor] | None, options
 
 
 def _grid(latent: Tensor, patch: int) -> Grid:
-    """A latent's token grid: [batch, channels, height, width], padded up to whole patches by the host."""
+    """A latent's token grid: [batch, channels, height, width], padded up to complete patches by the host."""
     return Grid(-(-latent.shape[-2] // patch), -(-latent.shape[-1] // patch))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostAttentionCall:
+    """What the host passes to the override of its attention.
+
+    function: the host's own attention. query, key, value: [batch, heads, tokens, head_dim] where `is_joint`.
+    args, kwargs: everything after `heads`.
+    """
+
+    function: Callable[..., Tensor]
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    heads: int
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return self.kwargs.get("transformer_options") or {}
+
+    @property
+    def frame(self) -> Frame | None:
+        """The forward it belongs to; None for a model without CLEAR."""
+        return self.options.get(FRAME)
+
+    @property
+    def block(self) -> BlockId:
+        return block_of(self.options)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The host's mask, [batch, heads, queries, keys], each size 1 or full."""
+        return full_mask(self.kwargs.get("mask"))
+
+    @property
+    def unknown(self) -> str:
+        """Arguments that may change the result in ways CLEAR does not know, in a clause; "" for none."""
+        return unknown_arguments(self.args, self.kwargs)
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether it has the form of FLUX's joint attention: heads split, queries and keys from the same tokens."""
+        return bool(self.kwargs.get("skip_reshape")) and self.query.ndim == 4 and self.query.shape == self.key.shape
+
+    def text_tokens(self, frame: Frame) -> int:
+        """What is left besides the image and the references; negative where the call is of something else."""
+        return self.query.shape[-2] - TokenLayout(0, frame.image, frame.references).tokens
+
+    def refusal(self, frame: Frame) -> str:
+        """Why CLEAR cannot compute this call over the complete sequence, in a clause; "" where it can."""
+        if self.unknown:
+            return self.unknown
+        if self.is_joint and self.text_tokens(frame) >= 0:
+            return ""
+        queries, keys = self.query.shape[-2], self.key.shape[-2]
+        return f"an attention of {queries} queries over {keys} keys is not FLUX's joint attention"
+
+    def layout(self, frame: Frame) -> TokenLayout:
+        """Which tokens these are. The text is counted per call: other nodes may append tokens."""
+        return TokenLayout(self.text_tokens(frame), frame.image, frame.references)
+
+    def shaped(self, out: Tensor) -> Tensor:
+        """A result [batch, tokens, heads * head_dim] as the host wants it."""
+        if self.kwargs.get("skip_output_reshape"):
+            return out.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return out
+
+    def dense(self, previous: Callable[..., Tensor] | None, gain: float = 1.0) -> Tensor:
+        """The same call by an earlier override or the host itself. gain: what the queries are multiplied by."""
+        query = self.query * gain if gain != 1.0 else self.query
+        if previous is not None:
+            return previous(self.function, query, self.key, self.value, self.heads, *self.args, **self.kwargs)
+        return self.function(query, self.key, self.value, self.heads, *self.args, **self.kwargs)
 
 
 def unknown_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -59,11 +133,6 @@ def unknown_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         return ""
     what = ", ".join(odd) or "positional arguments"
     return f"the host passed attention arguments this version of CLEAR does not know ({what})"
-
-
-def shaped(out: Tensor, heads: int, kwargs: Mapping[str, Any]) -> Tensor:
-    """The result as the host asked for it."""
-    return out.unflatten(2, (heads, -1)).transpose(1, 2) if kwargs.get("skip_output_reshape") else out
 
 
 def block_of(options: Mapping[str, Any]) -> BlockId:

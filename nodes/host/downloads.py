@@ -12,7 +12,7 @@ import comfy.utils
 from ...clear_core.hub.fetch import fetch
 from ...clear_core.hub.released import Released, size_text
 from .files import download_folder
-from .node_text import messenger
+from .node_text import node_text_sender
 
 _EVERY = 0.5  # seconds between two texts
 _WINDOW = 20  # texts that the speed is taken over
@@ -31,7 +31,7 @@ class _NodeProgress:
 
     def __init__(self, name: str, node_id: str | None) -> None:
         self._name = name
-        self._show = messenger(node_id)
+        self._show = node_text_sender(node_id)
         self._bar = comfy.utils.ProgressBar(1, node_id=node_id)
         self._seen: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
 

@@ -1,4 +1,4 @@
-"""Words for the person: on the node, and the names of other packs as a person knows them."""
+"""Text on nodes, and the names of other packs as you find them in custom_nodes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def messenger(node_id: str | None) -> Callable[[str], None]:
+def node_text_sender(node_id: str | None) -> Callable[[str], None]:
     """Shows text on the node, where there is a page and a node."""
 
     def show(text: str) -> None:
@@ -21,8 +21,8 @@ def messenger(node_id: str | None) -> Callable[[str], None]:
     return show
 
 
-def name_of(function: Any) -> str:
-    """A callable by the pack or module it comes from: what a person can find and remove."""
+def origin_of(function: Any) -> str:
+    """The pack or module that a callable comes from, so that you can find and remove it."""
     if function is None:
         return "ComfyUI's own"
     module = getattr(function, "__module__", None) or type(function).__module__

@@ -1,4 +1,4 @@
-"""Out of memory in one attention layer: free what is cached and retry the layer once with a smaller workspace."""
+"""Out of memory in one attention layer: free the cache and retry the layer once with a smaller workspace."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import comfy.model_management
 
-from .run_log import RunReport
+from .run_log import RunLog
 
 Result = TypeVar("Result")
 
@@ -15,12 +15,12 @@ _LESS = 4  # the retry gathers a quarter of the first try
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the host takes it for out of memory; newer hosts know more kinds than one."""
+    """Whether the host treats it as out of memory; newer hosts know several kinds."""
     tell = getattr(comfy.model_management, "is_oom", None)
     return bool(tell(error)) if tell else isinstance(error, comfy.model_management.OOM_EXCEPTION)
 
 
-def with_less_memory(run: Callable[[int], Result], budget: int, report: RunReport) -> Result:
+def with_less_memory(run: Callable[[int], Result], budget: int, run_log: RunLog) -> Result:
     """Run a layer with a workspace of `budget` bytes; out of memory, retry it once with a quarter."""
     try:
         return run(budget)
@@ -31,5 +31,5 @@ def with_less_memory(run: Callable[[int], Result], budget: int, report: RunRepor
     comfy.model_management.soft_empty_cache()
     less = max(1, budget // _LESS)
     result = run(less)
-    report.note(f"out of memory in a layer; retried with a workspace of {less / 2**20:.0f} MB: slower")
+    run_log.note(f"out of memory in a layer; retried with a workspace of {less / 2**20:.0f} MB: slower")
     return result

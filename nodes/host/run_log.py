@@ -1,7 +1,7 @@
-"""What happened, for the person who looks at the node: headline, then what each sampling run did.
+"""What CLEAR did in a sampling run: a text on the node, a headline first, and warnings in the log.
 
-A patched model's layers speak to its report from the sampling thread; the report speaks to the node and,
-once per reason, to the log.
+The layers of a patched model tell its run log from the sampling thread; the run log updates the node and writes each
+reason to the log once.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ _log = logging.getLogger("clear-attention")
 _MAX_REASONS = 16  # distinct reasons kept per run: a reason may carry sizes, and sizes may change
 
 
-class RunReport:
-    """Counts the attention layers of one sampling run, by who computed them and why."""
+class RunLog:
+    """Counts the attention layers of one sampling run, by backend and by the reason for dense attention."""
 
     def __init__(self, headline: str, show: Callable[[str], None]) -> None:
         self.headline = headline
@@ -53,7 +53,7 @@ class RunReport:
             self._in_charge = in_charge
 
     def called(self) -> None:
-        """The host asked CLEAR for a layer, whatever becomes of it."""
+        """The host called CLEAR's override for a layer, with whatever outcome."""
         self._called = True
 
     def local(self, how: str) -> None:
@@ -61,7 +61,7 @@ class RunReport:
         self._count(self._local, how)
 
     def dense(self, reason: str, *, asked: bool = False) -> None:
-        """A layer ran dense. asked: it was meant to, so it is shown but not logged as a warning."""
+        """A layer ran dense. asked: the settings say so; it is shown but not logged as a warning."""
         new = self._count(self._dense, reason)
         if new and not asked:
             with self._lock:
@@ -71,7 +71,7 @@ class RunReport:
                 _log.warning("CLEAR runs dense here: %s", reason)
 
     def note(self, text: str) -> None:
-        """Something else that a person should know of this run; shown and logged once."""
+        """Something else that you should know about this run; shown and logged once."""
         with self._lock:
             new = text not in self._notes and len(self._notes) < _MAX_REASONS
             self._notes |= {text: None} if new else {}
@@ -101,7 +101,7 @@ class RunReport:
         return "\n".join(lines)
 
     def _overruled(self) -> bool:
-        """The model ran to the end and CLEAR was never asked."""
+        """The model ran to the end and never called CLEAR's override."""
         return self._finished and self._forwards > 0 and not self._called
 
     def _count(self, counter: Counter[str], key: str) -> bool:
@@ -116,8 +116,8 @@ class RunReport:
         return new
 
 
-class StandingReport(RunReport):
-    """Of what hears of no beginning and no end of a run: how layers were computed so far, not how many."""
+class StandingRunLog(RunLog):
+    """For a model whose runs have no visible beginning and end: how layers were computed so far, not how many."""
 
     def text(self) -> str:
         with self._lock:

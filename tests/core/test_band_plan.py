@@ -53,7 +53,8 @@ def test_a_band_needs_the_rows_that_its_window_reaches(
         assert sorted(got) == sorted(wanted)
         assert set(plan.needs[index]) <= set(plan.awaits[index])
         assert not together or len(plan.awaits[index]) == len(bands)
-    assert sum(plan.uses) == sum(len(needed) for needed in plan.needs)
+    for band, lanes_of_users in enumerate(plan.users):
+        assert lanes_of_users == {plan.lanes[other] for other, needed in enumerate(plan.needs) if band in needed}
     for lane in range(plan.lane_count):
         others = {b for i in range(len(bands)) if plan.lanes[i] != lane for b in plan.awaits[i]}
         assert set(plan.borders[lane]) == others & set(plan.bands_of(lane))

@@ -419,6 +419,11 @@ def test_what_cannot_be_cut_is_named(model: Any, nodes_api: Any, in_bands: Calla
 def test_devices_that_are_not_here_are_left_out_and_named(
     model: Any, nodes_api: Any, in_bands: Callable[..., Any], shown: Any
 ) -> None:
+<<<<<<< HEAD
+=======
+    said: list[str] = []
+    monkeypatch.setattr(nodes_api.module("nodes.host.bands.forward"), "node_text_sender", lambda node_id: said.append)
+>>>>>>> 16d9607956d3f2520a1f2653acf9477bcb072bfb
     given = inputs(20, 16)
     patched = nodes_api.apply(model, radius=3)
     out = run_forward(in_bands(patched, 4, "cpu,cuda:7,cpu"), **given)
@@ -427,7 +432,7 @@ def test_devices_that_are_not_here_are_left_out_and_named(
     lines = said.splitlines()
     assert lines[0] == "4 bands of 2 to 3 rows of tokens on cpu, cpu"
     assert lines[1] == "not in this machine: cuda:7"
-    assert lines[2].endswith("MB handed over in each step; text merged: exact")
+    assert lines[2].endswith("MB exchanged between devices in each step; text_merge: exact")
     out = run_forward(in_bands(patched, 0, "cuda:5,cuda:7"), **given)
     assert torch.equal(out, run_forward(patched, **given))
 
@@ -461,25 +466,36 @@ def test_what_crosses_between_devices_is_the_halo_and_the_text(
     model: Any, nodes_api: Any, in_bands: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, devices: int
 ) -> None:
     module = nodes_api.module("nodes.host.bands.forward")
-    streams: list[Any] = []
+    forwards: list[Any] = []
 
-    class Watched(module.Stream):
+    class Watched(module.BandedForward):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
-            streams.append(self)
+            forwards.append(self)
 
-    monkeypatch.setattr(module, "Stream", Watched)
+    monkeypatch.setattr(module, "BandedForward", Watched)
     radius, width, channels, text, layers, size = 5, 13, 32, 9, 3, 4
     run_forward(in_bands(nodes_api.apply(model, radius=radius), 0, ",".join(["cpu"] * devices)), **inputs(48, 26))
+<<<<<<< HEAD
     (stream,) = streams
     lanes = [range(24 * lane // devices, 24 * (lane + 1) // devices) for lane in range(devices)]
     copied = [y for mine in lanes for y in range(24) if y not in mine and any(abs(y - z) < radius for z in mine)]
     # Each a row of keys and one of values.
     assert stream.traffic.halo == layers * len(copied) * 2 * width * channels * size
     # There: query, key and value. Back: the share in float32 and its log-sum-exp, one for each of two heads.
+=======
+    (banded,) = forwards
+    image = nodes_api.module("clear_core.layout").Grid(24, width)
+    borders = 2 * (devices - 1)
+    bands = nodes_api.module("clear_core.bands.plan")
+    halo = bands.halo_bytes(image, nodes_api.module("clear_core.window").Window(radius), channels, size, borders)
+    assert halo == 2 * (radius - 1) * width * channels * size * borders
+    assert banded.traffic.halo == layers * halo
+    # There: query, key and value. Back: out in float32 and its log-sum-exp, one for each of two heads.
+>>>>>>> 16d9607956d3f2520a1f2653acf9477bcb072bfb
     there, back = 3 * text * channels * size, text * (channels + 2) * 4
-    assert stream.traffic.text == layers * (devices - 1) * (there + back)
-    assert stream.traffic.pooled == 0
+    assert banded.traffic.text == layers * (devices - 1) * (there + back)
+    assert banded.traffic.pooled == 0
 
 
 def test_memory_falls_to_a_fifth_and_as_predicted() -> None:

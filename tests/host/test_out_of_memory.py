@@ -1,4 +1,4 @@
-"""A full card: a layer is tried again with less; what cannot be helped stays ComfyUI's, with advice beside it."""
+"""Out of memory: a layer is retried with a smaller workspace; otherwise ComfyUI's error stands, with advice."""
 
 from __future__ import annotations
 
@@ -17,9 +17,17 @@ FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 @pytest.fixture
+<<<<<<< HEAD
 def shown(shown: Any) -> list[str]:
     """What Apply CLEAR Attention shows."""
     return shown["CLEARApply"]
+=======
+def shown(nodes_api: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the node is told."""
+    texts: list[str] = []
+    monkeypatch.setattr(nodes_api.module("nodes.host.patching.patch"), "node_text_sender", lambda node_id: texts.append)
+    return texts
+>>>>>>> 16d9607956d3f2520a1f2653acf9477bcb072bfb
 
 
 @pytest.fixture
@@ -100,9 +108,9 @@ def test_the_first_try_is_freed_before_the_retry(host: Any, nodes_api: Any, monk
 @pytest.mark.parametrize(
     ("size", "bands", "words"),
     [
-        (24, 0, r"out of memory at 160 x 128 px: with 2 bands it would take 0.2 GiB besides the weights. Put CLEAR "),
+        (24, 0, r"out of memory at 160 x 128 px: with 2 bands it would take 0.2 GiB besides the weights. Add CLEAR "),
         (24, 2, r"out of memory at 160 x 128 px: with 2 bands it would take 0.2 GiB besides the weights. Set bands to"),
-        (0.6, 0, r"even with 2 bands it would take 0.2 GiB besides the weights, and 0.1 GiB is what the card has for"),
+        (0.6, 0, r"even with 2 bands it would take 0.2 GiB besides the weights, and the card has 0.1 GiB for that"),
     ],
 )
 def test_what_would_fit_is_said_and_the_error_stays_the_hosts(
@@ -138,7 +146,10 @@ def test_what_would_fit_is_said_and_the_error_stays_the_hosts(
     [
         (16, "at 8192 x 8192 px: with 4 bands it would take 12.5 GiB besides the weights"),
         (4, "at 8192 x 8192 px: with 64 bands it would take 3.2 GiB besides the weights"),
-        (2, "at 8192 x 8192 px: even with 128 bands it would take 3.0 GiB besides the weights, and 1.5 GiB is what"),
+        (
+            2,
+            "at 8192 x 8192 px: even with 128 bands it would take 3.0 GiB besides the weights, and the card has 1.5",
+        ),
     ],
 )
 def test_the_tiling_that_is_named_is_the_memory_models(
@@ -150,13 +161,54 @@ def test_the_tiling_that_is_named_is_the_memory_models(
     monkeypatch.setattr(flux, "hidden_size", 3072)
     monkeypatch.setattr(flux, "num_heads", 24)
     said: list[str] = []
-    report = nodes_api.module("nodes.host.run_log").RunReport("", said.append)
+    report = nodes_api.module("nodes.host.run_log").RunLog("", said.append)
     advise = nodes_api.module("nodes.host.patching.out_of_memory").advise
     advise(report, patched, (1, 16, 1024, 1024), can_be_cut=True)
     assert words in said[-1]
 
 
+<<<<<<< HEAD
 def test_out_of_memory_elsewhere_in_sampling_gets_advice_too(host: Any, nodes_api: Any, shown: list[str]) -> None:
+=======
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_host_reserves_what_two_latents_need_in_bands(
+    host: Any, nodes_api: Any, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """The host doubles the batch for conditional and unconditional; the bands must be as many as that needs."""
+    import comfy.sampler_helpers
+
+    card_of(monkeypatch, 16)
+    patched = nodes_api.apply(flux_model(dtype=torch.bfloat16), radius=16)
+    flux = patched.model.diffusion_model
+    monkeypatch.setattr(flux, "hidden_size", 3072)
+    monkeypatch.setattr(flux, "num_heads", 24)
+    patched.load_device = torch.device("cuda:0")  # on a CPU nothing is estimated
+    memory, predicted = nodes_api.module("nodes.host.bands.memory"), nodes_api.module("clear_core.bands.memory")
+    settings = nodes_api.module("nodes.options.bands").BandSettings((), 0, "exact")
+    latent = (batch, 16, 1024, 1024)
+    clear = patched.model_options["transformer_options"]["clear_attention_settings"]
+    demand = memory.Demand.of(patched, latent, clear)
+
+    def needed(count: int, latents: int) -> int:
+        return predicted.banded_bytes(demand.plan_of(count), 512, demand.shape, latents)
+
+    def reserved(shape: Any) -> float:
+        return comfy.sampler_helpers.estimate_memory(patched, shape, {})[0]
+
+    count = next(count for count in (1, 2, 4, 8, 16, 32, 64) if needed(count, 2 * batch) <= demand.room)
+    assert count > 1
+    shape = memory.shape_for_estimate(patched, latent, settings)
+    assert (shape[0], shape[3]) == (batch, 1024)
+    one_row = reserved(latent) / 1024  # the shape is in rows of the latent
+    assert reserved(shape) == pytest.approx(2 * needed(count, batch), abs=one_row)
+    assert needed(count, 2 * batch) <= reserved(shape) + one_row
+    assert reserved(latent) > 1.5 * reserved(shape)
+
+
+def test_memory_that_ran_out_elsewhere_in_sampling_is_spoken_of_too(
+    host: Any, nodes_api: Any, shown: list[str]
+) -> None:
+>>>>>>> 16d9607956d3f2520a1f2653acf9477bcb072bfb
     patched = nodes_api.apply(flux_model(), radius=3)
 
     def broken(*_: object) -> None:
@@ -189,7 +241,7 @@ def test_a_model_that_cannot_be_cut_is_advised_otherwise(
     full(0)
     with pytest.raises(torch.OutOfMemoryError):
         sample(nodes_api.apply(chroma_model(), radius=3, backend="sdpa"), 16, 20)
-    assert shown[-1].endswith("out of memory: choose a smaller image, or weights of 8 bits (fp8)")
+    assert shown[-1].endswith("out of memory: choose a smaller image or fp8 weights")
 
 
 def test_advice_that_fails_does_not_hide_the_error(
@@ -206,5 +258,5 @@ def test_advice_that_fails_does_not_hide_the_error(
 
 def test_an_empty_latent_says_so(host: Any, nodes_api: Any) -> None:
     given = {name: tensor[:0] for name, tensor in inputs(16, 20).items()}
-    with pytest.raises(ValueError, match=r"holds no image: its shape is \(0, 16, 16, 20\)"):
+    with pytest.raises(ValueError, match=r"latent to be sampled is empty: its shape is \(0, 16, 16, 20\)"):
         run_forward(nodes_api.apply(flux_model(), radius=3), **given)

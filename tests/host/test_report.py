@@ -39,10 +39,16 @@ def report(nodes_api: Any) -> Any:
     return run
 
 
+<<<<<<< HEAD
 def numbers(text: str, pattern: str) -> dict[tuple[int, int], tuple[float, ...]]:
     """What the lines of a table say, by size."""
     found = re.findall(rf"^  (\d+) x (\d+): {pattern}", text, re.MULTILINE)
     return {(int(w), int(h)): tuple(float(value.replace(",", "")) for value in values) for w, h, *values in found}
+=======
+@pytest.fixture
+def report(nodes_api: Any, shown: list[str]) -> Any:
+    return nodes_api.module("nodes.host.run_log").RunLog("radius 8", shown.append)
+>>>>>>> 16d9607956d3f2520a1f2653acf9477bcb072bfb
 
 
 def rounded(values: Sequence[float]) -> Any:

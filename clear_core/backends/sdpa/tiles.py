@@ -80,7 +80,8 @@ class TileGroup:
 
     def fully_visible(self, window: Window) -> bool:
         """Whether every query of a tile sees every key of its boxes, so that no mask is needed."""
-        return all(window.contains(y.reach, x.reach) for y, x in zip(self.rows.keys, self.columns.keys, strict=True))
+        spans = zip(self.rows.keys, self.columns.keys, strict=True)
+        return all(window.contains(y.reach, x.reach) for y, x in spans if y.length and x.length)
 
     def mask(self, window: Window, device: torch.device) -> Tensor:
         """Which keys of the boxes each query of a tile sees: bool [queries, sum of box_tokens].

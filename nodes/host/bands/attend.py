@@ -1,17 +1,15 @@
-"""Attention of a forward that runs in bands: the arithmetic that `clear_core.bands.workers` ask for."""
+"""Attention of a forward that runs in bands: the arithmetic behind `clear_core.bands.workers`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import comfy.model_management
 import torch
 from torch import Tensor
 
 from ....clear_core.attention import local_attention
-from ....clear_core.bands.workers import Anchor, Part, Worker
+from ....clear_core.bands.workers import BandWorker, Pool, ReplicatedWorker
 from ....clear_core.call import AttentionResult, as_bias
 from ....clear_core.layout import Band, Grid, TokenLayout
 from ....clear_core.pattern import LocalPattern
@@ -19,61 +17,55 @@ from ....clear_core.pooling import Pooled, pool_key_value
 from ....clear_core.scale import softmax_scale
 from ....clear_core.softmax import dense_attention
 from ...options.clear import ClearSettings
-from ..attention_call import Frame, Pooling, block_of, full_mask, shaped, unknown_arguments
+from ..attention_call import Frame, HostAttentionCall, Pooling, full_mask
 from ..retry import with_less_memory
-from ..run_log import RunReport
+from ..run_log import RunLog
 
 _BUDGET = 64 * 2**20  # bytes gathered at a time: bands are for those who are short of memory
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BandStep:
-    """In transformer_options of one worker's forward. mask: the whole sequence's, as the model was given it."""
+    """In transformer_options of one worker's forward. mask: the complete sequence's, as the model was given it."""
 
-    worker: Anchor | Worker
+    worker: ReplicatedWorker | BandWorker
     mask: Tensor | None
 
 
 def attend_in_bands(
-    settings: ClearSettings,
-    pooling: Pooling | None,
-    report: RunReport,
-    frame: Frame,
-    step: BandStep,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    heads: int,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    settings: ClearSettings, pooling: Pooling | None, run_log: RunLog, call: HostAttentionCall, step: BandStep
 ) -> Tensor:
-    """One layer of one worker. What cannot be cut is refused: half an image cannot fall back to dense alone."""
-    odd = unknown_arguments(args, kwargs)
-    if odd or not kwargs.get("skip_reshape") or q.ndim != 4 or q.shape != k.shape:
-        raise ValueError(f"CLEAR cannot cut this model into bands: {odd or 'its attention is not FLUX.1 attention'}.")
-    block = block_of(kwargs["transformer_options"])
-    asked = settings.left_dense(block, active=frame.active)
-    attend = _Parts(settings, asked, report, full_mask(step.mask))
-    worker = step.worker
-    if isinstance(worker, Anchor):
-        references = sum(grid.tokens for grid in frame.references)
-        layout = TokenLayout(q.shape[2] - 1 - references, frame.image, frame.references)
-        return shaped(worker.attend(q, k, v, layout, attend), heads, kwargs)
-    weight = None if pooling is None or asked else pooling(block)
-
-    def pool(key: Tensor, value: Tensor, rows: Band) -> tuple[Tensor, Tensor]:
-        assert weight is not None
-        pooled = pool_key_value(key, value, Grid(len(rows), frame.image.width), weight)
-        return pooled.key, pooled.value
-
-    return shaped(worker.attend(q, k, v, attend, None if weight is None else pool), heads, kwargs)
+    """One layer of one worker. What cannot be cut is refused: part of an image cannot fall back to dense alone."""
+    frame, worker = call.frame, step.worker
+    if frame is None or call.unknown or not call.is_joint:
+        raise ValueError(
+            f"CLEAR cannot cut this model into bands: {call.unknown or 'its attention is not FLUX.1 attention'}."
+        )
+    dense = settings.left_dense(call.block, active=frame.active)
+    compute = _Compute(settings, dense, run_log, full_mask(step.mask))
+    if isinstance(worker, ReplicatedWorker):
+        layout = _complete_layout(call, frame)
+        pattern = LocalPattern.whole(layout, settings.window, references=settings.references)
+        return call.shaped(worker.attend(call.query, call.key, call.value, pattern, compute))
+    weight = None if pooling is None or dense else pooling(call.block)
+    pool = None if weight is None else _pool(frame.image.width, weight)
+    return call.shaped(worker.attend(call.query, call.key, call.value, compute, pool))
 
 
-class _Parts:
-    """Computes parts of a layer through the window, or dense where that was asked for; asked: "" or why."""
+def _complete_layout(call: HostAttentionCall, frame: Frame) -> TokenLayout:
+    """The layout of the complete sequence, from a call in which one token stands in for the image."""
+    return TokenLayout(call.text_tokens(frame) + frame.image.tokens - 1, frame.image, frame.references)
 
-    def __init__(self, settings: ClearSettings, asked: str, report: RunReport, mask: Tensor | None) -> None:
-        self._settings, self._asked, self._report, self._mask = settings, asked, report, mask
+
+def _pool(width: int, weight: Tensor) -> Pool:
+    return lambda key, value, rows: pool_key_value(key, value, Grid(len(rows), width), weight)
+
+
+class _Compute:
+    """Computes a worker's attention through the window, or dense. dense: "" or why the layer is left dense."""
+
+    def __init__(self, settings: ClearSettings, dense: str, run_log: RunLog, mask: Tensor | None) -> None:
+        self._settings, self._dense, self._run_log, self._mask = settings, dense, run_log, mask
 
     def __call__(
         self,
@@ -81,34 +73,20 @@ class _Parts:
         key: Tensor,
         value: Tensor,
         /,
-        part: Part,
-        layout: TokenLayout,
-        pooled: tuple[Tensor, Tensor] | None,
+        pattern: LocalPattern,
+        pooled: Pooled | None,
         *,
         return_lse: bool,
     ) -> AttentionResult:
-        # Long steps at high resolution: look at every part whether the person has cancelled.
+        # Steps at high resolution are long: look for a cancelled prompt in every band.
         comfy.model_management.throw_exception_if_processing_interrupted()
-        settings = self._settings
-        mask = _cut(self._mask, part, layout)
-        cells = None if pooled is None else Pooled(*pooled)
-        pattern = LocalPattern(
-            layout,
-            settings.window,
-            part.query_rows,
-            part.key_rows,
-            text_queries=part.query_anchors,
-            reference_queries=part.query_anchors,
-            text_keys=part.key_anchors,
-            reference_keys=part.key_anchors,
-            references=settings.references,
-            pooled=0 if cells is None else cells.tokens,
-        )
-        factor = 1 if self._asked else settings.down_factor
+        settings, layout = self._settings, pattern.layout
+        mask = _cut(self._mask, pattern)
+        factor = 1 if self._dense else settings.down_factor
         scale = softmax_scale(query.shape[-1], layout.tokens, proportional=settings.proportional, down_factor=factor)
-        if self._asked:
-            self._report.dense(f"{self._asked}, in bands", asked=True)
-        if self._asked or not pattern.query_grids:
+        if self._dense:
+            self._run_log.dense(f"{self._dense}, in bands", asked=True)
+        if self._dense or not pattern.query_grids:
             bias = None if mask is None else as_bias(mask, query.dtype)
             out, lse = dense_attention(query, key, value, scale, bias, return_lse=return_lse, budget=_BUDGET)
             return AttentionResult(out.transpose(1, 2).flatten(2), lse)
@@ -119,34 +97,40 @@ class _Parts:
                 value,
                 pattern,
                 scale=scale,
-                pooled=cells,
+                pooled=pooled,
                 mask=mask,
                 backend=settings.backend,
                 return_lse=return_lse,
                 budget=budget,
             ),
             _BUDGET,
-            self._report,
+            self._run_log,
         )
-        if part.query_rows is not None:
-            self._report.local(f"{choice.backend.name} in bands ({layout}; {choice.reason})")
+        if pattern.query_rows is not None:
+            self._run_log.local(f"{choice.backend.name} in bands ({layout}; {choice.reason})")
         return AttentionResult(out, lse)
 
 
-def _cut(mask: Tensor | None, part: Part, layout: TokenLayout) -> Tensor | None:
-    """The caller's mask, [batch, heads, queries, keys] of the whole sequence, for the tokens of a part."""
+def _cut(mask: Tensor | None, pattern: LocalPattern) -> Tensor | None:
+    """The caller's mask, [batch, heads, queries, keys] of the complete sequence, for a pattern's queries and keys."""
     if mask is None:
         return None
-    for dim, rows, anchors in ((2, part.query_rows, part.query_anchors), (3, part.key_rows, part.key_anchors)):
-        if mask.shape[dim] > 1:
-            mask = mask.index_select(dim, _tokens(rows, anchors, layout).to(mask.device))
+    if mask.shape[2] > 1:
+        queries = _tokens(pattern.layout, pattern.query_rows, replicated=pattern.text_queries)
+        mask = mask.index_select(2, queries.to(mask.device))
+    if mask.shape[3] > 1:
+        keys = _tokens(pattern.layout, pattern.key_rows, replicated=pattern.text_keys)
+        mask = mask.index_select(3, keys.to(mask.device))
     return mask
 
 
-def _tokens(rows: Band | None, anchors: bool, layout: TokenLayout) -> Tensor:
-    """The places in the whole sequence of a part's queries or keys."""
+def _tokens(layout: TokenLayout, rows: Band | None, *, replicated: bool) -> Tensor:
+    """Which tokens of the complete sequence a pattern's queries or keys are, int64 [tokens].
+
+    replicated: whether text and references, which go together in bands, are among them.
+    """
     text, width, end = layout.text, layout.image.width, layout.text + layout.image.tokens
     image = torch.arange(0) if rows is None else torch.arange(text + rows.start * width, text + rows.stop * width)
-    if not anchors:
+    if not replicated:
         return image
     return torch.cat((torch.arange(text), image, torch.arange(end, layout.tokens)))

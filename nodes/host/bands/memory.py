@@ -19,7 +19,7 @@ from ...options.clear import ClearSettings
 from ..attention_call import SETTINGS
 from .replicas import Lane
 
-_LEAST_ROWS = 4  # thinner bands save no more: what waits for its neighbours is as tall as the window
+_LEAST_ROWS = 4  # thinner bands save no more: the rows that wait for their halo are as many as the window reaches
 RESERVE = 512 * 2**20  # bytes left to the driver, the page's previews and the like
 
 
@@ -86,7 +86,9 @@ class Demand:
 def shape_for_estimate(model: Any, noise_shape: Sequence[int], settings: BandSettings) -> Sequence[int]:
     """A latent's shape from which the host estimates the memory that bands really take.
 
-    The host knows nothing of bands: for 8192 px it would ask for tens of gigabytes, and move the model out for it.
+    The host knows nothing of bands: for 8192 px it would reserve tens of gigabytes, and offload the model for it.
+    It counts on two latents a batch, conditional and unconditional, and doubles the batch of this shape itself.
+    So the bands are as many as two need, and the height is scaled by what one needs.
     """
     clear = model.model_options.get("transformer_options", {}).get(SETTINGS)
     home = torch.device(model.load_device)

@@ -12,21 +12,21 @@ from ....clear_core.bands.plan import BandPlan
 EVENT = "clear_attention.bands"
 _EVERY = 0.2  # seconds
 
-Moved = Callable[[int], None]
-"""Told a band's number whenever it has finished a block."""
-Begin = Callable[[BandPlan, int], Moved]
-"""A forward begins: its plan and its number of blocks."""
+BlockDone = Callable[[int], None]
+"""Called with a band's number whenever it has finished a block."""
+StartProgress = Callable[[BandPlan, int], BlockDone]
+"""Called when a forward begins, with its plan and its number of blocks."""
 
 
-def band_progress(node_id: str | None) -> Begin | None:
-    """Sends the progress of a node's forwards; None where nobody looks on."""
+def band_progress(node_id: str | None) -> StartProgress | None:
+    """Sends the progress of a node's forwards to the page; None where there is no page."""
     module = sys.modules.get("server")
     server = getattr(getattr(module, "PromptServer", None), "instance", None)
     if server is None or node_id is None:
         return None
     sent = [0.0]  # when the last message went, over all forwards
 
-    def begin(plan: BandPlan, blocks: int) -> Moved:
+    def start(plan: BandPlan, blocks: int) -> BlockDone:
         done = [0] * len(plan.bands)  # a band's own worker alone counts it up
         about = {
             "node": node_id,
@@ -35,7 +35,7 @@ def band_progress(node_id: str | None) -> Begin | None:
             "blocks": blocks,
         }
 
-        def moved(band: int) -> None:
+        def block_done(band: int) -> None:
             done[band] += 1
             now = time.monotonic()
             if now - sent[0] >= _EVERY:
@@ -43,6 +43,6 @@ def band_progress(node_id: str | None) -> Begin | None:
                 message: dict[str, Any] = {**about, "done": list(done)}
                 server.send_sync(EVENT, message, server.client_id)
 
-        return moved
+        return block_done
 
-    return begin
+    return start

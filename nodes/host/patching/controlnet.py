@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ...options.clear import ClearSettings
 from ..attention_call import FRAME, OVERRIDE, Frame, frame_of
-from ..node_text import messenger
-from ..run_log import StandingReport
+from ..node_text import node_text_sender
+from ..run_log import StandingRunLog
 from .hooks import attention_override
 
 
-def window_control(control_net: Any, settings: ClearSettings, *, node_id: str | None) -> tuple[Any, StandingReport]:
+def window_control(control_net: Any, settings: ClearSettings, *, node_id: str | None) -> tuple[Any, StandingRunLog]:
     """A copy of a CONTROL_NET for FLUX.1 with a window; the one that came in stays as it was.
 
     Raises ValueError for any other CONTROL_NET, with what to do.
@@ -32,12 +32,12 @@ def window_control(control_net: Any, settings: ClearSettings, *, node_id: str | 
             f"{type(model if model is not None else control_net).__name__}. Connect it without this node."
         )
     headline = f"radius {settings.window.radius}, window only: this ControlNet was trained with dense attention"
-    report = StandingReport(headline, messenger(node_id))
+    run_log = StandingRunLog(headline, node_text_sender(node_id))
     copy = control_net.copy()
     # The host loads and frees the module by its own patcher, which stays; only the call goes through ours.
-    copy.control_model = WindowedControl(model, settings, report)
-    report.announce()
-    return copy, report
+    copy.control_model = WindowedControl(model, settings, run_log)
+    run_log.announce()
+    return copy, run_log
 
 
 class WindowedControl(torch.nn.Module):
@@ -48,10 +48,10 @@ class WindowedControl(torch.nn.Module):
     merges neighbours beyond 256 tokens), are put right.
     """
 
-    def __init__(self, model: ControlNetFlux, settings: ClearSettings, report: StandingReport) -> None:
+    def __init__(self, model: ControlNetFlux, settings: ClearSettings, run_log: StandingRunLog) -> None:
         super().__init__()
         self.model = model
-        self._override = attention_override(settings, None, report, None)
+        self._override = attention_override(settings, None, run_log, None)
 
     @property
     def dtype(self) -> torch.dtype:

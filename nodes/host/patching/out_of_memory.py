@@ -1,6 +1,6 @@
-"""When a card's memory is full: one layer is tried again with less, and the person hears which tiling would fit.
+"""Out of memory in a sampling run: the node names the number of bands that would fit.
 
-The error itself goes on as it is: ComfyUI frees its models, and the page shows what it always shows.
+The error itself is raised on unchanged: ComfyUI frees its models, and the page shows what it always shows.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from ....clear_core.bands.memory import banded_bytes
 from ....clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS
 from ..attention_call import BANDS, SETTINGS
 from ..bands.memory import Demand, fitting_count, most_bands
-from ..run_log import RunReport
+from ..run_log import RunLog
 
 
-def advise(report: RunReport, model: Any, noise_shape: Sequence[int], *, can_be_cut: bool) -> None:
-    """Say on the node and in the log what would fit. Never raises: the error that led here is what counts."""
+def advise(run_log: RunLog, model: Any, noise_shape: Sequence[int], *, can_be_cut: bool) -> None:
+    """Name on the node and in the log what would fit. Never raises: the error that led here is what counts."""
     with suppress(Exception):
-        report.note(_advice(model, noise_shape, can_be_cut))
+        run_log.note(_advice(model, noise_shape, can_be_cut))
 
 
 def _advice(model: Any, noise_shape: Sequence[int], can_be_cut: bool) -> str:
     """Which tiling would fit, from the memory model. model: a patched MODEL. noise_shape: of the latent."""
     if len(noise_shape) != 4 or not can_be_cut:
-        return "out of memory: choose a smaller image, or weights of 8 bits (fp8)"
+        return "out of memory: choose a smaller image or fp8 weights"
     batch, demand = noise_shape[0], Demand.of(model, noise_shape, model.model_options["transformer_options"][SETTINGS])
     grid, room = demand.grid, demand.room
     in_bands = bool(model.get_wrappers(WrappersMP.DIFFUSION_MODEL, BANDS))
@@ -41,12 +41,12 @@ def _advice(model: Any, noise_shape: Sequence[int], can_be_cut: bool) -> str:
     size = f"out of memory at {grid.width * PIXELS_PER_TOKEN} x {grid.height * PIXELS_PER_TOKEN} px"
     if need > room:
         return (
-            f"{size}: even {would}, and {_gib(max(0, room))} is what the card has for it. Choose a smaller image, "
-            "or weights of 8 bits (fp8)"
+            f"{size}: even {would}, and the card has {_gib(max(0, room))} for that. Choose a smaller image or fp8 "
+            "weights"
         )
     if in_bands:
         return f"{size}: {would}. Set bands to {count} on CLEAR Multi-GPU"
-    return f"{size}: {would}. Put CLEAR Multi-GPU behind Apply CLEAR Attention and set bands to {count}"
+    return f"{size}: {would}. Add CLEAR Multi-GPU after Apply CLEAR Attention and set bands to {count}"
 
 
 def _gib(size: float) -> str:

@@ -15,8 +15,8 @@ from ...options.blocks import BlockChoice
 from ...options.clear import ClearSettings
 from ..attention_call import KEY, OVERRIDE, POOLING, SETTINGS, Pooling
 from ..flux_model import CHROMA, FLUX_1, transformer_of
-from ..node_text import messenger, name_of
-from ..run_log import RunReport
+from ..node_text import node_text_sender, origin_of
+from ..run_log import RunLog
 from .hooks import attention_override, frame_wrapper, run_wrapper, schedule_wrapper
 
 _EMBEDDER = "diffusion_model.pe_embedder"
@@ -24,7 +24,7 @@ _EMBEDDER = "diffusion_model.pe_embedder"
 
 def apply_clear(
     model: Any, settings: ClearSettings, weights: ClearWeights | None, *, node_id: str | None
-) -> tuple[Any, RunReport]:
+) -> tuple[Any, RunLog]:
     """A clone of `model` with CLEAR attention; the input and its other clones stay as they were.
 
     Everything is checked before the clone is touched. Raises ValueError with what to do.
@@ -51,15 +51,15 @@ def apply_clear(
         patched.add_object_patch(_EMBEDDER, embedder)
     options = patched.model_options["transformer_options"]
     previous = options.get(OVERRIDE)
-    report = RunReport(_headline(settings, weights, previous, family), messenger(node_id))
+    run_log = RunLog(_headline(settings, weights, previous, family), node_text_sender(node_id))
     pooling = _pooling_weights(settings, weights)
-    options[OVERRIDE] = attention_override(settings, pooling, report, previous)
-    options[KEY], options[SETTINGS], options[POOLING] = report.headline, settings, pooling
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, run_wrapper(report, can_be_cut=family != CHROMA))
-    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, schedule_wrapper(settings, report))
-    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, frame_wrapper(report))
-    report.announce()
-    return patched, report
+    options[OVERRIDE] = attention_override(settings, pooling, run_log, previous)
+    options[KEY], options[SETTINGS], options[POOLING] = run_log.headline, settings, pooling
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, run_wrapper(run_log, can_be_cut=family != CHROMA))
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, schedule_wrapper(settings, run_log))
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, frame_wrapper(run_log))
+    run_log.announce()
+    return patched, run_log
 
 
 def _one_line(text: str) -> str:
@@ -156,5 +156,5 @@ def _headline(
     if not settings.blocks.everything:
         lines.append(f"in blocks {settings.blocks.text}; the others dense, with the model's own weights")
     if previous is not None:
-        lines.append(f"calls that CLEAR leaves alone go to {name_of(previous)}")
+        lines.append(f"calls that CLEAR does not handle go to {origin_of(previous)}")
     return "\n".join(lines)

@@ -1,0 +1,150 @@
+"""One forward of the host's FLUX, cut into bands: what goes into each worker's forward, and its output joined.
+
+Each worker runs the host's own forward on its part of the latent. Nothing of it is copied here: blocks pause through
+the host's block replacements, positions come through its `post_input` patches, attention through CLEAR's override.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import comfy.ldm.common_dit
+import torch
+from torch import Tensor
+
+from ....clear_core.bands.run import BandedForward, Forwards
+from ....clear_core.bands.workers import BandWorker, ReplicatedWorker, Worker
+from ..attention_call import STEP, Frame
+from ..forward_args import ForwardArgs
+from ..node_text import origin_of
+from .attend import BandStep
+from .positions import Positions, after_post_input
+from .progress import BlockDone
+from .replicas import Lane
+
+
+class CutForward:
+    """The arguments of one forward, to be cut by the plan that it is run with."""
+
+    def __init__(
+        self, executor: Any, given: ForwardArgs, frame: Frame, lanes: Sequence[Lane], block_done: BlockDone | None
+    ) -> None:
+        """executor: of the model's forward. block_done: told of each block that a band has finished.
+
+        Raises ValueError for patches of other nodes that a part of the image cannot have.
+        """
+        for kind, patches in (given.options.get("patches") or {}).items():
+            if kind != "post_input" and patches:
+                raise ValueError(
+                    f"CLEAR cannot cut the image into bands under a patch of kind {kind!r} ({origin_of(patches[0])}). "
+                    "Remove the node that brings it, or use one band."
+                )
+        self._original = executor.original
+        self._flux = executor.class_obj
+        self._frame = frame
+        self._lanes = lanes
+        self._block_done = block_done
+        self._mask: Tensor | None = given.get("attention_mask")
+        self._height, self._width = given.x.shape[-2:]
+        patch = self._flux.patch_size
+        x = comfy.ldm.common_dit.pad_to_patch_size(given.x, (patch, patch))
+        self._given = given.replaced(x=x, attention_mask=None)
+
+    def run(self, banded: BandedForward) -> Tensor:
+        """The forward's output, as without bands: [batch, channels, height, width] on the input's device."""
+        positions = Positions.of(self._original, self._given)
+        forwards = Forwards(partial(self._replicated, positions), partial(self._band, positions))
+        with positions.embedded([lane.flux for lane in self._lanes]):
+            parts = banded.run(forwards)
+        out = torch.cat([part.to(self._given.x.device) for part in parts], dim=-2)
+        return out[..., : self._height, : self._width]
+
+    def _replicated(self, positions: Positions, worker: ReplicatedWorker) -> Tensor:
+        """Text and references; one image token stands in for the image."""
+        frame, patch = self._frame, self._flux.patch_size
+        start, references = frame.image.tokens, sum(grid.tokens for grid in frame.references)
+        positions.take([slice(0, 1), slice(start, start + references)])
+        one_token = torch.zeros_like(self._given.x[..., :patch, :patch])
+        return self._call(worker, positions, self._given.replaced(x=one_token, control=None))
+
+    def _band(self, positions: Positions, worker: BandWorker) -> Tensor:
+        """Rows of the image; one text token stands in for the text, none for the references."""
+        rows, width, patch = worker.rows, self._frame.image.width, self._flux.patch_size
+        tokens = slice(rows.start * width, rows.stop * width)
+        positions.take([tokens])
+        band = self._given.replaced(
+            x=self._given.x[..., rows.start * patch : rows.stop * patch, :],
+            context=self._given.context[:, :1],
+            ref_latents=None,
+            control=_control_of(self._given.get("control"), tokens, self._lanes[worker.lane].device),
+        )
+        return self._call(worker, positions, band)
+
+    def _call(self, worker: ReplicatedWorker | BandWorker, positions: Positions, given: ForwardArgs) -> Tensor:
+        """Run the host's forward on a worker's lane."""
+        lane = self._lanes[worker.lane]
+        on_device = {name: _on(lane.device, given.get(name)) for name in ("x", "timestep", "context", "y", "guidance")}
+        options = self._options(worker, positions)
+        forward = getattr(lane.flux, self._original.__name__)
+        return given.replaced(**on_device, transformer_options=options).call(forward)
+
+    def _options(self, worker: ReplicatedWorker | BandWorker, positions: Positions) -> dict[str, Any]:
+        """The host's options for one worker: blocks that pause, positions of its own."""
+        given = self._given.options
+        replace = {kind: dict(found) for kind, found in (given.get("patches_replace") or {}).items()}
+        blocks = replace.setdefault("dit", {})
+        last: dict[str, Any] = {}
+        done = None
+        if self._block_done is not None and isinstance(worker, BandWorker):
+            done = partial(self._block_done, worker.band)
+        for kind, modules in (("double_block", self._flux.double_blocks), ("single_block", self._flux.single_blocks)):
+            for index in range(len(modules)):
+                blocks[kind, index] = _pausing(worker, (kind, index), blocks.get((kind, index)), last, done)
+        return {
+            **after_post_input(given, positions.place),
+            "patches_replace": replace,
+            STEP: BandStep(worker, self._mask),
+        }
+
+
+def _pausing(
+    worker: Worker,
+    block: tuple[str, int],
+    other: Callable[..., Any] | None,
+    last: dict[str, Any],
+    done: Callable[[], None] | None,
+) -> Callable[..., Any]:
+    """A block replacement that lets other workers have their turn, then does what would have been done.
+
+    other: the replacement that another node set. last: this worker's output of the block before, the same dict for
+    all its blocks. done: called after the block.
+    """
+
+    def pausing_block(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        # The host has read the last block's output but still holds it: an image's worth of memory between the
+        # double and the single blocks.
+        last.clear()
+        worker.at_block(block)
+        out = extra["original_block"](args) if other is None else other(args, extra)
+        last.update(out)
+        if done is not None:
+            done()
+        return last
+
+    return pausing_block
+
+
+def _control_of(control: Any, tokens: slice, device: torch.device) -> Any:
+    """ControlNet residuals, lists of [batch, image tokens, channels] or None, for some of the tokens."""
+    if control is None:
+        return None
+    return {
+        name: [None if residual is None else _on(device, residual[:, tokens]) for residual in residuals]
+        for name, residuals in control.items()
+    }
+
+
+def _on(device: torch.device, tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.to(device)

@@ -1,0 +1,103 @@
+"""Positions of a forward in bands: asked of the host once for the complete image, then cut for each worker.
+
+The host is asked up to the point where its `post_input` patches have run, so that a patch which shifts or scales
+positions by the image's size does what it would do without bands.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from comfy.ldm.flux.layers import EmbedND
+from torch import Tensor
+
+from ..forward_args import ForwardArgs
+
+Patch = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class _PositionsKnown(BaseException):
+    """Ends the forward that is only asked for its positions."""
+
+
+class Positions:
+    """Ids of the complete sequence, [batch, tokens, axes], after every patch; the image's include the references'."""
+
+    def __init__(self, text: Tensor, image: Tensor) -> None:
+        self.text, self.image = text, image
+        self._worker = threading.local()  # each worker is a thread of its own
+
+    @classmethod
+    def of(cls, forward: Callable[..., Any], given: ForwardArgs) -> Positions:
+        """Run a forward as far as its positions. given: the arguments of the complete image, padded."""
+        found: list[Positions] = []
+
+        def stop(args: dict[str, Any]) -> dict[str, Any]:
+            found.append(cls(args["txt_ids"], args["img_ids"]))
+            raise _PositionsKnown
+
+        with suppress(_PositionsKnown):
+            given.replaced(control=None, transformer_options=after_post_input(given.options, stop)).call(forward)
+        return found[0]
+
+    def take(self, spans: list[slice]) -> None:
+        """Call in a worker's thread: the image tokens that it has."""
+        self._worker.spans = spans
+        self._worker.ids = torch.cat([self.image[:, span] for span in spans], dim=1)
+
+    def place(self, args: dict[str, Any]) -> dict[str, Any]:
+        """A `post_input` patch that gives a worker its own positions."""
+        ids: Tensor = self._worker.ids
+        if args["img"].shape[1] != ids.shape[1]:
+            raise ValueError(
+                f"CLEAR cannot cut the image into bands: another node changes the number of image tokens "
+                f"({args['img'].shape[1]} instead of {ids.shape[1]}). Remove it, or use one band."
+            )
+        device, text = args["img"].device, args["txt"].shape[1]
+        return {**args, "img_ids": ids.to(device), "txt_ids": self.text[:, :text].to(device)}
+
+    @contextmanager
+    def embedded(self, models: Sequence[Any]) -> Iterator[None]:
+        """For the time of a forward, where another node replaced the position embedder: ask it once, then cut.
+
+        It may derive its scale from the span of the positions that it is given (DyPE does).
+        models: the transformers that run, the one on the input's device first.
+        """
+        own = models[0].pe_embedder
+        if type(own) is EmbedND:
+            yield
+            return
+        cut = _CutEmbedder(own(torch.cat((self.text, self.image), dim=1)), self.text.shape[1], self._worker)
+        before = {id(model): (model, model.pe_embedder) for model in models}.values()
+        try:
+            for model, _ in before:
+                model.pe_embedder = cut
+            yield
+        finally:
+            for model, embedder in before:
+                model.pe_embedder = embedder
+
+
+class _CutEmbedder(torch.nn.Module):
+    """Stands in for a model's embedder: the complete image's embedding, cut for each worker."""
+
+    def __init__(self, complete: Tensor, text: int, worker: threading.local) -> None:
+        super().__init__()
+        self._complete, self._text, self._worker = complete, text, worker
+
+    def forward(self, ids: Tensor) -> Tensor:
+        spans: list[slice] = self._worker.spans
+        image = [self._complete[:, :, self._text + span.start : self._text + span.stop] for span in spans]
+        text = ids.shape[1] - sum(part.shape[2] for part in image)
+        return torch.cat((self._complete[:, :, :text], *image), dim=2).to(ids.device)
+
+
+def after_post_input(options: Mapping[str, Any], patch: Patch) -> dict[str, Any]:
+    """transformer_options in which a patch runs after all other `post_input` patches."""
+    patches = {**(options.get("patches") or {})}
+    patches["post_input"] = [*patches.get("post_input", ()), patch]
+    return {**options, "patches": patches}
