@@ -37,7 +37,7 @@ def open_demo(page: Page, **asked: int) -> None:
 
 def wait_for_end(page: Page, client: ComfyClient) -> str:
     """How the newest prompt ended: the name of the last message about it."""
-    for _ in range(600):
+    for _ in range(3000):  # a step on a busy machine takes its time
         queue = client.get_json("/queue")
         if not queue["queue_running"] and not queue["queue_pending"]:
             newest = max(client.get_json("/history").values(), key=lambda entry: entry["prompt"][0])
