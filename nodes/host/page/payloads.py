@@ -15,12 +15,12 @@ from typing import Any
 
 from ....clear_core.bands.memory import ModelShape, lane_bytes, stock_bytes
 from ....clear_core.bands.plan import BandPlan, cut_rows, deal
+from ....clear_core.flux import TEXT_TOKENS, token_grid
 from ....clear_core.hub.released import RELEASED, REPOSITORY, find, size_text
 from ....clear_core.layout import TokenLayout
 from ....clear_core.pattern import attention_flops
 from ....clear_core.pooling import pooled_grid
 from ....clear_core.weights import variant_from_name
-from ...insight.cost import TEXT, grid_of
 from ...options.bands import AUTO, BandSettings
 from ...options.clear import ClearSettings
 from ..bands.memory import RESERVE, fitting_count
@@ -52,8 +52,8 @@ def window_facts(settings: ClearSettings, width: int, height: int, bench: Facts 
 
     bench: what `read_bench` gave.
     """
-    grid, window, factor = grid_of(width, height), settings.window, settings.down_factor
-    layout = TokenLayout(TEXT, grid)
+    grid, window, factor = token_grid(width, height), settings.window, settings.down_factor
+    layout = TokenLayout(TEXT_TOKENS, grid)
     cells = pooled_grid(grid, factor) if factor > 1 else None
     needed = attention_flops(layout, window, down_factor=factor)
     return {
@@ -61,7 +61,7 @@ def window_facts(settings: ClearSettings, width: int, height: int, bench: Facts 
         "radius": window.radius,
         "down_factor": factor,
         "half_widths": [window.half_width(dy) for dy in range(window.halo + 1)],
-        "keys": window.tokens + TEXT + (cells.tokens if cells else 0),
+        "keys": window.tokens + TEXT_TOKENS + (cells.tokens if cells else 0),
         "dense_keys": layout.tokens,
         "cells": [cells.height, cells.width] if cells else None,
         "share": needed / attention_flops(layout, None),
@@ -115,7 +115,7 @@ def band_facts(
     machine: its devices, the one that ComfyUI computes on first. Bands: first row, row after the last, lane. Memory
     is one step's of FLUX.1 in 16 bits besides the weights; cards of different speed are taken as equal.
     """
-    grid = grid_of(width, height)
+    grid = token_grid(width, height)
     devices, shares, missing = _lanes(settings, machine)
     window = clear.window if clear.whole_schedule and clear.blocks.everything else None
 
@@ -125,12 +125,14 @@ def band_facts(
 
     lanes_on = Counter(device.name for device in devices)
     room = [(device.free - RESERVE) // lanes_on[device.name] for device in devices if device.kind != "cpu"]
-    count = settings.bands or fitting_count(plan_of, len(devices), min(room, default=None), TEXT, _FLUX, 1)
+    count = settings.bands or fitting_count(plan_of, len(devices), min(room, default=None), TEXT_TOKENS, _FLUX, 1)
     plan = plan_of(count)
     peaks: Counter[str] = Counter()
     for lane in range(plan.lane_count):
         whole = len(plan.bands) == 1  # then nothing is cut
-        peaks[devices[lane].name] += stock_bytes(grid, TEXT, _FLUX) if whole else lane_bytes(plan, lane, TEXT, _FLUX)
+        peaks[devices[lane].name] += (
+            stock_bytes(grid, TEXT_TOKENS, _FLUX) if whole else lane_bytes(plan, lane, TEXT_TOKENS, _FLUX)
+        )
     return {
         "grid": [grid.height, grid.width],
         "bands": [[rows.start, rows.stop, lane] for rows, lane in zip(plan.bands, plan.lanes, strict=True)],
