@@ -1,4 +1,4 @@
-"""CLEAR Attention Map: where one query of one layer looks, dense and through CLEAR's window, side by side."""
+"""CLEAR Attention Map: the attention of one query in one layer, dense and through CLEAR's window, side by side."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..clear_core.show.numbers import percent as in_percent
 from ..clear_core.weights import BlockId
 from . import host
-from .insight.canvas import percent as in_percent
-from .insight.map_figure import MapPage, map_picture
-from .insight.probe import Shares
+from .insight.attention_row import AttentionMass
+from .insight.map_figure import MapFigure, map_page
+from .insight.picture import as_image
 from .options.blocks import parse_blocks
 from .schema import CACHED_PER_NODE_ID, CATEGORY, make
 
@@ -19,7 +20,7 @@ _MAX_HEAD = 127
 
 
 class CLEARAttentionMap(io.ComfyNode):
-    """Runs one forward of the model, up to the layer that is asked for."""
+    """Runs one forward of the model, up to the chosen layer."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -28,8 +29,8 @@ class CLEARAttentionMap(io.ComfyNode):
             node_id="CLEARAttentionMap",
             display_name="CLEAR Attention Map",
             category=CATEGORY,
-            description="Shows where one place of the image looks in one layer of the model, dense and through CLEAR's "
-            "window side by side, and how much of it lies in the window.",
+            description="Shows what one image token attends to in one layer of the model, dense and with CLEAR's "
+            "attention window side by side, and how much of the dense attention lies in the window.",
             search_aliases=["clear", "attention", "heat map", "heatmap", "visualize", "explain", "head", "layer"],
             inputs=_inputs(),
             outputs=[io.Image.Output(display_name="image"), io.String.Output(display_name="text")],
@@ -65,10 +66,10 @@ class CLEARAttentionMap(io.ComfyNode):
         y: float,
     ) -> io.NodeOutput:
         _check_shares(percent=percent, x=x, y=y)
-        question = host.Question(_one_block(block), head, percent, x, y)
-        answer = host.ask_attention(model, positive, latent_image, question, seed=seed)
-        text = _described(question, answer)
-        image = map_picture(_page(question, answer))
+        request = host.ProbeRequest(_one_block(block), head, percent, x, y)
+        result = host.probe_attention(model, positive, latent_image, request, seed=seed)
+        text = _described(request, result)
+        image = as_image(map_page(_figure(request, result)))
         host.node_text_sender(cls.hidden.unique_id)(text)
         preview = ui.PreviewImage(image, cls=cls).as_dict()
         return io.NodeOutput(image, text, ui={**preview, "text": (text,)})
@@ -80,15 +81,19 @@ def _inputs() -> list[io.Input]:
         make(
             io.Model.Input,
             "model",
-            tooltip="A FLUX model. From Apply CLEAR Attention, its window and weights count; without, radius 16 is "
-            "drawn over the model's own attention.",
+            tooltip="A FLUX model. Connect it through Apply CLEAR Attention to use its window and weights; otherwise "
+            "the node shows a window of radius 16 over the model's own attention.",
         ),
-        make(io.Conditioning.Input, "positive", tooltip="The prompt, with guidance and what else a sampler would get."),
+        make(
+            io.Conditioning.Input,
+            "positive",
+            tooltip="The prompt, with guidance and all else that a sampler would get.",
+        ),
         make(
             io.Latent.Input,
             "latent_image",
-            tooltip="What the model looks at: a picture through VAE Encode, or a sampler's result. Noise is added as "
-            "percent says. Of a batch the first is taken.",
+            tooltip="The image to probe: a picture through VAE Encode, or the result of a sampler. The node adds noise "
+            "according to percent. From a batch it takes the first image.",
         ),
         make(
             io.Int.Input,
@@ -97,7 +102,8 @@ def _inputs() -> list[io.Input]:
             min=0,
             max=0xFFFFFFFFFFFFFFFF,
             control_after_generate=True,
-            tooltip="Of the noise that is added; as in the sampler that made the latent, to see what it saw.",
+            tooltip="Seed of the added noise. Use the seed of the sampler that made the latent to reproduce its "
+            "attention.",
         ),
         make(
             io.Float.Input,
@@ -106,15 +112,15 @@ def _inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="When in sampling to look. 0: the first step, noise alone. 1: the end, no noise. 0.5 shows layout "
-            "and objects.",
+            tooltip="Position in the sampling schedule. 0: the first step, pure noise. 1: the end, no noise. 0.5 shows "
+            "layout and objects.",
         ),
         make(
             io.String.Input,
             "block",
             default="s18",
-            tooltip="Which block: d and a number for a double block (d0 to d18 in FLUX.1), s for a single one (s0 to "
-            "s37). s18 is in the middle.",
+            tooltip="The transformer block: d and a number for a double block (d0 to d18 in FLUX.1), s for a single "
+            "block (s0 to s37). s18 is in the middle.",
         ),
         make(
             io.Int.Input,
@@ -122,7 +128,7 @@ def _inputs() -> list[io.Input]:
             default=-1,
             min=-1,
             max=_MAX_HEAD,
-            tooltip="Which attention head, 0 to 23 in FLUX.1. -1: the mean of all.",
+            tooltip="The attention head, 0 to 23 in FLUX.1. -1: the mean of all heads.",
         ),
         make(
             io.Float.Input,
@@ -131,7 +137,7 @@ def _inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="The place that looks, across the image. 0: left, 0.5: the middle, 1: right.",
+            tooltip="Horizontal position of the query token. 0: left, 0.5: middle, 1: right.",
         ),
         make(
             io.Float.Input,
@@ -140,7 +146,7 @@ def _inputs() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.01,
-            tooltip="The place that looks, down the image. 0: top, 0.5: the middle, 1: bottom.",
+            tooltip="Vertical position of the query token. 0: top, 0.5: middle, 1: bottom.",
         ),
     ]
 
@@ -165,57 +171,56 @@ def _one_block(text: str) -> BlockId:
     return BlockId(span[0], span[1])
 
 
-def _page(question: host.Question, answer: host.Answer) -> MapPage:
-    look, radius = answer.look, answer.settings.window.radius
-    own = f"CLEAR, radius {radius}" if answer.patched else f"A window of radius {radius}; this model has no CLEAR"
-    own += " (this layer runs dense)" if answer.left_dense else ""
-    return MapPage(
-        title=f"Where a place of the image looks: {_layer(question, answer)}",
-        subtitle=f"{answer.family}, at {question.percent:g} of the schedule (sigma {answer.sigma:.3g}); row "
-        f"{look.row}, column {look.column} of {look.layout.image} tokens",
+def _figure(request: host.ProbeRequest, result: host.ProbeResult) -> MapFigure:
+    row, radius = result.row, result.settings.window.radius
+    own = f"CLEAR, radius {radius}" if result.patched else f"A window of radius {radius}; this model has no CLEAR"
+    own += " (this layer runs dense)" if result.left_dense else ""
+    return MapFigure(
+        title=f"Attention of one image token: {_layer(request, result)}",
+        subtitle=f"{result.family}, at {request.percent:g} of the schedule (sigma {result.sigma:.3g}); query at row "
+        f"{row.row}, column {row.column} of {row.layout.image} image tokens",
         names=("Dense", own),
-        look=look,
-        down_factor=answer.settings.down_factor,
-        window=answer.settings.window,
-        picture=answer.picture,
-        verdict=_verdict(answer),
+        row=row,
+        down_factor=result.settings.down_factor,
+        window=result.settings.window,
+        picture=result.picture,
+        verdict=_verdict(result),
     )
 
 
-def _layer(question: host.Question, answer: host.Answer) -> str:
-    head = f"mean of {answer.heads} heads" if question.head < 0 else f"head {question.head}"
-    return f"{question.block.kind} block {question.block.index}, {head}"
+def _layer(request: host.ProbeRequest, result: host.ProbeResult) -> str:
+    head = f"mean of {result.heads} heads" if request.head < 0 else f"head {request.head}"
+    return f"{request.block.kind} block {request.block.index}, {head}"
 
 
-def _verdict(answer: host.Answer) -> str:
-    look = answer.look
+def _verdict(result: host.ProbeResult) -> str:
+    row = result.row
     return (
-        f"Inside the window: {in_percent(look.inside)} of what the dense query looks at in the image. "
-        f"The window is {in_percent(look.window_tokens / look.layout.image.tokens)} of the image."
+        f"{in_percent(row.inside)} of the dense attention to the image lies in the window, which covers "
+        f"{in_percent(row.window_tokens / row.layout.image.tokens)} of the image."
     )
 
 
-def _described(question: host.Question, answer: host.Answer) -> str:
-    look, settings = answer.look, answer.settings
+def _described(request: host.ProbeRequest, result: host.ProbeResult) -> str:
+    row, settings = result.row, result.settings
     lines = [
-        f"{answer.family}, {_layer(question, answer)}, at {question.percent:g} of the schedule (sigma "
-        f"{answer.sigma:.3g}), query at row {look.row}, column {look.column} of {look.layout.image} tokens",
-        f"dense: {_listed(look.dense_shares, 'image')}",
-        f"radius {settings.window.radius}: {_listed(look.local_shares, 'window')}",
-        _verdict(answer),
+        f"{result.family}, {_layer(request, result)}, at {request.percent:g} of the schedule (sigma "
+        f"{result.sigma:.3g}), query at row {row.row}, column {row.column} of {row.layout.image} image tokens",
+        f"dense: {_listed(row.dense_mass, 'image')}",
+        f"radius {settings.window.radius}: {_listed(row.local_mass, 'window')}",
+        _verdict(result),
     ]
-    if not answer.patched:
-        lines.append(f"This model has no CLEAR: radius {settings.window.radius}, the usual one, was taken.")
-    if answer.left_dense:
-        lines.append(f"This layer runs dense, {answer.left_dense}. The window is shown for comparison.")
-    if answer.banded:
-        lines.append("CLEAR Multi-GPU was left out: this ran without bands, on one device.")
+    if not result.patched:
+        lines.append(f"This model has no CLEAR; the node uses radius {settings.window.radius} as an example.")
+    if result.left_dense:
+        lines.append(f"This layer runs dense, {result.left_dense}. The window is shown for comparison.")
+    if result.banded:
+        lines.append("CLEAR Multi-GPU was left out: this forward ran without bands, on one device.")
     return "\n".join(lines)
 
 
-def _listed(shares: Shares, image: str) -> str:
-    parts = [("text", shares.text), (image, shares.image)]
-    parts += [
-        (name, share) for name, share in (("references", shares.references), ("coarse view", shares.coarse)) if share
-    ]
+def _listed(mass: AttentionMass, image: str) -> str:
+    parts = [("text", mass.text), (image, mass.image)]
+    more = (("references", mass.references), ("down-sampled tokens", mass.pooled))
+    parts += [(name, share) for name, share in more if share]
     return ", ".join(f"{name} {in_percent(share)}" for name, share in parts)

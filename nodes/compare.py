@@ -1,4 +1,4 @@
-"""Compare Images: two images in, how alike they are in numbers and as a picture of their difference."""
+"""Compare Images: the similarity of two images in numbers, and a picture of their difference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MAX_GAIN = 255.0
 
 
 class CLEARCompare(io.ComfyNode):
-    """For holding dense attention against CLEAR, or any two images against each other."""
+    """Compares dense attention with CLEAR, or any two images."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -26,7 +26,7 @@ class CLEARCompare(io.ComfyNode):
             node_id="CLEARCompare",
             display_name="Compare Images",
             category=CATEGORY,
-            description="Tells how alike two images are (PSNR, SSIM, MS-SSIM) and shows where they differ.",
+            description="Measures the similarity of two images (PSNR, SSIM, MS-SSIM) and shows where they differ.",
             search_aliases=["clear", "compare", "difference", "psnr", "ssim", "ms-ssim", "metrics", "quality"],
             inputs=_inputs(),
             outputs=[io.String.Output(display_name="text"), io.Image.Output(display_name="difference")],
@@ -57,7 +57,7 @@ class CLEARCompare(io.ComfyNode):
         difference = torch.empty(count, *a.shape[1:])
         found = []
         for i in range(count):
-            # Images that are on a card or not float32 are copied one at a time, not the whole batch.
+            # Images on a GPU or in another dtype are copied one at a time, not the whole batch.
             one, other = (images[i if len(images) > 1 else 0].to("cpu", torch.float32) for images in (a, b))
             torch.sub(one, other, out=difference[i]).abs_().mul_(gain).clamp_(max=1.0)
             found.append(similarity(one, other, bar.update))
@@ -72,11 +72,11 @@ class CLEARCompare(io.ComfyNode):
 def _inputs() -> list[io.Input]:
     """The inputs in their released order: saved workflows keep values by position, so add at the end only."""
     return [
-        make(io.Image.Input, "image_a", tooltip="The image to hold the other against, such as one made without CLEAR."),
+        make(io.Image.Input, "image_a", tooltip="The reference image, such as one made without CLEAR."),
         make(
             io.Image.Input,
             "image_b",
-            tooltip="The other image, of the same size. For batches: as many images as image_a, or one for all.",
+            tooltip="The other image, of the same size. In batches: as many images as image_a, or one for all.",
         ),
         make(
             io.Float.Input,
@@ -85,8 +85,8 @@ def _inputs() -> list[io.Input]:
             min=1.0,
             max=_MAX_GAIN,
             step=0.5,
-            tooltip="How many times the picture of the difference is brightened; the numbers stay the same. "
-            "4 shows what the eye could find, 32 also shows rounding, 1 is the plain difference.",
+            tooltip="Brightness of the difference image; the numbers do not change. 1 is the plain difference, 4 shows "
+            "differences that the eye could find, 32 also shows rounding.",
         ),
     ]
 
@@ -114,12 +114,12 @@ def _without_alpha(images: Tensor) -> Tensor:
 
 
 def _check_pair(a: Tensor, b: Tensor) -> None:
-    """Raises ValueError unless the images can be held against each other pixel by pixel."""
+    """Raises ValueError unless the images can be compared pixel by pixel."""
     if a.shape[1:3] != b.shape[1:3]:
         sizes = [f"{images.shape[2]} x {images.shape[1]}" for images in (a, b)]
         raise ValueError(
-            f"image_a is {sizes[0]} pixels and image_b is {sizes[1]}; they must be of one size. Put an Upscale Image "
-            "node before one of them, or make both at the same size."
+            f"image_a is {sizes[0]} pixels and image_b is {sizes[1]}; they must have the same size. Put an Upscale "
+            "Image node before one of them, or make both at the same size."
         )
     if a.shape[-1] != b.shape[-1]:
         raise ValueError(
@@ -128,8 +128,9 @@ def _check_pair(a: Tensor, b: Tensor) -> None:
         )
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         raise ValueError(
-            f"image_a is a batch of {len(a)} and image_b of {len(b)}; they must be as many, or one of them a single "
-            "image, which is then held against all others. Take images out with ImageFromBatch."
+            f"image_a is a batch of {len(a)} and image_b of {len(b)}; they must have the same length, "
+            "or one of them must be a single image, which is then compared with all others. Take images out with "
+            "ImageFromBatch."
         )
 
 
@@ -152,7 +153,7 @@ def _missing(found: Sequence[Similarity], height: int, width: int) -> list[str]:
         lines.append(f"No SSIM: its window needs {SSIM_SIDE} pixels a side.")
     if any(one.ms_ssim is None for one in found):
         lines.append(
-            f"No MS-SSIM: it also looks at a sixteenth of the size and so needs {MS_SSIM_SIDE} pixels a side; this is "
+            f"No MS-SSIM: its last scale is a sixteenth of the size, so it needs {MS_SSIM_SIDE} pixels a side; this is "
             f"{width} x {height}."
         )
     return lines

@@ -1,4 +1,4 @@
-"""CLEAR Report: what the window is, what it costs by size, and who would compute it here, as a picture and in words."""
+"""CLEAR Report: the window, its cost by size, and the backend that would run here, as a picture and as text."""
 
 from __future__ import annotations
 
@@ -7,23 +7,13 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..clear_core.backends.triton.tile_plan import TilePlan
+from ..clear_core.flux import PIXELS_PER_TOKEN
+from ..clear_core.show.cost import BackendTable, Report
+from ..clear_core.show.figure import report_page
+from ..clear_core.show.numbers import percent, shown
 from . import host
-from .insight.canvas import percent, shown
-from .insight.cost import (
-    TEXT,
-    TOKEN,
-    Backends,
-    ModelFacts,
-    SizeFigures,
-    backends,
-    by_size,
-    example_call,
-    grid_of,
-    needed_pairs,
-    plan_of_tiles,
-)
-from .insight.report_figure import ReportPage, report_picture
-from .options.clear import USUAL, ClearSettings
+from .insight.cost import ModelInfo
+from .insight.picture import as_image
 from .options.stages import LARGEST_SIDE
 from .schema import CACHED_PER_NODE_ID, CATEGORY, make
 
@@ -38,8 +28,8 @@ class CLEARReport(io.ComfyNode):
             node_id="CLEARReport",
             display_name="CLEAR Report",
             category=CATEGORY,
-            description="Shows the window over the image, what attention and memory cost by size, dense against CLEAR, "
-            "and which backend would compute it on this machine.",
+            description="Shows the attention window over the image, the cost of attention and memory by image size, "
+            "dense and with CLEAR, and the backend that would run on this machine.",
             search_aliases=["clear", "cost", "flops", "memory", "backends", "window", "explain", "benchmark"],
             inputs=_inputs(),
             outputs=[io.Image.Output(display_name="image"), io.String.Output(display_name="text")],
@@ -51,36 +41,20 @@ class CLEARReport(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, width: int, height: int) -> io.NodeOutput:
         for name, value in (("width", width), ("height", height)):
-            if not TOKEN <= value <= LARGEST_SIDE:
-                raise ValueError(f"{name} is {value}; allowed is {TOKEN} to {LARGEST_SIDE} pixels")
-        facts = host.model_facts(model)
-        settings = facts.settings or USUAL
-        grid = grid_of(width, height)
-        call = example_call(facts, settings, grid)
-        found = backends(call, settings.backend)
-        sizes = list(by_size(facts, settings, width, height))
-        what = (
-            facts.headline.split("\n")[0] or f"radius {settings.window.radius}, the usual one: no CLEAR in this model"
-        )
-        page = ReportPage(
-            width=width,
-            height=height,
-            subtitle=f"{facts.family}, {what}; {grid} image tokens and {TEXT} of text",
-            grid=grid,
-            window=settings.window,
-            down_factor=settings.down_factor,
-            plan=plan_of_tiles(call),
-            backends=found,
-            sizes=sizes,
-            layers=facts.layers,
-        )
-        about, who = _about(facts, settings, page), _who(found)
-        text = "\n".join([*about, "", *_costs(facts, sizes), "", *_plan(page.plan, needed_pairs(call)), "", *who])
-        image = report_picture(page)
-        # The picture under it says the rest.
-        host.node_text_sender(cls.hidden.unique_id)("\n".join([*about, who[0]]))
-        shown_images = ui.PreviewImage(image, cls=cls).as_dict()
-        return io.NodeOutput(image, text, ui={**shown_images, "text": (text,)})
+            if not PIXELS_PER_TOKEN <= value <= LARGEST_SIDE:
+                raise ValueError(f"{name} is {value}; allowed is {PIXELS_PER_TOKEN} to {LARGEST_SIDE} pixels")
+        info = host.model_info(model)
+        report = info.report(width, height)
+        radius = report.options.window.radius
+        what = info.headline.split("\n")[0] or f"radius {radius} as an example: no CLEAR in this model"
+        subtitle = f"{info.family}, {what}; {report.grid} image tokens and {report.options.text} text tokens"
+        about, backends = [subtitle, *_about(info, report)], _backends(report.backends)
+        text = "\n".join([*about, "", *_costs(report), "", *_tiles(report.tiles, report.tile_overhead), "", *backends])
+        image = as_image(report_page(report, subtitle))
+        # The picture below it shows the rest.
+        host.node_text_sender(cls.hidden.unique_id)("\n".join([*about, backends[0]]))
+        preview = ui.PreviewImage(image, cls=cls).as_dict()
+        return io.NodeOutput(image, text, ui={**preview, "text": (text,)})
 
 
 def _inputs() -> list[io.Input]:
@@ -89,80 +63,76 @@ def _inputs() -> list[io.Input]:
         make(
             io.Model.Input,
             "model",
-            tooltip="A FLUX model. From Apply CLEAR Attention, its settings count; without, radius 16 is taken as an "
-            "example.",
+            tooltip="A FLUX model. Connect it through Apply CLEAR Attention to use that node's settings; otherwise the "
+            "report uses radius 16 as an example.",
         ),
         *(
             make(
                 io.Int.Input,
                 name,
                 default=2048,
-                min=TOKEN,
+                min=PIXELS_PER_TOKEN,
                 max=LARGEST_SIDE,
-                step=TOKEN,
-                tooltip=f"The image's {name} in pixels. 2048 is usual; 1K, 2K, 4K and 8K squares are shown as well.",
+                step=PIXELS_PER_TOKEN,
+                tooltip=f"Image {name} in pixels, usually 2048. Squares of 1K, 2K, 4K and 8K are always listed too.",
             )
             for name in ("width", "height")
         ),
     ]
 
 
-def _about(facts: ModelFacts, settings: ClearSettings, page: ReportPage) -> list[str]:
-    radius, tokens = settings.window.radius, settings.window.tokens
-    across = (2 * settings.window.halo + 1) * TOKEN
-    lines = [page.subtitle]
-    if facts.settings is None:
-        lines.append("Put Apply CLEAR Attention before this node to see its own settings.")
+def _about(info: ModelInfo, report: Report) -> list[str]:
+    options, settings = report.options, info.clear
+    across = (2 * options.window.halo + 1) * PIXELS_PER_TOKEN
+    lines = []
+    if info.settings is None:
+        lines.append("Put Apply CLEAR Attention before this node to see its settings.")
+    coarse = f" and the image down-sampled by {options.down_factor}" if options.down_factor > 1 else ""
     lines.append(
-        f"The window: radius {radius}, {tokens:,} tokens, {across} px across. Each place of the image sees it, all of "
-        "the text"
-        + (
-            f" and the image in cells of {settings.down_factor} x {settings.down_factor}."
-            if page.down_factor > 1
-            else "."
-        )
+        f"Attention window: radius {options.window.radius}, {options.window.tokens:,} tokens, {across} px across. Each "
+        f"image token attends to its window, all text tokens{coarse}."
     )
-    dense = facts.layers - facts.windowed_layers(settings)
-    if dense:
+    if options.dense_layers:
         lines.append(
-            f"{dense} of {facts.layers} layers stay dense, as asked: blocks other than {settings.blocks.text}."
+            f"{options.dense_layers} of {report.model.layers} layers stay dense, as set: blocks other than "
+            f"{settings.blocks.text}."
         )
     if not settings.whole_schedule:
         lines.append(
-            f"Counted is a step between {settings.start_percent:g} and {settings.end_percent:g} of sampling; outside, "
-            "attention is dense."
+            f"The costs are those of a step between {settings.start_percent:g} and {settings.end_percent:g} of "
+            "sampling; other steps run dense."
         )
     return lines
 
 
-def _costs(facts: ModelFacts, sizes: list[SizeFigures]) -> list[str]:
-    lines = [f"Attention of one step, all {facts.layers} layers:"]
-    for size in sizes:
+def _costs(report: Report) -> list[str]:
+    lines = [f"Attention in one step, all {report.model.layers} layers:"]
+    for size in report.sizes:
         dense, clear = size.dense / 1e12, size.clear / 1e12
         lines.append(
             f"  {size.width} x {size.height}: dense {shown(dense)} TFLOP, CLEAR {shown(clear)} "
             f"({percent(size.clear / size.dense)})"
         )
-    dtype = str(facts.dtype).removeprefix("torch.")
-    lines.append(f"Memory of one step besides the weights, predicted, {dtype}, one image at CFG 1:")
-    for size in sizes:
-        line = f"  {size.width} x {size.height}: {shown(size.whole / 2**30)} GiB, dense or with CLEAR"
-        if size.in_bands is not None:
-            line += f"; {shown(size.in_bands / 2**30)} in {size.bands} bands (CLEAR Multi-GPU)"
+    dtype = str(report.model.dtype).removeprefix("torch.")
+    lines.append(f"Memory in one step, predicted, without the weights, {dtype}, one image at CFG 1:")
+    for size in report.sizes:
+        line = f"  {size.width} x {size.height}: {shown(size.stock / 2**30)} GiB, dense or with CLEAR"
+        if size.banded is not None:
+            line += f"; {shown(size.banded / 2**30)} in {size.bands} bands (CLEAR Multi-GPU)"
         lines.append(line)
     return lines
 
 
-def _plan(plan: TilePlan, needed: int) -> list[str]:
+def _tiles(plan: TilePlan, overhead: float) -> list[str]:
     return [
-        f"Plan of the fused kernel: {plan.tiles:,} tiles of {plan.tile[0]} x {plan.tile[1]} queries read "
-        f"{len(plan.boxes):,} boxes of {plan.box[0]} x {plan.box[1]} keys, {plan.full_boxes:,} of them without a mask;",
-        f"  {plan.executed_pairs() / needed:.2f} times the pairs that the windows hold exactly.",
+        f"Plan of the fused kernel: {plan.tiles:,} tiles of {plan.tile[0]} x {plan.tile[1]} queries visit "
+        f"{len(plan.boxes):,} tiles of {plan.box[0]} x {plan.box[1]} keys, {plan.full_boxes:,} full and the others "
+        "partial (masked);",
+        f"  it computes {overhead:.2f} times the (query, key) pairs in the windows.",
     ]
 
 
-def _who(found: Backends) -> list[str]:
-    lines = [f"Here {found.chosen} would compute it: {found.reason}." if found.chosen else found.reason]
-    for backend in found.every:
-        lines.append(f"  {backend.name}: {percent(backend.share)} of dense attention's pairs; {backend.said}")
-    return lines
+def _backends(table: BackendTable) -> list[str]:
+    chosen = f"Backend on this machine: {table.chosen} ({table.reason})." if table.chosen else table.reason
+    rows = (f"  {one.name}: {percent(one.share)} of the pairs of dense attention; {one.note}" for one in table.backends)
+    return [chosen, *rows]

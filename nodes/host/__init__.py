@@ -18,35 +18,35 @@ from .attention_call import Frame
 from .bands.forward import apply_bands, sample_in_bands
 from .downloads import download
 from .files import absent_release, download_folder, file_fingerprint, weights_files, weights_path
-from .flux_model import model_facts
+from .flux_model import model_info
 from .node_text import node_text_sender
 from .page.routes import add_routes
 from .patching.controlnet import window_control
 from .patching.patch import apply_clear
-from .probe import Answer, Question, ask_attention
+from .probe import ProbeRequest, ProbeResult, probe_attention
 from .workflow import SAMPLERS, SCHEDULERS, GraphBuilder, call_number, has_clear, keeps_outputs
 
 __all__ = [
     "SAMPLERS",
     "SCHEDULERS",
-    "Answer",
     "Frame",
     "GraphBuilder",
+    "ProbeRequest",
+    "ProbeResult",
     "ProgressBar",
-    "Question",
     "absent_release",
     "add_routes",
     "apply_bands",
     "apply_clear",
-    "ask_attention",
     "call_number",
     "download",
     "download_folder",
     "file_fingerprint",
     "has_clear",
     "keeps_outputs",
-    "model_facts",
+    "model_info",
     "node_text_sender",
+    "probe_attention",
     "sample_in_bands",
     "weights_files",
     "weights_path",

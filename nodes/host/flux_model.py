@@ -8,7 +8,8 @@ import comfy.ldm.chroma.model
 import comfy.ldm.flux.model
 import torch
 
-from ..insight.cost import ModelFacts
+from ...clear_core.show.cost import Model
+from ..insight.cost import ModelInfo
 from .attention_call import KEY, SETTINGS
 
 FLUX_1, FLUX_2, CHROMA = "FLUX.1", "FLUX.2", "Chroma"
@@ -34,22 +35,20 @@ def transformer_of(model: Any) -> tuple[Any, str]:
     raise ValueError(f"{want}; this model is {type(getattr(model, 'model', model)).__name__} ({kind}).")
 
 
-def model_facts(model: Any) -> ModelFacts:
+def model_info(model: Any) -> ModelInfo:
     """Reads, changes nothing, loads nothing. Raises ValueError for a model that CLEAR does not work on."""
     flux, family = transformer_of(model)
     options = model.model_options.get("transformer_options", {})
     base = model.model
     # Weights may be stored in 8 bits; activations never are.
     dtype = base.manual_cast_dtype or base.get_dtype()
-    return ModelFacts(
-        family=family,
-        device=torch.device(model.load_device),
-        dtype=dtype if dtype.itemsize >= 2 else torch.bfloat16,
-        double=len(flux.double_blocks),
-        single=len(flux.single_blocks),
+    double, single = len(flux.double_blocks), len(flux.single_blocks)
+    size = Model(
+        layers=double + single,
         channels=flux.hidden_size,
         heads=flux.num_heads,
+        dtype=dtype if dtype.itemsize >= 2 else torch.bfloat16,
+        device=torch.device(model.load_device),
         can_be_cut=family != CHROMA,
-        settings=options.get(SETTINGS),
-        headline=options.get(KEY, ""),
     )
+    return ModelInfo(family, size, double, single, options.get(SETTINGS), options.get(KEY, ""))

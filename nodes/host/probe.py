@@ -1,6 +1,6 @@
-"""One query of one layer, taken out of a forward of the host's FLUX as a sampler would run it.
+"""The attention of one query in one layer, read from a forward of the host's FLUX as a sampler would run it.
 
-The forward ends where the query is found; the layers up to there run as the model's own nodes have them.
+The forward stops at that layer; the layers before it run as the model's own nodes have them.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...clear_core.call import as_bias
-from ...clear_core.layout import TokenLayout
+from ...clear_core.layout import Grid, TokenLayout
 from ...clear_core.pooling import pool
 from ...clear_core.weights import BlockId
-from ..insight.probe import Look, look
+from ..insight.attention_row import AttentionRow, attention_row
 from ..options.clear import USUAL, ClearSettings
 from .attention_call import (
     FRAME,
@@ -39,11 +39,11 @@ from .attention_call import (
 from .bands.forward import BANDS
 from .flux_model import transformer_of
 
-_LOOK = "clear_look"
+_PROBE = "clear_probe"
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ProbeRequest:
     """Which query. percent: of the schedule, x, y: of the image, each 0 to 1. head: -1 for the mean of all."""
 
     block: BlockId
@@ -54,15 +54,15 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
-    """What was found. heads: of the model. sigma: the noise level. settings: the model's, or the usual window's.
+class ProbeResult:
+    """What the forward gave. heads: of the model. sigma: the noise level. settings: the model's, or the usual ones.
 
     patched: whether the model has CLEAR. left_dense: why this layer runs dense all the same, a clause, or "".
     banded: whether CLEAR Multi-GPU is in the chain. picture: the latent in grey, float32 [height, width] of 0 to 1, or
-    None where the host knows no colours for it.
+    None where the host has no preview factors for it.
     """
 
-    look: Look
+    row: AttentionRow
     family: str
     heads: int
     sigma: float
@@ -73,35 +73,63 @@ class Answer:
     picture: Tensor | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Taken:
-    look: Look
-    left_dense: str
+@dataclass(slots=True, eq=False)
+class _Probe:
+    """What the hooks of one probe share. image: the token grid of the whole latent. row: None until it is read."""
+
+    request: ProbeRequest
+    settings: ClearSettings
+    pooling: Pooling | None
+    image: Grid
+    row: AttentionRow | None = None
+    left_dense: str = ""
+
+    def read(self, frame: Frame, q: Tensor, k: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Take the row out of one layer's attention call. q, k: [batch, heads, tokens, head_dim], after RoPE."""
+        request, grid = self.request, frame.image
+        layout = _layout(frame, q, k, args, kwargs)
+        # A batch also holds what else positive brings; its first entry is read.
+        heads = slice(None) if request.head < 0 else slice(request.head, request.head + 1)
+        query, key = q[0, heads], k[0, heads]
+        position = (_token(request.y, grid.height), _token(request.x, grid.width))
+        index = layout.text + position[0] * grid.width + position[1]
+        bias = _bias(kwargs.get("mask"), heads, index, layout)
+        pooled = None
+        if self.pooling is not None:
+            if bias is not None:
+                raise ValueError(
+                    "The conditioning brings an attention mask, which has no exact meaning for down-sampled tokens. "
+                    "Set down_factor of Apply CLEAR Attention to 1."
+                )
+            image = key[None, :, layout.text : layout.text + grid.tokens]
+            pooled = pool(image, grid, self.pooling(request.block))[0]
+        self.row = attention_row(query[:, index], key, layout, position, self.settings, bias=bias, pooled=pooled)
+        self.left_dense = self.settings.left_dense(request.block, active=frame.active)
 
 
-class _Found(BaseException):
-    """Ends the forward: what it was for is known."""
+class _StopForward(BaseException):
+    """Ends the forward once the row is read."""
 
 
 @torch.no_grad()
-def ask_attention(
-    model: Any, positive: Sequence[Any], latent: Mapping[str, Any], question: Question, *, seed: int
-) -> Answer:
-    """Run one forward of a MODEL over a LATENT, noised as the question says, up to the layer that it is about.
+def probe_attention(
+    model: Any, positive: Sequence[Any], latent: Mapping[str, Any], request: ProbeRequest, *, seed: int
+) -> ProbeResult:
+    """Run one forward of a MODEL over a LATENT, noised as the request says, up to the requested layer.
 
-    The model stays as it was. Bands are left out: they would cut the query's keys apart.
+    The model stays as it was. Bands are left out: they would split the query's keys.
     Raises ValueError for what this model or latent does not have, naming it and what is allowed.
     """
     flux, family = transformer_of(model)
     depth = (len(flux.double_blocks), len(flux.single_blocks))
-    if question.block.index >= depth[question.block.kind == "single"]:
+    if request.block.index >= depth[request.block.kind == "single"]:
         raise ValueError(
-            f"block is {_name(question.block)}; this model has {depth[0]} double and {depth[1]} single blocks: d0 to "
+            f"block is {_name(request.block)}; this model has {depth[0]} double and {depth[1]} single blocks: d0 to "
             f"d{depth[0] - 1} and s0 to s{depth[1] - 1}."
         )
-    if not -1 <= question.head < flux.num_heads:
+    if not -1 <= request.head < flux.num_heads:
         raise ValueError(
-            f"head is {question.head}; this model has {flux.num_heads} heads: 0 to {flux.num_heads - 1}, or -1 for the "
+            f"head is {request.head}; this model has {flux.num_heads} heads: 0 to {flux.num_heads - 1}, or -1 for the "
             "mean of all."
         )
     if not positive:
@@ -112,31 +140,30 @@ def ask_attention(
     for kind, key in (
         (WrappersMP.DIFFUSION_MODEL, BANDS),
         (WrappersMP.PREPARE_SAMPLING, BANDS),
-        (WrappersMP.OUTER_SAMPLE, KEY),  # this is no sampling run to report
+        (WrappersMP.OUTER_SAMPLE, KEY),  # one forward is not a sampling run to report
     ):
         watched.remove_wrappers_with_key(kind, key)
     options = watched.model_options["transformer_options"]
     settings = options.get(SETTINGS) or USUAL
-    found: list[_Taken] = []
-    options[OVERRIDE] = _override(question, settings, options.get(POOLING), options.get(OVERRIDE), found)
-    wrapper = _wrapper(frame_of(flux, samples, None, {}), samples.shape[1], found)
-    watched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _LOOK, wrapper)
-    sigma = float(model.get_model_object("model_sampling").percent_to_sigma(question.percent))
+    probe = _Probe(request, settings, options.get(POOLING), frame_of(flux, samples, None, {}).image)
+    options[OVERRIDE] = _override(probe, options.get(OVERRIDE))
+    watched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _PROBE, _wrapper(probe, samples.shape[1]))
+    sigma = float(model.get_model_object("model_sampling").percent_to_sigma(request.percent))
     _run(watched, positive, latent, samples, sigma, seed)
-    if not found:
+    if probe.row is None:
         raise ValueError(
-            f"block {_name(question.block)} did not attend at {question.percent:g} of the "
+            f"block {_name(request.block)} did not run its attention at {request.percent:g} of the "
             "schedule: either positive has no part of the prompt for this time, or another node skips or replaces the "
             "block. Remove that node or choose another percent or block."
         )
-    return Answer(
-        found[0].look,
+    return ProbeResult(
+        probe.row,
         family,
         flux.num_heads,
         sigma,
         settings,
         SETTINGS in options,
-        found[0].left_dense,
+        probe.left_dense,
         banded,
         _picture(model, samples),
     )
@@ -165,8 +192,8 @@ def _run(
 
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": positive})
-    places = latent.get("batch_index")
-    noise = comfy.sample.prepare_noise(samples, seed, None if places is None else places[:1])
+    index = latent.get("batch_index")
+    noise = comfy.sample.prepare_noise(samples, seed, None if index is None else index[:1])
     mask = latent.get("noise_mask")
     guider.sample(
         noise,
@@ -179,94 +206,70 @@ def _run(
     )
 
 
-def _wrapper(whole: Frame, channels: int, found: list[_Taken]) -> Callable[..., Any]:
-    """The DIFFUSION_MODEL wrapper: says what lies where, and ends the forward once the query is found."""
+def _wrapper(probe: _Probe, channels: int) -> Callable[..., Any]:
+    """The DIFFUSION_MODEL wrapper: passes the token grids to the override, and stops the forward when it is done."""
 
-    def clear_look(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def clear_probe(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         call = inspect.signature(executor.original).bind(*args, **kwargs)
-        given = call.arguments
-        options = given.get("transformer_options") or {}
-        frame = frame_of(executor.class_obj, given["x"], given.get("ref_latents"), options)
-        if frame.image != whole.image:
+        arguments = call.arguments
+        options = arguments.get("transformer_options") or {}
+        frame = frame_of(executor.class_obj, arguments["x"], arguments.get("ref_latents"), options)
+        if frame.image != probe.image:
             raise ValueError(
-                f"positive is limited to a part of the image ({frame.image} of {whole.image} tokens), so no query of "
-                "it sees the rest. Connect conditioning without an area; a mask is fine."
+                f"positive is limited to a part of the image ({frame.image} of {probe.image} tokens), so no query of "
+                "it attends to the rest. Connect conditioning without an area; a mask is fine."
             )
-        given["transformer_options"] = {**options, FRAME: frame}
-        nothing = torch.zeros_like(given["x"][:, :channels])
-        if found:
+        arguments["transformer_options"] = {**options, FRAME: frame}
+        nothing = torch.zeros_like(arguments["x"][:, :channels])
+        if probe.row is not None:
             return nothing
         try:
             return executor(*call.args, **call.kwargs)
-        except _Found:
+        except _StopForward:
             return nothing
 
-    return clear_look
+    return clear_probe
 
 
-def _override(
-    question: Question,
-    settings: ClearSettings,
-    pooling: Pooling | None,
-    previous: Callable[..., Any] | None,
-    found: list[_Taken],
-) -> Callable[..., Any]:
-    def clear_looking(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Any:
+def _override(probe: _Probe, previous: Callable[..., Any] | None) -> Callable[..., Any]:
+    """The attention override: reads the requested block, leaves the others to whoever had them before."""
+
+    def clear_probing(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Any:
         comfy.model_management.throw_exception_if_processing_interrupted()
         options = kwargs.get("transformer_options") or {}
         frame = options.get(FRAME)
-        if frame is not None and block_of(options) == question.block:
-            found.append(_taken(question, settings, pooling, frame, q, k, args, kwargs))
-            raise _Found
+        if frame is not None and block_of(options) == probe.request.block:
+            probe.read(frame, q, k, args, kwargs)
+            raise _StopForward
         if previous is not None:
             return previous(func, q, k, v, heads, *args, **kwargs)
         return func(q, k, v, heads, *args, **kwargs)
 
-    return torch.compiler.disable(clear_looking)
+    return torch.compiler.disable(clear_probing)
 
 
-def _taken(
-    question: Question,
-    settings: ClearSettings,
-    pooling: Pooling | None,
-    frame: Frame,
-    q: Tensor,
-    k: Tensor,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> _Taken:
+def _layout(frame: Frame, q: Tensor, k: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TokenLayout:
+    """The token layout of an attention call. Raises ValueError where it is not the joint attention of FLUX."""
     text = q.shape[-2] - frame.image.tokens - sum(grid.tokens for grid in frame.references)
-    odd = unknown_arguments(args, kwargs)
-    if odd or not kwargs.get("skip_reshape") or q.ndim != 4 or q.shape != k.shape or text < 0:
+    unknown = unknown_arguments(args, kwargs)
+    if unknown or not kwargs.get("skip_reshape") or q.ndim != 4 or q.shape != k.shape or text < 0:
         raise ValueError(
-            f"The attention of this layer cannot be read: {odd or 'it is not the joint attention of FLUX'}."
+            f"The attention of this layer cannot be read: {unknown or 'it is not the joint attention of FLUX'}."
         )
-    layout = TokenLayout(text, frame.image, frame.references)
-    # A batch holds what else positive asks for; one query is asked for.
-    heads = slice(None) if question.head < 0 else slice(question.head, question.head + 1)
-    query, key = q[0, heads], k[0, heads]
-    grid = frame.image
-    place = (_token(question.y, grid.height), _token(question.x, grid.width))
-    index = text + place[0] * grid.width + place[1]
-    mask = full_mask(kwargs.get("mask"))
-    if mask is not None:
-        row = index if mask.shape[2] > 1 else 0
-        mask = as_bias(mask[0, heads if mask.shape[1] > 1 else slice(None), row], torch.float32)
-        mask = mask.expand(-1, layout.tokens)
-    cells = None
-    if pooling is not None:
-        if mask is not None:
-            raise ValueError(
-                "The conditioning brings an attention mask, which has no exact meaning for down-sampled tokens. Set "
-                "down_factor of Apply CLEAR Attention to 1."
-            )
-        cells = pool(key[None, :, text : text + grid.tokens], grid, pooling(question.block))[0]
-    seen = look(query[:, index], key, layout, place, settings, bias=mask, cells=cells)
-    return _Taken(seen, settings.left_dense(question.block, active=frame.active))
+    return TokenLayout(text, frame.image, frame.references)
+
+
+def _bias(mask: Tensor | None, heads: slice, index: int, layout: TokenLayout) -> Tensor | None:
+    """What the host's mask adds to one query's scores: float32 [heads or 1, tokens]."""
+    mask = full_mask(mask)
+    if mask is None:
+        return None
+    row = mask[0, heads if mask.shape[1] > 1 else slice(None), index if mask.shape[2] > 1 else 0]
+    return as_bias(row, torch.float32).expand(-1, layout.tokens)
 
 
 def _name(block: BlockId) -> str:
-    """As a person writes it: d3, s12."""
+    """As the node's input is written: d3, s12."""
     return f"{block.kind[0]}{block.index}"
 
 
@@ -275,7 +278,7 @@ def _token(share: float, size: int) -> int:
 
 
 def _picture(model: Any, samples: Tensor) -> Tensor | None:
-    """What the latent shows, roughly: by the host's own factors for previews."""
+    """What the latent shows, roughly, by the host's preview factors."""
     known = model.get_model_object("latent_format")
     factors, bias = getattr(known, "latent_rgb_factors", None), getattr(known, "latent_rgb_factors_bias", None)
     rearrange = getattr(known, "latent_rgb_factors_reshape", None)

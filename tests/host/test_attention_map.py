@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,7 @@ from devtools.models import chroma_model, clear_tensors, flux2_model, flux_model
 from core.naive import visible
 from host.oracle import with_mask
 
-PLACE = {"percent": 0.4, "head": -1, "x": 0.4, "y": 0.7}
+POSITION = {"percent": 0.4, "head": -1, "x": 0.4, "y": 0.7}
 
 
 @pytest.fixture(autouse=True)
@@ -38,16 +40,16 @@ def model(host: Any) -> Any:
 
 
 @pytest.fixture
-def ask(nodes_api: Any) -> Callable[..., Any]:
-    """The answer that the node draws: `ask(model, latent, block="s1", ...)`."""
+def probe(nodes_api: Any) -> Callable[..., Any]:
+    """The result that the node draws: `probe(model, latent, block="s1", ...)`."""
     module = nodes_api.module("nodes.host")
 
-    def run(model: Any, latent: Any, block: str = "s1", *, positive: Any = None, seed: int = 7, **place: Any) -> Any:
+    def run(model: Any, latent: Any, block: str = "s1", *, positive: Any = None, seed: int = 7, **position: Any) -> Any:
         kind = {"d": "double", "s": "single"}[block[0]]
         known = nodes_api.module("clear_core.weights").BlockId(kind, int(block[1:]))
-        question = module.Question(known, **(PLACE | place))
+        question = module.ProbeRequest(known, **(POSITION | position))
         latent = latent if isinstance(latent, dict) else {"samples": latent}
-        return module.ask_attention(
+        return module.probe_attention(
             model, conditioning() if positive is None else positive, latent, question, seed=seed
         )
 
@@ -60,7 +62,7 @@ def show(nodes_api: Any) -> Callable[..., tuple[Tensor, str]]:
 
     def run(model: Any, **inputs: Any) -> tuple[Tensor, str]:
         given = {"positive": conditioning(), "latent_image": {"samples": latent()}, "seed": 7, "block": "s1"}
-        return nodes_api.execute("CLEARAttentionMap", model=model, **(given | PLACE | inputs))
+        return nodes_api.execute("CLEARAttentionMap", model=model, **(given | POSITION | inputs))
 
     return run
 
@@ -76,7 +78,7 @@ def conditioning(text: int = 9, **options: Any) -> list[Any]:
 
 
 def recorded(
-    model: Any, samples: Tensor, block: str, *, percent: float = PLACE["percent"], seed: int = 7, **extra: Any
+    model: Any, samples: Tensor, block: str, *, percent: float = POSITION["percent"], seed: int = 7, **extra: Any
 ) -> SimpleNamespace:
     """q and k of a block and the mask, of a forward without the node: noise, level and conditioning put in by hand.
 
@@ -117,32 +119,32 @@ def equal(found: Tensor, expected: Tensor) -> bool:
 
 @pytest.mark.parametrize("block", ["d0", "s0", "s1"])
 @pytest.mark.parametrize(("height", "width"), [(20, 26), (23, 31)])
-def test_a_model_without_clear(model: Any, ask: Any, block: str, height: int, width: int) -> None:
+def test_a_model_without_clear(model: Any, probe: Any, block: str, height: int, width: int) -> None:
     """Dense is its own softmax; the window is that of radius 16, over the same scores."""
     samples = latent(height, width)
-    answer = ask(model, samples, block)
+    result = probe(model, samples, block)
     grid = Grid((height + 1) // 2, (width + 1) // 2)
     one = recorded(model, samples, block)
-    look = answer.look
-    assert (look.row, look.column) == (int(0.7 * grid.height), int(0.4 * grid.width))
-    index = 9 + look.row * grid.width + look.column
-    assert equal(look.dense, softmax(one, index, 0.25))
+    row = result.row
+    assert (row.row, row.column) == (int(0.7 * grid.height), int(0.4 * grid.width))
+    index = 9 + row.row * grid.width + row.column
+    assert equal(row.dense, softmax(one, index, 0.25))
     seen = visible(TokenLayout(9, grid), 16)[index]
-    assert equal(look.local, softmax(one, index, 0.25, seen))
-    assert torch.equal(look.visible, seen)
-    assert not answer.patched
+    assert equal(row.local, softmax(one, index, 0.25, seen))
+    assert torch.equal(row.visible, seen)
+    assert not result.patched
 
 
 @pytest.mark.parametrize("block", ["d0", "s1"])
 def test_a_model_with_clear_runs_its_window_up_to_the_block(
-    model: Any, nodes_api: Any, ask: Any, tmp_path: Path, block: str
+    model: Any, nodes_api: Any, probe: Any, tmp_path: Path, block: str
 ) -> None:
     """Its weights and its scale, too: held against dense attention under the window's mask in every earlier layer."""
     path = tmp_path / "clear_local_4.safetensors"
     save_file(clear_tensors(model), path)
     patched = nodes_api.apply(model, nodes_api.weights(path), proportional_attention=True)
     samples, grid = latent(), Grid(10, 13)
-    look = ask(patched, samples, block).look
+    row = probe(patched, samples, block).row
     # The oracle has neither the node's hooks nor its weights: it is given the layers that the node blended in.
     run_forward(patched, **inputs(4, 4))
     blended = flux_model()
@@ -156,27 +158,27 @@ def test_a_model_with_clear_runs_its_window_up_to_the_block(
 
     masked.model_options["transformer_options"]["optimized_attention_override"] = sharpened
     one = recorded(masked, samples, block)
-    index = 9 + look.row * 13 + look.column
-    assert equal(look.dense, softmax(one, index, gain / 4))
-    assert equal(look.local, softmax(one, index, gain / 4, visible(TokenLayout(9, grid), 4)[index]))
-    assert not equal(look.dense, softmax(one, index, 0.25)), "proportional attention is a sharper one"
+    index = 9 + row.row * 13 + row.column
+    assert equal(row.dense, softmax(one, index, gain / 4))
+    assert equal(row.local, softmax(one, index, gain / 4, visible(TokenLayout(9, grid), 4)[index]))
+    assert not equal(row.dense, softmax(one, index, 0.25)), "proportional attention is a sharper one"
 
 
-def test_one_head_is_its_own_and_the_mean_is_of_all(model: Any, ask: Any) -> None:
+def test_one_head_is_its_own_and_the_mean_is_of_all(model: Any, probe: Any) -> None:
     samples = latent()
     one = recorded(model, samples, "s1")
-    heads = [ask(model, samples, head=head).look for head in (0, 1)]
+    heads = [probe(model, samples, head=head).row for head in (0, 1)]
     index = 9 + heads[0].row * 13 + heads[0].column
-    for head, look in enumerate(heads):
+    for head, row in enumerate(heads):
         alone = SimpleNamespace(q=one.q[:, head : head + 1], k=one.k[:, head : head + 1], mask=None)
-        assert equal(look.dense, softmax(alone, index, 0.25))
-    both = ask(model, samples).look
+        assert equal(row.dense, softmax(alone, index, 0.25))
+    both = probe(model, samples).row
     assert torch.allclose(both.dense, (heads[0].dense + heads[1].dense) / 2, atol=1e-7)
     assert not torch.allclose(heads[0].dense, heads[1].dense, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["bool", "additive"])
-def test_an_attention_mask_counts(model: Any, nodes_api: Any, ask: Any, kind: str) -> None:
+def test_an_attention_mask_counts(model: Any, nodes_api: Any, probe: Any, kind: str) -> None:
     mask = torch.randn(1, 139, 139, generator=torch.Generator().manual_seed(4))
     mask = mask > -1 if kind == "bool" else mask
     samples = latent()
@@ -189,42 +191,44 @@ def test_an_attention_mask_counts(model: Any, nodes_api: Any, ask: Any, kind: st
 
     for target in (model, own):
         target.add_wrapper_with_key("diffusion_model", "mask", masked)
-    look = ask(own, samples, "d0", positive=positive).look
+    row = probe(own, samples, "d0", positive=positive).row
     one = recorded(model, samples, "d0")
     assert one.mask is not None
-    index = 9 + look.row * 13 + look.column
-    assert equal(look.dense, softmax(one, index, 0.25))
-    assert equal(look.local, softmax(one, index, 0.25, visible(TokenLayout(9, Grid(10, 13)), 4)[index]))
+    index = 9 + row.row * 13 + row.column
+    assert equal(row.dense, softmax(one, index, 0.25))
+    assert equal(row.local, softmax(one, index, 0.25, visible(TokenLayout(9, Grid(10, 13)), 4)[index]))
     coarse = nodes_api.apply(model, radius=4, down_factor=2)
     with pytest.raises(ValueError, match="no exact meaning for down-sampled tokens. Set down_factor"):
-        ask(coarse, samples, "d0", positive=positive)
+        probe(coarse, samples, "d0", positive=positive)
 
 
 @pytest.mark.parametrize("view", ["window", "all tokens"])
-def test_reference_images_count(model: Any, nodes_api: Any, ask: Any, view: str) -> None:
+def test_reference_images_count(model: Any, nodes_api: Any, probe: Any, view: str) -> None:
     reference = latent(12, 30, seed=8)
     patched = nodes_api.apply(model, radius=4, references=view)
     samples = latent()
-    look = ask(patched, samples, "d0", positive=conditioning(reference_latents=[reference])).look
+    row = probe(patched, samples, "d0", positive=conditioning(reference_latents=[reference])).row
     one = recorded(model, samples, "d0", ref_latents=[model.model.process_latent_in(reference)])
     layout = TokenLayout(9, Grid(10, 13), (Grid(6, 15),))
-    index = 9 + look.row * 13 + look.column
-    assert equal(look.dense, softmax(one, index, 0.25))
+    index = 9 + row.row * 13 + row.column
+    assert equal(row.dense, softmax(one, index, 0.25))
     seen = visible(layout, 4, "all" if view == "all tokens" else "window")[index]
-    assert equal(look.local, softmax(one, index, 0.25, seen))
-    assert look.dense_shares.references > 0
-    assert look.local_shares.references > 0
+    assert equal(row.local, softmax(one, index, 0.25, seen))
+    assert row.dense_mass.references > 0
+    assert row.local_mass.references > 0
 
 
 @pytest.mark.parametrize("learned", [True, False])
-def test_the_coarse_view_counts(model: Any, nodes_api: Any, ask: Any, show: Any, tmp_path: Path, learned: bool) -> None:
+def test_down_sampled_tokens_count(
+    model: Any, nodes_api: Any, probe: Any, show: Any, tmp_path: Path, learned: bool
+) -> None:
     path = tmp_path / "clear_local_3_down_4.safetensors"
     tensors = clear_tensors(model, factor=4)
     save_file(tensors, path)
     weights = nodes_api.weights(path) if learned else None
     patched = nodes_api.apply(model, weights, radius=3, down_factor=4)
     samples, grid = latent(), Grid(10, 13)
-    look = ask(patched, samples, "d0").look
+    row = probe(patched, samples, "d0").row
     run_forward(patched, **inputs(4, 4))
     blended = flux_model()
     blended.model.load_state_dict(patched.model.state_dict())
@@ -233,15 +237,15 @@ def test_the_coarse_view_counts(model: Any, nodes_api: Any, ask: Any, show: Any,
     if learned:
         weight = tensors["transformer_blocks.0.attn.processor.spatial_weight"].squeeze()
     one.k = torch.cat((pool(one.k[:, :, 9:], grid, weight), one.k), dim=2)
-    index = 9 + look.row * 13 + look.column
+    index = 9 + row.row * 13 + row.column
     seen = torch.cat((torch.ones(12, dtype=torch.bool), visible(TokenLayout(9, grid), 3)[index]))
-    assert equal(look.local, softmax(one, index, 0.25, seen))
-    assert look.local_shares.coarse == pytest.approx(float(look.local[:12].sum()))
-    assert "coarse view" in show(patched)[1]
+    assert equal(row.local, softmax(one, index, 0.25, seen))
+    assert row.local_mass.pooled == pytest.approx(float(row.local[:12].sum()))
+    assert "down-sampled tokens" in show(patched)[1]
 
 
 @pytest.mark.parametrize("family", ["FLUX.2", "Chroma"])
-def test_other_families(host: Any, nodes_api: Any, ask: Any, family: str) -> None:
+def test_other_families(host: Any, nodes_api: Any, probe: Any, family: str) -> None:
     model = flux2_model() if family == "FLUX.2" else chroma_model()
     samples = latent(10, 12, 128) if family == "FLUX.2" else latent()
     given: dict[str, Any] = {"pooled_text": None}
@@ -250,56 +254,60 @@ def test_other_families(host: Any, nodes_api: Any, ask: Any, family: str) -> Non
     else:  # the host fills short prompts up to 512 tokens, in front
         given["context"] = torch.nn.functional.pad(inputs(2, 2)["context"], (0, 0, 503, 0))
     positive = conditioning(guidance=3.5 if family == "FLUX.2" else 0)
-    answer = ask(nodes_api.apply(model, radius=4), samples, "d0", positive=positive)
+    result = probe(nodes_api.apply(model, radius=4), samples, "d0", positive=positive)
     grid, text = (Grid(10, 12), 512) if family == "FLUX.2" else (Grid(10, 13), 9)
-    look = answer.look
-    assert (answer.family, look.layout.text, look.layout.image.tokens) == (family, text, grid.tokens)
+    row = result.row
+    assert (result.family, row.layout.text, row.layout.image.tokens) == (family, text, grid.tokens)
     one = recorded(model, samples, "d0", **given)
-    index = text + look.row * grid.width + look.column
-    assert equal(look.dense, softmax(one, index, 0.25))
-    assert equal(look.local, softmax(one, index, 0.25, visible(TokenLayout(text, grid), 4)[index]))
+    index = text + row.row * grid.width + row.column
+    assert equal(row.dense, softmax(one, index, 0.25))
+    assert equal(row.local, softmax(one, index, 0.25, visible(TokenLayout(text, grid), 4)[index]))
 
 
-def test_shares_add_up_and_the_node_says_them(model: Any, nodes_api: Any, ask: Any, show: Any) -> None:
+def test_attention_mass_adds_up_and_is_in_the_text(model: Any, nodes_api: Any, probe: Any, show: Any) -> None:
     patched = nodes_api.apply(model, radius=4)
-    look = ask(patched, latent()).look
-    for shares in (look.dense_shares, look.local_shares):
-        assert shares.text + shares.image + shares.references + shares.coarse == pytest.approx(1, abs=1e-5)
-    seen = visible(TokenLayout(9, Grid(10, 13)), 4)[9 + look.row * 13 + look.column, 9:]
-    inside = float(look.dense[9:][seen].sum() / look.dense[9:].sum())
-    assert look.inside == pytest.approx(inside)
+    row = probe(patched, latent()).row
+    for mass in (row.dense_mass, row.local_mass):
+        assert mass.text + mass.image + mass.references + mass.pooled == pytest.approx(1, abs=1e-5)
+    seen = visible(TokenLayout(9, Grid(10, 13)), 4)[9 + row.row * 13 + row.column, 9:]
+    inside = float(row.dense[9:][seen].sum() / row.dense[9:].sum())
+    assert row.inside == pytest.approx(inside)
     picture, text = show(patched)
-    percent = nodes_api.module("nodes.insight.canvas").percent
-    assert f"Inside the window: {percent(inside)} of what the dense query looks at in the image" in text
-    assert f"The window is {percent(int(seen.sum()) / 130)} of the image" in text
-    assert f"dense: text {percent(look.dense_shares.text)}, image {percent(look.dense_shares.image)}" in text
-    assert f"radius 4: text {percent(look.local_shares.text)}, window {percent(look.local_shares.image)}" in text
+    percent = nodes_api.module("clear_core.show.numbers").percent
+    covered = percent(int(seen.sum()) / 130)
+    assert f"{percent(inside)} of the dense attention to the image lies in the window, which covers {covered}" in text
+    assert f"dense: text {percent(row.dense_mass.text)}, image {percent(row.dense_mass.image)}" in text
+    assert f"radius 4: text {percent(row.local_mass.text)}, window {percent(row.local_mass.image)}" in text
     assert picture.shape[0] == 1 and picture.shape[-1] == 3
 
 
-def test_seed_percent_place_and_latent_matter(model: Any, ask: Any) -> None:
+def test_seed_percent_position_and_latent_matter(model: Any, probe: Any) -> None:
     samples = latent()
-    first = ask(model, samples).look.dense
-    assert torch.equal(ask(model, samples).look.dense, first)
+    first = probe(model, samples).row.dense
+    assert torch.equal(probe(model, samples).row.dense, first)
     others: list[dict[str, Any]] = [{"seed": 8}, {"percent": 0.5}, {"x": 0.9}, {"y": 0.1}, {"block": "s0"}]
     for other in others:
-        assert not torch.allclose(ask(model, samples, **other).look.dense, first, atol=1e-5), other
-    assert not torch.allclose(ask(model, latent(seed=3)).look.dense, first, atol=1e-5)
+        assert not torch.allclose(probe(model, samples, **other).row.dense, first, atol=1e-5), other
+    assert not torch.allclose(probe(model, latent(seed=3)).row.dense, first, atol=1e-5)
     # At the start there is noise alone, at the end none.
-    assert torch.equal(ask(model, samples, percent=0.0).look.dense, ask(model, latent(seed=3), percent=0.0).look.dense)
-    assert torch.equal(ask(model, samples, percent=1.0).look.dense, ask(model, samples, percent=1.0, seed=8).look.dense)
+    assert torch.equal(
+        probe(model, samples, percent=0.0).row.dense, probe(model, latent(seed=3), percent=0.0).row.dense
+    )
+    assert torch.equal(
+        probe(model, samples, percent=1.0).row.dense, probe(model, samples, percent=1.0, seed=8).row.dense
+    )
 
 
-def test_corners_and_the_first_of_a_batch(model: Any, ask: Any) -> None:
+def test_corners_and_the_first_of_a_batch(model: Any, probe: Any) -> None:
     samples = torch.cat((latent(), latent(seed=3)))
-    for x, y, place in ((0.0, 0.0, (0, 0)), (1.0, 1.0, (9, 12)), (0.999, 0.0, (0, 12))):
-        look = ask(model, samples, x=x, y=y).look
-        assert (look.row, look.column) == place
-        assert torch.equal(look.dense, ask(model, latent(), x=x, y=y).look.dense)
+    for x, y, expected in ((0.0, 0.0, (0, 0)), (1.0, 1.0, (9, 12)), (0.999, 0.0, (0, 12))):
+        row = probe(model, samples, x=x, y=y).row
+        assert (row.row, row.column) == expected
+        assert torch.equal(row.dense, probe(model, latent(), x=x, y=y).row.dense)
 
 
 def test_the_forward_ends_at_the_block_and_the_model_stays_as_it_was(
-    model: Any, nodes_api: Any, ask: Any, caplog: pytest.LogCaptureFixture
+    model: Any, nodes_api: Any, probe: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     patched = nodes_api.apply(model, radius=4)
     expected = sample(patched, 20, 26)
@@ -311,9 +319,9 @@ def test_the_forward_ends_at_the_block_and_the_model_stays_as_it_was(
         for name, block in (("d0", flux.double_blocks[0]), ("s0", flux.single_blocks[0]), ("s1", flux.single_blocks[1]))
     ]
     with caplog.at_level(logging.WARNING):
-        ask(patched, latent(), "d0")
+        probe(patched, latent(), "d0")
         assert ran == []
-        ask(patched, latent(), "s1")
+        probe(patched, latent(), "s1")
         assert ran == ["d0", "s0"]
     for hook in hooks:
         hook.remove()
@@ -322,10 +330,10 @@ def test_the_forward_ends_at_the_block_and_the_model_stays_as_it_was(
     assert torch.equal(sample(patched, 20, 26), expected)
 
 
-def test_bands_are_left_out_and_the_node_says_so(model: Any, nodes_api: Any, ask: Any, show: Any) -> None:
+def test_bands_are_left_out_and_the_node_says_so(model: Any, nodes_api: Any, probe: Any, show: Any) -> None:
     patched = nodes_api.apply(model, radius=4)
     (banded,) = nodes_api.execute("CLEARMultiGPU", model=patched, devices="cpu", bands=3, text_merge="exact")
-    assert torch.equal(ask(banded, latent()).look.dense, ask(patched, latent()).look.dense)
+    assert torch.equal(probe(banded, latent()).row.dense, probe(patched, latent()).row.dense)
     assert "CLEAR Multi-GPU was left out" in show(banded)[1]
     assert "CLEAR Multi-GPU" not in show(patched)[1]
 
@@ -337,10 +345,10 @@ def test_a_layer_that_runs_dense_is_said(model: Any, nodes_api: Any, show: Any) 
     steps = nodes_api.apply(model, radius=4, end_percent=0.3)
     assert "This layer runs dense, as asked: steps outside 0 to 0.3" in show(steps)[1]
     assert "runs dense" not in show(steps, percent=0.2)[1]
-    assert "This model has no CLEAR: radius 16" in show(model)[1]
+    assert "This model has no CLEAR; the node uses radius 16 as an example" in show(model)[1]
 
 
-def test_lora_scheduled_by_hooks_counts(model: Any, ask: Any) -> None:
+def test_lora_scheduled_by_hooks_counts(model: Any, probe: Any) -> None:
     """A LoRA that the conditioning brings, as the host's hook nodes do."""
     import comfy.hooks
 
@@ -350,10 +358,10 @@ def test_lora_scheduled_by_hooks_counts(model: Any, ask: Any) -> None:
         for end, shape in (("A", (4, 32)), ("B", (32, 4)))
     }
     hooks = comfy.hooks.create_hook_lora(lora, 1.0, 0.0)
-    plain = ask(model, latent(), "d0").look.dense
-    hooked = ask(model, latent(), "d0", positive=conditioning(hooks=hooks)).look.dense
+    plain = probe(model, latent(), "d0").row.dense
+    hooked = probe(model, latent(), "d0", positive=conditioning(hooks=hooks)).row.dense
     assert not torch.allclose(hooked, plain, atol=1e-4)
-    assert torch.equal(ask(model, latent(), "d0").look.dense, plain)
+    assert torch.equal(probe(model, latent(), "d0").row.dense, plain)
 
 
 @pytest.mark.parametrize(
@@ -388,10 +396,12 @@ def test_impossible_inputs_are_refused_when_the_prompt_is_queued(pack: dict[str,
     assert node.validate_inputs(percent=0.0, block="d3", x=1.0, y=None) is True
 
 
-def test_conditioning_without_a_part_for_this_place_or_time_is_named(model: Any, show: Any) -> None:
+def test_conditioning_without_a_part_for_this_area_or_time_is_named(model: Any, show: Any) -> None:
     with pytest.raises(ValueError, match=r"limited to a part of the image \(5 x 6 of 10 x 13 tokens\)"):
         show(model, positive=conditioning(area=(10, 12, 0, 0)))
-    with pytest.raises(ValueError, match="block s1 did not attend at 0.4 of the schedule.*no part of the prompt"):
+    with pytest.raises(
+        ValueError, match="block s1 did not run its attention at 0.4 of the schedule.*no part of the prompt"
+    ):
         show(model, positive=conditioning(start_percent=0.6, end_percent=1.0))
 
 
@@ -410,21 +420,115 @@ def test_a_cancelled_run_ends_at_once(model: Any, show: Any) -> None:
     show(model)
 
 
-def test_the_heat_map_is_brightest_where_the_attention_is(nodes_api: Any) -> None:
-    """A made-up query that gives most to one token far away, and, windowed, to one beside it."""
-    grid = nodes_api.module("clear_core.layout").Grid(20, 30)
-    window = nodes_api.module("clear_core.window").Window(5)
-    layout = nodes_api.module("clear_core.layout").TokenLayout(4, grid)
-    seen = visible(TokenLayout(4, Grid(20, 30)), 5)[4 + 10 * 30 + 8]
-    dense, local = torch.full((604,), 1e-4), seen * 1e-3
-    dense[4 + 3 * 30 + 25] = local[4 + 12 * 30 + 7] = 0.5
-    look = nodes_api.module("nodes.insight.probe").Look(layout, 10, 8, dense / dense.sum(), local / local.sum(), seen)
-    page = nodes_api.module("nodes.insight.map_figure").MapPage("t", "s", ("a", "b"), look, 1, window, None, "v")
-    picture = nodes_api.module("nodes.insight.map_figure").map_picture(page)[0].numpy()
-    for number, (row, column) in enumerate(((3, 25), (12, 7))):
-        left = 48 + number * 766 + 20
-        part = picture[192 : 192 + 465, left : left + 698]
-        # White is the window's border; the brightest colour of the map is a warm one.
-        brightest = np.abs(part - np.array([253, 246, 201]) / 255).sum(-1) < 0.1
-        y, x = np.argwhere(brightest).mean(0)
-        assert (int(y / 465 * 20), int(x / 698 * 30)) == (row, column)
+class Drawn:
+    """A figure's maps and texts, found again in its pixels and among its artists."""
+
+    def __init__(self, page: Any) -> None:
+        self.pixels = page.pixels()
+        self.axes = {axes.get_label(): axes for axes in page.figure.axes}
+        legends = [text.get_text() for legend in page.figure.legends for text in legend.get_texts()]
+        self.texts = [text.get_text() for text in page.figure.texts] + legends
+
+    def tokens(self, name: str, grid: Grid) -> np.ndarray:
+        """The colour in the middle of each token of a map: [height, width, 3]."""
+        rows, columns = np.mgrid[: grid.height, : grid.width] + 0.5
+        x, y = self.axes[name].transData.transform(np.stack((columns.ravel(), rows.ravel()), -1)).T
+        return self.pixels[len(self.pixels) - 1 - y.astype(int), x.astype(int)].reshape(grid.height, grid.width, 3)
+
+
+@pytest.fixture
+def draw(nodes_api: Any) -> Callable[..., Drawn]:
+    """The figure of a made-up query at row 10, column 8 of 20 x 30 tokens, after 4 text tokens; the radius is 5."""
+
+    def run(dense: Tensor, local: Tensor, picture: Tensor | None = None, factor: int = 1) -> Drawn:
+        rows, maps = nodes_api.module("nodes.insight.attention_row"), nodes_api.module("nodes.insight.map_figure")
+        layout = nodes_api.module("clear_core.layout").TokenLayout(
+            4, nodes_api.module("clear_core.layout").Grid(20, 30)
+        )
+        window = nodes_api.module("clear_core.window").Window(5)
+        row = rows.AttentionRow(layout, 10, 8, dense / dense.sum(), local / local.sum(), seen())
+        return Drawn(maps.map_page(maps.MapFigure("title", "sub", ("a", "b"), row, factor, window, picture, "verdict")))
+
+    return run
+
+
+def seen() -> Tensor:
+    return visible(TokenLayout(4, Grid(20, 30)), 5)[4 + 10 * 30 + 8]
+
+
+def test_the_heat_map_is_brightest_where_the_attention_is(draw: Callable[..., Drawn]) -> None:
+    """Most goes to tokens far away, and, windowed, to some beside the query; what gets less is darker."""
+    grid, places = Grid(20, 30), {"a": [(3, 25), (15, 2), (19, 29)], "b": [(12, 7), (9, 9), (7, 10)]}
+    dense, local = torch.full((604,), 1e-3), seen() * 1e-2
+    for weights, places_of in ((dense, places["a"]), (local, places["b"])):
+        for (row, column), weight in zip(places_of, (0.5, 0.2, 0.1), strict=True):
+            weights[4 + row * 30 + column] = weight
+    for picture in (None, torch.full((20, 30), 0.2)):
+        drawn = draw(dense, local, picture)
+        for name, places_of in places.items():
+            bright = drawn.tokens(name, grid).sum(-1).astype(float)
+            assert [divmod(int(i), 30) for i in np.argsort(-bright.ravel())[:3]] == places_of
+        # Outside the window nothing is drawn but the ground.
+        colours = drawn.tokens("b", grid).astype(float)
+        inside = seen()[4:].view(20, 30).numpy()
+        assert np.ptp(colours[~inside], axis=0).max() <= 3
+        assert np.abs(colours[inside] - colours[0, 0]).sum(-1).min() > 20
+
+
+def test_the_picture_shows_through_where_there_is_little_attention(draw: Callable[..., Drawn]) -> None:
+    picture = torch.zeros(20, 30)
+    picture[:, 20:] = 1
+    colours = draw(torch.ones(604), seen().float(), picture).tokens("b", Grid(20, 30)).sum(-1).astype(int)
+    assert colours[5, 28] > colours[5, 1] + 100
+
+
+def test_what_a_down_sampled_token_gets_is_spread_over_its_cell(draw: Callable[..., Drawn]) -> None:
+    """20 x 30 tokens in cells of 4: the last column of cells has two columns of tokens."""
+    local = torch.cat((torch.full((40,), 1e-5), seen() * 1e-3))
+    local[3 * 8 + 7] = 1.0
+    colours = draw(torch.ones(604), local, factor=4).tokens("b", Grid(20, 30)).sum(-1).astype(int)
+    assert (colours[12:16, 28:] > 500).all()
+    assert (colours[12:16, 28:].size, int((colours > 500).sum())) == (8, 8)
+
+
+def test_the_parts_of_the_attention_are_drawn_and_named(draw: Callable[..., Drawn]) -> None:
+    """Dense: a tenth to the text, a fifth of the rest to the window. CLEAR: half to the text."""
+    inside = seen()[4:]
+    dense = torch.cat((torch.full((4,), 0.025), torch.where(inside, 0.18 / inside.sum(), 0.72 / (~inside).sum())))
+    local = torch.cat((torch.full((4,), 0.125), inside * 0.5 / inside.sum()))
+    drawn = draw(dense, local)
+    for text in ("title", "sub", "verdict", "a", "b"):
+        assert text in drawn.texts
+    named = [text for text in drawn.texts if re.match(r"[\d.]+ % ", text)]
+    assert named == [
+        "10 % text",
+        "18 % in the window",
+        "72 % elsewhere in the image",
+        "50 % text",
+        "50 % in the window",
+    ]
+
+
+def test_more_tokens_than_pixels_keep_the_brightest(nodes_api: Any) -> None:
+    """One token of 1024 x 1024 is less than a pixel, and still seen."""
+    rows, maps = nodes_api.module("nodes.insight.attention_row"), nodes_api.module("nodes.insight.map_figure")
+    layout = nodes_api.module("clear_core.layout").TokenLayout(
+        0, nodes_api.module("clear_core.layout").Grid(1024, 1024)
+    )
+    window = nodes_api.module("clear_core.window").Window(3)
+    for row, column in ((700, 301), (701, 302), (702, 303)):
+        weights = torch.full((1024, 1024), 1e-9)
+        weights[row, column] = 1.0
+        weights, mask = weights.flatten(), torch.ones(2**20, dtype=torch.bool)
+        probed = rows.AttentionRow(layout, 5, 5, weights, weights, mask)
+        drawn = Drawn(maps.map_page(maps.MapFigure("t", "s", ("a", "b"), probed, 1, window, None, "v")))
+        ((left, bottom), (right, top)) = drawn.axes["a"].get_window_extent().get_points().astype(int)
+        part = drawn.pixels[len(drawn.pixels) - top : len(drawn.pixels) - bottom, left:right].astype(int)
+        y, x = np.argwhere((part[..., 0] > 230) & (part[..., 1] > 230) & (part[..., 2] < 230))[0]
+        assert abs(y / len(part) * 1024 - row) < 3 and abs(x / part.shape[1] * 1024 - column) < 3
+
+
+def test_a_missing_matplotlib_is_named(model: Any, show: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(RuntimeError, match="needs the package matplotlib.*Run pip install -r requirements.txt"):
+        show(model)

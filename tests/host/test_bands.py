@@ -419,11 +419,6 @@ def test_what_cannot_be_cut_is_named(model: Any, nodes_api: Any, in_bands: Calla
 def test_devices_that_are_not_here_are_left_out_and_named(
     model: Any, nodes_api: Any, in_bands: Callable[..., Any], shown: Any
 ) -> None:
-<<<<<<< HEAD
-=======
-    said: list[str] = []
-    monkeypatch.setattr(nodes_api.module("nodes.host.bands.forward"), "node_text_sender", lambda node_id: said.append)
->>>>>>> 16d9607956d3f2520a1f2653acf9477bcb072bfb
     given = inputs(20, 16)
     patched = nodes_api.apply(model, radius=3)
     out = run_forward(in_bands(patched, 4, "cpu,cuda:7,cpu"), **given)
@@ -476,23 +471,12 @@ def test_what_crosses_between_devices_is_the_halo_and_the_text(
     monkeypatch.setattr(module, "BandedForward", Watched)
     radius, width, channels, text, layers, size = 5, 13, 32, 9, 3, 4
     run_forward(in_bands(nodes_api.apply(model, radius=radius), 0, ",".join(["cpu"] * devices)), **inputs(48, 26))
-<<<<<<< HEAD
-    (stream,) = streams
+    (banded,) = forwards
     lanes = [range(24 * lane // devices, 24 * (lane + 1) // devices) for lane in range(devices)]
     copied = [y for mine in lanes for y in range(24) if y not in mine and any(abs(y - z) < radius for z in mine)]
     # Each a row of keys and one of values.
-    assert stream.traffic.halo == layers * len(copied) * 2 * width * channels * size
-    # There: query, key and value. Back: the share in float32 and its log-sum-exp, one for each of two heads.
-=======
-    (banded,) = forwards
-    image = nodes_api.module("clear_core.layout").Grid(24, width)
-    borders = 2 * (devices - 1)
-    bands = nodes_api.module("clear_core.bands.plan")
-    halo = bands.halo_bytes(image, nodes_api.module("clear_core.window").Window(radius), channels, size, borders)
-    assert halo == 2 * (radius - 1) * width * channels * size * borders
-    assert banded.traffic.halo == layers * halo
+    assert banded.traffic.halo == layers * len(copied) * 2 * width * channels * size
     # There: query, key and value. Back: out in float32 and its log-sum-exp, one for each of two heads.
->>>>>>> 16d9607956d3f2520a1f2653acf9477bcb072bfb
     there, back = 3 * text * channels * size, text * (channels + 2) * 4
     assert banded.traffic.text == layers * (devices - 1) * (there + back)
     assert banded.traffic.pooled == 0

@@ -173,7 +173,7 @@ def test_alpha_is_left_out_and_said_to_be(compare: Any) -> None:
     ("side", "has", "lacks"),
     [
         (10, [], ["No SSIM: its window needs 11 pixels a side.", "No MS-SSIM"]),
-        (11, [" SSIM "], ["No MS-SSIM: it also looks at a sixteenth of the size and so needs 176 pixels a side"]),
+        (11, [" SSIM "], ["No MS-SSIM: its last scale is a sixteenth of the size, so it needs 176 pixels a side"]),
         (175, [" SSIM "], ["this is 300 x 175"]),
         (176, [" SSIM ", "MS-SSIM"], []),
     ],

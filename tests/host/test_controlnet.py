@@ -162,15 +162,7 @@ def test_positions_stay_apart_in_bfloat16(host: Any, windowed: Callable[..., Any
         assert ids.dtype == torch.float32
 
 
-<<<<<<< HEAD
 def test_it_says_what_ran(patched: Any, nodes_api: Any, shown: Any) -> None:
-=======
-def test_it_says_what_ran(patched: Any, nodes_api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(
-        nodes_api.module("nodes.host.patching.controlnet"), "node_text_sender", lambda node_id: said.append
-    )
->>>>>>> 16d9607956d3f2520a1f2653acf9477bcb072bfb
     (control,) = nodes_api.execute("CLEARControlNet", control_net=control_net("xlabs"), radius=3, backend="sdpa")
     run(patched, applied(control))
     said = shown["CLEARControlNet"]

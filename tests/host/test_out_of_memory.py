@@ -17,17 +17,9 @@ FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 @pytest.fixture
-<<<<<<< HEAD
 def shown(shown: Any) -> list[str]:
     """What Apply CLEAR Attention shows."""
     return shown["CLEARApply"]
-=======
-def shown(nodes_api: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the node is told."""
-    texts: list[str] = []
-    monkeypatch.setattr(nodes_api.module("nodes.host.patching.patch"), "node_text_sender", lambda node_id: texts.append)
-    return texts
->>>>>>> 16d9607956d3f2520a1f2653acf9477bcb072bfb
 
 
 @pytest.fixture
@@ -167,9 +159,6 @@ def test_the_tiling_that_is_named_is_the_memory_models(
     assert words in said[-1]
 
 
-<<<<<<< HEAD
-def test_out_of_memory_elsewhere_in_sampling_gets_advice_too(host: Any, nodes_api: Any, shown: list[str]) -> None:
-=======
 @pytest.mark.parametrize("batch", [1, 2])
 def test_the_host_reserves_what_two_latents_need_in_bands(
     host: Any, nodes_api: Any, monkeypatch: pytest.MonkeyPatch, batch: int
@@ -205,10 +194,7 @@ def test_the_host_reserves_what_two_latents_need_in_bands(
     assert reserved(latent) > 1.5 * reserved(shape)
 
 
-def test_memory_that_ran_out_elsewhere_in_sampling_is_spoken_of_too(
-    host: Any, nodes_api: Any, shown: list[str]
-) -> None:
->>>>>>> 16d9607956d3f2520a1f2653acf9477bcb072bfb
+def test_out_of_memory_elsewhere_in_sampling_gets_advice_too(host: Any, nodes_api: Any, shown: list[str]) -> None:
     patched = nodes_api.apply(flux_model(), radius=3)
 
     def broken(*_: object) -> None:

@@ -219,22 +219,13 @@ def test_hooks_on_a_model_that_is_partly_loaded_are_warned_of(
     import comfy.hooks
     import comfy.model_patcher
 
-<<<<<<< HEAD
-=======
-    said: list[str] = []
-    monkeypatch.setattr(nodes_api.module("nodes.host.patching.patch"), "node_text_sender", lambda node_id: said.append)
->>>>>>> 16d9607956d3f2520a1f2653acf9477bcb072bfb
     lora = {
         "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": noise(4, 32),
         "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": noise(32, 4, seed=7),
     }
     patched = nodes_api.apply(flux_model(), radius=RADIUS)
     run(patched, [prompt(9, 1, hooks=comfy.hooks.create_hook_lora(lora, 1.0, 0.0))])
-<<<<<<< HEAD
-    assert "layers that wait outside" not in shown["CLEARApply"][-1]
-=======
-    assert "offloaded layers" not in said[-1]
->>>>>>> 16d9607956d3f2520a1f2653acf9477bcb072bfb
+    assert "offloaded layers" not in shown["CLEARApply"][-1]
     load = comfy.model_patcher.ModelPatcher.load
 
     def partly(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -245,11 +236,7 @@ def test_hooks_on_a_model_that_is_partly_loaded_are_warned_of(
     monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "load", partly)
     patched = nodes_api.apply(flux_model(), radius=RADIUS)
     run(patched, [prompt(9, 1, hooks=comfy.hooks.create_hook_lora(lora, 1.0, 0.0))])
-<<<<<<< HEAD
-    assert "the LoRAs that hooks bring have no full effect on layers that wait outside" in shown["CLEARApply"][-1]
-=======
-    assert "LoRAs from hooks have no full effect on offloaded layers" in said[-1]
->>>>>>> 16d9607956d3f2520a1f2653acf9477bcb072bfb
+    assert "LoRAs from hooks have no full effect on offloaded layers" in shown["CLEARApply"][-1]
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -260,11 +247,6 @@ def test_step_caches_skip_steps_and_change_nothing_else(
     from comfy_extras import nodes_easycache
 
     cache = getattr(nodes_easycache, f"{node}Node")
-<<<<<<< HEAD
-=======
-    said: list[str] = []
-    monkeypatch.setattr(nodes_api.module("nodes.host.patching.patch"), "node_text_sender", lambda node_id: said.append)
->>>>>>> 16d9607956d3f2520a1f2653acf9477bcb072bfb
 
     def cached(threshold: float) -> tuple[Tensor, int]:
         def add(model: Any) -> Any:

@@ -1,8 +1,9 @@
-"""CLEAR Report: its figures are the core's, its backend the one that runs, its picture to scale."""
+"""CLEAR Report: its figures are the core's, its backend is the one that runs."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,10 @@ def report(nodes_api: Any) -> Any:
     return run
 
 
-<<<<<<< HEAD
 def numbers(text: str, pattern: str) -> dict[tuple[int, int], tuple[float, ...]]:
     """What the lines of a table say, by size."""
     found = re.findall(rf"^  (\d+) x (\d+): {pattern}", text, re.MULTILINE)
     return {(int(w), int(h)): tuple(float(value.replace(",", "")) for value in values) for w, h, *values in found}
-=======
-@pytest.fixture
-def report(nodes_api: Any, shown: list[str]) -> Any:
-    return nodes_api.module("nodes.host.run_log").RunLog("radius 8", shown.append)
->>>>>>> 16d9607956d3f2520a1f2653acf9477bcb072bfb
 
 
 def rounded(values: Sequence[float]) -> Any:
@@ -83,7 +78,7 @@ def test_operations_and_memory_are_the_cores(
         plan = BandPlan(grid, rows, (0,) * len(rows), window if windowed == 3 else None, together=factor > 1)
         gib = [stock_bytes(grid, 512, shape) / 2**30, banded_bytes(plan, 512, shape) / 2**30, len(rows)]
         assert memory[width, height] == rounded(gib)
-    assert ("2 of 3 layers stay dense, as asked: blocks other than s0" in text) == (windowed == 1)
+    assert ("2 of 3 layers stay dense, as set: blocks other than s0" in text) == (windowed == 1)
 
 
 def test_the_released_models_shape_gives_the_papers_figure(host: Any, report: Any) -> None:
@@ -108,16 +103,16 @@ def test_the_backend_is_the_one_that_runs(host: Any, nodes_api: Any, report: Any
     run_forward(patched, **inputs(48, 64, text=512))
     found = re.search(r"by (\w+) \(512 text \+ 24 x 32 image tokens; (.*)\)$", ran.text(), re.MULTILINE)
     assert found is not None
-    assert f"Here {found[1]} would compute it: {found[2]}." in text
+    assert f"Backend on this machine: {found[1]} ({found[2]})." in text
 
 
 def test_every_backend_is_listed_with_its_reason(host: Any, nodes_api: Any, report: Any) -> None:
     model = nodes_api.apply(flux_model(), radius=8, backend="masked")
     _, text = report(model, 256, 256)
-    assert "Here masked would compute it: as asked." in text
+    assert "Backend on this machine: masked (" in text
     _, text = report(model)
     listed = [status.name for status in nodes_api.module("clear_core.backends").list_backends()]
-    lines = [line for line in text.split("\n") if re.match(r"  \w+: .* of dense attention's pairs; ", line)]
+    lines = [line for line in text.split("\n") if re.match(r"  \w+: .* of the pairs of dense attention; ", line)]
     assert [line.split(":")[0].strip() for line in lines] == listed
     assert "The backend 'masked' cannot run this attention call. masked: its mask would take 1,089 MB" in text
     if not torch.cuda.is_available():
@@ -125,10 +120,9 @@ def test_every_backend_is_listed_with_its_reason(host: Any, nodes_api: Any, repo
 
 
 def test_nothing_of_the_images_size_is_allocated(host: Any, nodes_api: Any) -> None:
-    figures, facts = nodes_api.module("nodes.insight.cost"), nodes_api.module("nodes.host").model_facts
-    model = nodes_api.apply(flux_model(), radius=8, down_factor=4)
-    known = facts(model)
-    call = figures.example_call(known, known.settings, figures.grid_of(16384, 16384))
+    info = nodes_api.module("nodes.host").model_info(nodes_api.apply(flux_model(), radius=8, down_factor=4))
+    grid = nodes_api.module("clear_core.flux").token_grid(16384, 16384)
+    call = nodes_api.module("clear_core.show.cost").example_call(info.size, info.options, grid)
     assert call.query.shape == (1, 2, 512 + 1024 * 1024, 16)
     assert call.pooled.key.shape == (1, 2, 256 * 256, 16)
     assert all(tensor.untyped_storage().nbytes() == 4 for tensor in (call.query, call.key, call.value, call.pooled.key))
@@ -137,8 +131,8 @@ def test_nothing_of_the_images_size_is_allocated(host: Any, nodes_api: Any) -> N
 def test_the_plan_is_the_cores(host: Any, nodes_api: Any, report: Any) -> None:
     _, text = report(nodes_api.apply(flux_model(), radius=12), 1024, 768)
     found = re.search(
-        r"([\d,]+) tiles of (\d+) x (\d+) queries read ([\d,]+) boxes of (\d+) x (\d+) keys, ([\d,]+) of them without "
-        r"a mask;\n  ([\d.]+) times",
+        r"([\d,]+) tiles of (\d+) x (\d+) queries visit ([\d,]+) tiles of (\d+) x (\d+) keys, ([\d,]+) full and the "
+        r"others partial \(masked\);\n  it computes ([\d.]+) times",
         text,
     )
     assert found is not None
@@ -152,11 +146,11 @@ def test_the_plan_is_the_cores(host: Any, nodes_api: Any, report: Any) -> None:
 
 def test_other_families_and_models_without_clear(host: Any, nodes_api: Any, report: Any) -> None:
     _, text = report(flux_model())
-    assert "radius 16, the usual one: no CLEAR in this model" in text
+    assert "radius 16 as an example: no CLEAR in this model" in text
     assert "Put Apply CLEAR Attention before this node" in text
     _, text = report(nodes_api.apply(flux2_model(), radius=8, start_percent=0.2))
     assert text.startswith("FLUX.2, radius 8")
-    assert "Counted is a step between 0.2 and 1 of sampling" in text
+    assert "The costs are those of a step between 0.2 and 1 of sampling" in text
     assert "bands" in text
     _, text = report(nodes_api.apply(chroma_model(), radius=8))
     assert text.startswith("Chroma, radius 8")
@@ -184,19 +178,10 @@ def test_what_the_node_hands_on_and_shows(host: Any, nodes_api: Any, pack: dict[
         assert saved.size == (image.shape[2], image.shape[1])
 
 
-@pytest.mark.parametrize(("row", "column"), [(20, 30), (0, 0), (39, 59)])
-def test_the_window_is_drawn_to_scale(nodes_api: Any, row: int, column: int) -> None:
-    """Every token of it, clipped at the border, and no other: nine pixels each."""
-    drawing = nodes_api.module("nodes.insight.canvas")
-    sheet = drawing.Sheet(200, 130)
-    plan = drawing.TokenPlan.of(drawing.Box(10, 5, 190, 125), 40, 60)
-    drawing.draw_window(sheet, plan, nodes_api.module("clear_core.window").Window(9), row, column, "#000000")
-    dark = sheet.tensor()[0].sum(-1) == 0
-    image = dark[5:125, 10:190]
-    assert dark.sum() == image.sum()
-    tokens = image.view(40, 3, 60, 3).float().mean((1, 3))
-    expected = LocalPattern.whole(TokenLayout(0, Grid(40, 60)), Window(9)).mask(queries=slice(row * 60 + column, None))
-    assert torch.equal(tokens, expected[0].view(40, 60).float())
+def test_a_missing_matplotlib_is_named(host: Any, report: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(RuntimeError, match="needs the package matplotlib.*Run pip install -r requirements.txt"):
+        report(flux_model())
 
 
 @pytest.mark.parametrize(
@@ -216,18 +201,3 @@ def test_other_models_are_named(host: Any, report: Any) -> None:
     model.model.diffusion_model = torch.nn.Identity()
     with pytest.raises(ValueError, match=r"this model is Flux \(Identity\)"):
         report(model)
-
-
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [(0.83, "83 %"), (0.048, "4.8 %"), (0.997, "99.7 %"), (0.9999, "100 %"), (1e-5, "below 0.01 %"), (0.0, "0 %")],
-)
-def test_shares_in_words(nodes_api: Any, value: float, words: str) -> None:
-    assert nodes_api.module("nodes.insight.canvas").percent(value) == words
-
-
-@pytest.mark.parametrize(
-    ("value", "words"), [(0.04212, "0.0421"), (3.14159, "3.14"), (9.999, "10.0"), (12345, "12,300"), (0, "0")]
-)
-def test_numbers_in_words(nodes_api: Any, value: float, words: str) -> None:
-    assert nodes_api.module("nodes.insight.canvas").shown(value) == words

@@ -35,11 +35,15 @@ def test_both_nodes_show_their_picture_and_their_text(client: Any, demo_prompt: 
     words = {
         "report": (
             "FLUX.1, radius 4",
-            "Attention of one step, all 2 layers:",
+            "Attention in one step, all 2 layers:",
             "  1024 x 1536: dense",
-            "would compute it",
+            "Backend on this machine: ",
         ),
-        "map": ("FLUX.1, single block 0, mean of 24 heads", "of 12 x 16 tokens", "Inside the window: "),
+        "map": (
+            "FLUX.1, single block 0, mean of 24 heads",
+            "of 12 x 16 image tokens",
+            "of the dense attention to the image lies in the window",
+        ),
     }
     for node, said in words.items():
         (text,) = run.outputs[node]["text"]

@@ -16,12 +16,12 @@ from typing import Any
 from ....clear_core.backends import AUTO
 from ....clear_core.bands.memory import ModelShape, lane_bytes, stock_bytes
 from ....clear_core.bands.plan import BandPlan
+from ....clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS, token_grid
 from ....clear_core.hub.released import RELEASED, REPOSITORY, find, size_text
 from ....clear_core.layout import Grid, TokenLayout
 from ....clear_core.pattern import attention_flops
 from ....clear_core.pooling import pooled_grid
 from ....clear_core.weights import variant_from_name
-from ...insight.cost import TEXT, TOKEN, grid_of
 from ...options.bands import BandSettings
 from ...options.clear import ClearSettings
 from ...options.lanes import ResolvedLanes, parse_device, resolve_lanes, split_devices
@@ -54,17 +54,17 @@ def window_payload(settings: ClearSettings, width: int, height: int, bench: Payl
 
     bench: what `read_bench` gave.
     """
-    grid, window, factor = grid_of(width, height), settings.window, settings.down_factor
-    layout = TokenLayout(TEXT, grid)
+    grid, window, factor = token_grid(width, height), settings.window, settings.down_factor
+    layout = TokenLayout(TEXT_TOKENS, grid)
     cells = pooled_grid(grid, factor) if factor > 1 else None
     needed = attention_flops(layout, window, down_factor=factor)
     return {
         "grid": [grid.height, grid.width],
-        "token_pixels": TOKEN,
+        "token_pixels": PIXELS_PER_TOKEN,
         "radius": window.radius,
         "down_factor": factor,
         "half_widths": [window.half_width(dy) for dy in range(window.halo + 1)],
-        "keys": window.tokens + TEXT + (cells.tokens if cells else 0),
+        "keys": window.tokens + TEXT_TOKENS + (cells.tokens if cells else 0),
         "dense_keys": layout.tokens,
         "cells": [cells.height, cells.width] if cells else None,
         "share": needed / attention_flops(layout, None),
@@ -121,8 +121,8 @@ def bands_payload(
     here = {device.name: device for device in machine}
     resolved = resolve_lanes(settings.devices, list(here))
     devices = [here[lane.name] for lane in resolved.lanes]
-    plan_of = _planner(clear, grid_of(width, height), resolved)
-    plan = plan_of(settings.bands or fitting_count(plan_of, len(devices), _room(devices), TEXT, _FLUX, 1))
+    plan_of = _planner(clear, token_grid(width, height), resolved)
+    plan = plan_of(settings.bands or fitting_count(plan_of, len(devices), _room(devices), TEXT_TOKENS, _FLUX, 1))
     return {
         "grid": [plan.image.height, plan.image.width],
         "bands": [[rows.start, rows.stop, lane] for rows, lane in zip(plan.bands, plan.lanes, strict=True)],
@@ -157,7 +157,7 @@ def _peaks(plan: BandPlan, devices: Sequence[MachineDevice]) -> dict[str, int]:
     peaks: Counter[str] = Counter()
     uncut = len(plan.bands) == 1
     for lane in range(plan.lane_count):
-        need = stock_bytes(plan.image, TEXT, _FLUX) if uncut else lane_bytes(plan, lane, TEXT, _FLUX)
+        need = stock_bytes(plan.image, TEXT_TOKENS, _FLUX) if uncut else lane_bytes(plan, lane, TEXT_TOKENS, _FLUX)
         peaks[devices[lane].name] += need
     return dict(peaks)
 

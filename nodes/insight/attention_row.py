@@ -1,4 +1,4 @@
-"""Where one query looks: its row of the softmax, over all keys and through CLEAR's window."""
+"""The attention of one query: its row of the softmax, over all keys and through CLEAR's window."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from ..options.clear import ClearSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
-    """Parts of one query's attention, which add up to 1. coarse: the down-sampled view of the image."""
+class AttentionMass:
+    """How one query's attention is divided; the sum is 1. pooled: down-sampled tokens."""
 
     text: float
     image: float
     references: float
-    coarse: float = 0.0
+    pooled: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Look:
-    """One query's attention. row, column: its token.
+class AttentionRow:
+    """One query's attention, on the CPU, the mean over heads. row, column: the query's image token.
 
     dense: float32 [tokens], text, image, references; the sum is 1.
     local: float32 [down-sampled + tokens], 0 outside the window; the sum is 1.
-    visible: bool [tokens], what CLEAR's query sees.
-    All on the CPU, the mean of the heads that were asked for.
+    visible: bool [tokens], the keys that the query attends to with CLEAR.
     """
 
     layout: TokenLayout
@@ -46,54 +45,55 @@ class Look:
 
     @property
     def windowed(self) -> Tensor:
-        """What CLEAR's query gives to the tokens, without the down-sampled ones: [tokens]."""
+        """`local` without the down-sampled tokens: [tokens]."""
         return self.local[len(self.local) - self.layout.tokens :]
 
     @property
-    def dense_shares(self) -> Shares:
-        return self._shares(self.dense)
+    def dense_mass(self) -> AttentionMass:
+        return self._mass(self.dense)
 
     @property
-    def local_shares(self) -> Shares:
-        return self._shares(self.windowed, float(self.local[: len(self.local) - self.layout.tokens].sum()))
+    def local_mass(self) -> AttentionMass:
+        return self._mass(self.windowed, float(self.local[: len(self.local) - self.layout.tokens].sum()))
 
     @property
     def inside(self) -> float:
-        """Of what the dense query gives to the image, the share that lies in the window."""
+        """Of the dense attention to the image, the share that lies in the window."""
         image = self.dense[self.image]
         return float(image[self.visible[self.image]].sum() / image.sum())
 
     @property
     def window_tokens(self) -> int:
-        """Tokens of the image in the window, which the image's border may cut."""
+        """Image tokens in the window, clipped at the border."""
         return int(self.visible[self.image].sum())
 
-    def _shares(self, weights: Tensor, coarse: float = 0.0) -> Shares:
+    def _mass(self, weights: Tensor, pooled: float = 0.0) -> AttentionMass:
         text, image, references = (
             float(part.sum()) for part in (weights[: self.image.start], weights[self.image], weights[self.image.stop :])
         )
-        return Shares(text, image, references, coarse)
+        return AttentionMass(text, image, references, pooled)
 
 
-def look(
+def attention_row(
     query: Tensor,
     key: Tensor,
     layout: TokenLayout,
-    place: tuple[int, int],
+    position: tuple[int, int],
     settings: ClearSettings,
     *,
     bias: Tensor | None = None,
-    cells: Tensor | None = None,
-) -> Look:
-    """The attention of the image's token at `place` (row, column), as the mean over heads.
+    pooled: Tensor | None = None,
+) -> AttentionRow:
+    """The attention of the image token at `position` (row, column), as the mean over heads.
 
     query: [heads, head_dim], key: [heads, tokens, head_dim], after RoPE. Only this row is computed, head by head.
     settings: their window, scale and view of references count.
-    bias: what the host's mask adds to the scores, [heads or 1, tokens]. cells: down-sampled keys, [heads, cells, dim].
+    bias: what the host's mask adds to the scores, [heads or 1, tokens].
+    pooled: down-sampled keys, [heads, cells, head_dim].
     """
-    count = 0 if cells is None else cells.shape[1]
+    count = 0 if pooled is None else pooled.shape[1]
     pattern = LocalPattern.whole(layout, settings.window, references=settings.references, pooled=count)
-    index = layout.text + place[0] * layout.image.width + place[1]
+    index = layout.text + position[0] * layout.image.width + position[1]
     visible = pattern.mask(key.device, slice(index, index + 1))[0]
     heads, head_dim = query.shape
     scale, local_scale = (
@@ -107,7 +107,7 @@ def look(
         scores = key[head].float() @ query[head].float()
         dense += (scores * scale + added).softmax(0)
         seen = scores * local_scale + added
-        if cells is not None:
-            seen = torch.cat((cells[head].float() @ query[head].float() * local_scale, seen))
+        if pooled is not None:
+            seen = torch.cat((pooled[head].float() @ query[head].float() * local_scale, seen))
         local += seen.masked_fill_(~visible, -torch.inf).softmax(0)
-    return Look(layout, *place, dense.cpu() / heads, local.cpu() / heads, visible[count:].cpu())
+    return AttentionRow(layout, *position, dense.cpu() / heads, local.cpu() / heads, visible[count:].cpu())
