@@ -51,7 +51,8 @@ def own_base(name: str) -> Iterator[OwnBase]:
     """A folder for as long as it is used, on the disk of the ordinary one so that files can be linked."""
     BASE.mkdir(parents=True, exist_ok=True)
     for left in BASE.parent.glob("base-*-*"):  # by a process that was killed
-        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+        owner = left.name.rpartition("-")[2]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
             shutil.rmtree(left, ignore_errors=True)
     path = BASE.with_name(f"base-{name}-{os.getpid()}")
     path.mkdir()

@@ -105,6 +105,9 @@ def test_runs_cover_the_queries_and_span_what_they_reach(
                 assert visible <= set(range(begin, begin + span.length))
                 if span.length:
                     assert begin + span.centres[offset] == centre
+                    # Nothing is copied beyond what the tile's first and last query reach.
+                    low_end, high_end = begin + span.centres[0] - reach, begin + span.centres[-1] + reach
+                    assert low_end <= begin and begin + span.length - 1 <= high_end
                     assert keys.start <= begin
                     assert begin + span.length <= keys.stop
                 seen.append(query)
@@ -117,3 +120,16 @@ def test_an_image_of_equal_tiles_needs_three_runs_an_axis() -> None:
     assert len(groups) == 9
     assert max(group.tiles for group in groups) == 36
     assert sum(group.tiles for group in groups) == 64
+
+
+def test_tiles_that_reach_no_key_are_one_run() -> None:
+    """Keys are the last four of 64; tiles of 16 queries reach two positions."""
+    first, last = axis_runs(Band(0, 64), 64, ((64, Band(60, 64)),), 2, 16)
+    assert (first.count, first.keys[0].length, first.stop) == (3, 0, 48)
+    assert (last.count, last.keys[0].length, last.stop) == (1, 4, 64)
+
+
+def test_a_tile_without_keys_needs_no_mask() -> None:
+    pattern = LocalPattern(TokenLayout(0, Grid(8, 4)), Window(1), Band(0, 2), Band(6, 8))
+    (groups,) = tile_groups(pattern, (1, 1))
+    assert all(group.box_tokens == (0,) and group.sees_all(1) for group in groups)
