@@ -14,7 +14,7 @@ from ..backends import AUTO, BACKENDS, Backend, BackendError, choose_backend
 from ..backends.triton.backend import config_for
 from ..backends.triton.tile_plan import GridPair, TilePlan, tile_plan
 from ..bands.memory import ModelShape, banded_bytes, stock_bytes
-from ..bands.plan import BandPlan, cut_rows
+from ..bands.plan import BandPlan
 from ..call import AttentionCall
 from ..flux import CHANNELS, HEADS, LAYERS, TEXT_TOKENS, token_grid
 from ..layout import Grid, TokenLayout
@@ -220,9 +220,8 @@ def step_cost(width: int, height: int, options: Options, model: Model, bands: in
 
 def band_plan(grid: Grid, options: Options, bands: int) -> BandPlan:
     """`bands` bands, one after another on one device."""
-    rows = cut_rows(grid.height, bands, options.down_factor)
     window = options.window if options.halo_exchange else None
-    return BandPlan(grid, rows, (0,) * len(rows), window, together=options.down_factor > 1)
+    return BandPlan.cut(grid, bands, window, down_factor=options.down_factor)
 
 
 def example_call(model: Model, options: Options, grid: Grid) -> AttentionCall:

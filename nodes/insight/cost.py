@@ -41,7 +41,7 @@ class ModelInfo:
             clear.proportional,
             clear.backend,
             dense_layers=sum(block not in clear.blocks for block in blocks),
-            halo_exchange=clear.blocks.everything,
+            halo_exchange=clear.band_window() is not None,
         )
 
     def report(self, width: int, height: int) -> Report:
