@@ -36,7 +36,7 @@ class Similarity:
 def similarity(a: Tensor, b: Tensor, done: Callable[[int], None]) -> Similarity:
     """Compare two images [height, width, channels], float32 on the CPU; the range of values is taken as 0 to 1.
 
-    done: hears the pixels of every strip, `pixels_to_do` in all; none for equal images.
+    done: called with the pixels of every strip, `pixels_to_do` in all; not called for equal images.
     Raises RuntimeError where torchmetrics is not installed.
     """
     a, b = (image.movedim(-1, 0)[None] for image in (a, b))
