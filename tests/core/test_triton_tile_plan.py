@@ -77,6 +77,17 @@ def test_every_visible_pair_is_visited_once(
     check(tile_plan(grids, Window(radius), tile, box), grids, Window(radius))
 
 
+@pytest.mark.parametrize("tile", [(8, 16), (4, 4), (3, 5)])
+@pytest.mark.parametrize("box", [(8, 8), (4, 4), (1, 3)])
+@pytest.mark.parametrize("radius", [4, 9, 15])
+def test_an_image_of_many_tiles(tile: tuple[int, int], box: tuple[int, int], radius: int) -> None:
+    """With full boxes on every side of a tile, and with partial ones."""
+    grid = Grid(27, 25)
+    for rows in (grid.rows, Band(6, 20)):
+        grids = GridPair(grid, rows, grid, rows.grown(radius - 1, grid))
+        check(tile_plan(grids, Window(radius), tile, box), grids, Window(radius))
+
+
 def test_a_plan_moves_to_a_device() -> None:
     grid = Grid(9, 7)
     plan = tile_plan(GridPair(grid, grid.rows, grid, grid.rows), Window(3), (3, 5), (1, 3))
