@@ -1,4 +1,4 @@
-"""What a person asked of Apply CLEAR Attention, checked and made whole."""
+"""The validated settings of Apply CLEAR Attention."""
 
 from __future__ import annotations
 
