@@ -1,9 +1,13 @@
-"""The arguments of one forward of the host's transformer, by name: FLUX and Chroma take them in different orders."""
+"""The arguments of one call of the host's model or transformer, by name.
+
+FLUX and Chroma take theirs in different orders, and other nodes' wrappers may pass them by position or by name.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter
 from typing import Any
 
 from torch import Tensor
@@ -12,17 +16,26 @@ from .attention_call import Frame, frame_of
 
 
 class ForwardArgs:
-    """Bound once to the signature of the model's forward. Never changed: `replaced` makes another one."""
+    """Bound once to the signature of the function that is wrapped. Never changed: `replaced` makes another one."""
 
     def __init__(self, bound: inspect.BoundArguments) -> None:
         self._bound = bound
         kinds = {parameter.kind: name for name, parameter in bound.signature.parameters.items()}
-        self._rest = kinds.get(inspect.Parameter.VAR_KEYWORD)
+        self._rest = kinds.get(Parameter.VAR_KEYWORD)
 
     @classmethod
-    def of(cls, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ForwardArgs:
-        """Arguments as a wrapper around `forward` gets them. Raises TypeError where they do not fit."""
-        return cls(inspect.signature(forward).bind(*args, **kwargs))
+    def of(
+        cls, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], order: Sequence[str] = ()
+    ) -> ForwardArgs:
+        """Arguments as a wrapper around a function gets them. Raises TypeError where they do not fit.
+
+        order: names of the positional arguments, for a function that another pack replaced by one of `*args`.
+        """
+        signature = inspect.signature(function)
+        if order and any(each.kind is Parameter.VAR_POSITIONAL for each in signature.parameters.values()):
+            named = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None) for name in order]
+            signature = inspect.Signature([*named, Parameter("rest", Parameter.VAR_KEYWORD)])
+        return cls(signature.bind(*args, **kwargs))
 
     def get(self, name: str) -> Any:
         """An argument that a model may not have; None where it was not given."""
@@ -63,6 +76,6 @@ class ForwardArgs:
             given[self._rest] = rest
         return ForwardArgs(inspect.BoundArguments(self._bound.signature, given))  # type: ignore[arg-type]
 
-    def call(self, forward: Callable[..., Any]) -> Any:
-        """Call a forward of the same signature, or a wrapper's executor."""
-        return forward(*self._bound.args, **self._bound.kwargs)
+    def call(self, function: Callable[..., Any]) -> Any:
+        """Call a function of the same signature, or a wrapper's executor."""
+        return function(*self._bound.args, **self._bound.kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,7 @@ from ....clear_core.pattern import LocalPattern
 from ....clear_core.pooling import Pooled, pool_key_value
 from ....clear_core.scale import proportional_gain, softmax_scale
 from ...options.clear import ClearSettings
-from ..attention_call import (
-    ACTIVE,
-    FRAME,
-    OVERRIDE,
-    STEP,
-    HostAttentionCall,
-    Pooling,
-)
+from ..attention_call import ACTIVE, FRAME, OVERRIDE, STEP, HostAttentionCall, Pooling
 from ..bands.attend import attend_in_bands
 from ..forward_args import ForwardArgs
 from ..node_text import origin_of
@@ -60,37 +53,33 @@ _HOOKS_LOST = (
 )
 
 
+_APPLY_MODEL = ("x", "t", "c_concat", "c_crossattn", "control", "transformer_options")
+
+
 def schedule_wrapper(settings: ClearSettings, run_log: RunLog) -> Callable[..., Any]:
-    def clear_schedule(
-        executor: Any,
-        x: Tensor,
-        t: Tensor,
-        c_concat: Any = None,
-        c_crossattn: Any = None,
-        control: Any = None,
-        transformer_options: Mapping[str, Any] = {},
-        **kwargs: Any,
-    ) -> Any:
-        active = True
-        if not settings.whole_schedule:
-            # Asked here, not when the node ran: a node further down may have changed the schedule.
-            sampling = executor.class_obj.model_sampling
-            sigma = float(t.max())
-            if settings.start_percent > 0:
-                active = sigma <= float(sampling.percent_to_sigma(settings.start_percent))
-            if settings.end_percent < 1:
-                active = active and sigma >= float(sampling.percent_to_sigma(settings.end_percent))
-        base = executor.class_obj
+    """The APPLY_MODEL wrapper: whether the window is on in this step."""
+
+    def clear_schedule(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        given, base = ForwardArgs.of(executor.original, args, kwargs, _APPLY_MODEL), executor.class_obj
         patcher = getattr(base, "current_patcher", None)
         if getattr(patcher, "current_hooks", None) is not None and getattr(base, "lowvram_patch_counter", 0):
             run_log.note(_HOOKS_LOST)
-        options = {**transformer_options, ACTIVE: active}
-        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        # Asked here, not when the node ran: a node further down may have changed the schedule.
+        active = settings.whole_schedule or _in_range(settings, base.model_sampling, float(given.get("t").max()))
+        return given.replaced(transformer_options={**given.options, ACTIVE: active}).call(executor)
 
     return clear_schedule
 
 
+def _in_range(settings: ClearSettings, sampling: Any, sigma: float) -> bool:
+    """Whether a noise level lies between start_percent and end_percent of the schedule."""
+    after = settings.start_percent <= 0 or sigma <= float(sampling.percent_to_sigma(settings.start_percent))
+    return after and (settings.end_percent >= 1 or sigma >= float(sampling.percent_to_sigma(settings.end_percent)))
+
+
 def frame_wrapper(run_log: RunLog) -> Callable[..., Any]:
+    """The DIFFUSION_MODEL wrapper: the grids of this forward."""
+
     def clear_frame(executor: Any, *args: Any, **kwargs: Any) -> Any:
         given = ForwardArgs.of(executor.original, args, kwargs)
         run_log.forward(origin_of(given.options.get(OVERRIDE)))
@@ -152,34 +141,41 @@ def _attend(
     if asked:
         return _Dense(asked, asked=True, gain=gain)
     pooled = None if pooling is None else _pooled(call, layout, pooling(call.block))
-    cells = 0 if pooled is None else pooled.tokens
-    pattern = LocalPattern.whole(layout, settings.window, references=settings.references, pooled=cells)
-    scale = softmax_scale(
-        call.query.shape[-1], layout.tokens, proportional=settings.proportional, down_factor=settings.down_factor
-    )
-    mask = call.mask
     try:
-        out, _, choice = with_less_memory(
-            lambda budget: local_attention(
-                call.query,
-                call.key,
-                call.value,
-                pattern,
-                scale=scale,
-                pooled=pooled,
-                mask=mask,
-                backend=settings.backend,
-                budget=budget,
-            ),
-            DEFAULT_BUDGET,
-            run_log,
-        )
+        return _attend_locally(settings, run_log, call, layout, pooled)
     except CallError as error:
         return _Dense(str(error), gain=gain)
     except BackendError as error:
         if settings.backend != AUTO:
             raise
         return _Dense(str(error), gain=gain)
+
+
+def _attend_locally(
+    settings: ClearSettings, run_log: RunLog, call: HostAttentionCall, layout: TokenLayout, pooled: Pooled | None
+) -> Tensor:
+    """The call's result through the window. Raises CallError or BackendError where no backend can compute it."""
+    cells = 0 if pooled is None else pooled.tokens
+    pattern = LocalPattern.whole(layout, settings.window, references=settings.references, pooled=cells)
+    scale = softmax_scale(
+        call.query.shape[-1], layout.tokens, proportional=settings.proportional, down_factor=settings.down_factor
+    )
+    mask = call.mask
+    out, _, choice = with_less_memory(
+        lambda budget: local_attention(
+            call.query,
+            call.key,
+            call.value,
+            pattern,
+            scale=scale,
+            pooled=pooled,
+            mask=mask,
+            backend=settings.backend,
+            budget=budget,
+        ),
+        DEFAULT_BUDGET,
+        run_log,
+    )
     run_log.local(f"{choice.backend.name} ({layout}; {choice.reason})")
     return call.shaped(out)
 
