@@ -6,21 +6,24 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..clear_core.backends import AUTO, backend_names
+from ..clear_core.backends import backend_names
 from ..clear_core.weights import ClearWeights
 from . import host
-from .options.blocks import ALL, parse_blocks
+from .options.blocks import parse_blocks
 from .options.clear import (
     MAX_DOWN_FACTOR,
     MAX_NTK_FACTOR,
     MAX_RADIUS,
     REFERENCE_VIEWS,
+    ApplyInputs,
     check_choices,
     check_range,
     resolve_settings,
     within,
 )
 from .schema import CACHED_PER_NODE_ID, CATEGORY, CLEAR_WEIGHTS, make
+
+_NEW = ApplyInputs()
 
 
 class CLEARApply(io.ComfyNode):
@@ -55,8 +58,8 @@ class CLEARApply(io.ComfyNode):
     ) -> bool | str:
         # None: the value comes through a link and is not known yet; `execute` checks it.
         try:
-            check_choices(backend or AUTO, references or "window")
-            parse_blocks(ALL if blocks is None else blocks)
+            check_choices(backend or _NEW.backend, references or _NEW.references)
+            parse_blocks(_NEW.blocks if blocks is None else blocks)
             if start_percent is not None and end_percent is not None:
                 check_range(start_percent, end_percent)
             if strength is not None:
@@ -68,10 +71,8 @@ class CLEARApply(io.ComfyNode):
         return True
 
     @classmethod
-    def execute(
-        cls, model: Any, weights: ClearWeights | None = None, references: str = "window", **inputs: Any
-    ) -> io.NodeOutput:
-        settings = resolve_settings(weights, references=references, **inputs)
+    def execute(cls, model: Any, weights: ClearWeights | None = None, **inputs: Any) -> io.NodeOutput:
+        settings = resolve_settings(weights, ApplyInputs(**inputs))
         patched, report = host.apply_clear(model, settings, weights, node_id=cls.hidden.unique_id)
         return io.NodeOutput(patched, ui={"text": (report.headline,)})
 
@@ -95,7 +96,7 @@ def _inputs() -> list[io.Input]:
         make(
             io.Int.Input,
             "radius",
-            default=0,
+            default=_NEW.radius,
             min=0,
             max=MAX_RADIUS,
             tooltip="Radius of the attention window, in image tokens of 16 pixels. 0: the radius that the weights were "
@@ -104,7 +105,7 @@ def _inputs() -> list[io.Input]:
         make(
             io.Int.Input,
             "down_factor",
-            default=0,
+            default=_NEW.down_factor,
             min=0,
             max=MAX_DOWN_FACTOR,
             advanced=True,
@@ -114,7 +115,7 @@ def _inputs() -> list[io.Input]:
         make(
             io.Float.Input,
             "strength",
-            default=1.0,
+            default=_NEW.strength,
             min=0.0,
             max=1.0,
             step=0.01,
@@ -125,7 +126,7 @@ def _inputs() -> list[io.Input]:
             io.Combo.Input,
             "backend",
             options=list(backend_names()),
-            default="auto",
+            default=_NEW.backend,
             advanced=True,
             tooltip="Implementation of the attention. auto: the fastest that runs on this machine. The result is the "
             "same.",
@@ -133,7 +134,7 @@ def _inputs() -> list[io.Input]:
         make(
             io.Float.Input,
             "ntk_factor",
-            default=1.0,
+            default=_NEW.ntk_factor,
             min=1.0,
             max=MAX_NTK_FACTOR,
             step=0.5,
@@ -144,14 +145,14 @@ def _inputs() -> list[io.Input]:
         make(
             io.Boolean.Input,
             "proportional_attention",
-            default=False,
+            default=_NEW.proportional_attention,
             advanced=True,
             tooltip="Scales attention with the number of tokens, so that it stays as sharp as at 1K. Turn on from 4K.",
         ),
         make(
             io.Float.Input,
             "start_percent",
-            default=0.0,
+            default=_NEW.start_percent,
             min=0.0,
             max=1.0,
             step=0.001,
@@ -162,7 +163,7 @@ def _inputs() -> list[io.Input]:
         make(
             io.Float.Input,
             "end_percent",
-            default=1.0,
+            default=_NEW.end_percent,
             min=0.0,
             max=1.0,
             step=0.001,
@@ -173,7 +174,7 @@ def _inputs() -> list[io.Input]:
             io.Combo.Input,
             "references",
             options=list(REFERENCE_VIEWS),
-            default="window",
+            default=_NEW.references,
             # Optional, so that prompts written without it stay valid.
             optional=True,
             advanced=True,
@@ -183,7 +184,7 @@ def _inputs() -> list[io.Input]:
         make(
             io.String.Input,
             "blocks",
-            default=ALL,
+            default=_NEW.blocks,
             optional=True,
             advanced=True,
             tooltip="Transformer blocks that use the attention window: all, double, single, or a list such as s0-18, "

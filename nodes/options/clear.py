@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ...clear_core.backends import backend_names
+from ...clear_core.backends import AUTO, backend_names
 from ...clear_core.pattern import ReferenceView
 from ...clear_core.weights import LARGEST_FACTOR, LARGEST_RADIUS, BlockId, ClearWeights
 from ...clear_core.window import Window
@@ -19,7 +19,7 @@ REFERENCE_VIEWS: dict[str, ReferenceView] = {"window": "window", "all tokens": "
 
 @dataclass(frozen=True, slots=True)
 class ClearSettings:
-    """Everything the patch needs to know, nothing left to guess.
+    """How CLEAR is applied to a model, resolved.
 
     down_factor: 1 for no down-sampled tokens.
     strength: share of the distilled weights, 0 to 1; it blends the pooling weights too.
@@ -29,7 +29,7 @@ class ClearSettings:
     window: Window
     down_factor: int = 1
     strength: float = 1.0
-    backend: str = "auto"
+    backend: str = AUTO
     ntk_factor: float = 1.0
     proportional: bool = False
     start_percent: float = 0.0
@@ -59,54 +59,54 @@ class ClearSettings:
 
 
 USUAL = ClearSettings(window=Window(16))
-"""What nodes that explain take for a model without CLEAR."""
+"""The example settings for a model without CLEAR."""
 
 
-def resolve_settings(
-    weights: ClearWeights | None,
-    *,
-    radius: int,
-    down_factor: int,
-    strength: float,
-    backend: str,
-    ntk_factor: float,
-    proportional_attention: bool,
-    start_percent: float,
-    end_percent: float,
-    references: str,
-    blocks: str = ALL,
-) -> ClearSettings:
-    """Turn the node's inputs into settings: 0 becomes the weights' own value.
+@dataclass(frozen=True, slots=True)
+class ApplyInputs:
+    """The values of the widgets of Apply CLEAR Attention; the defaults are those of a new node."""
+
+    radius: int = 0
+    down_factor: int = 0
+    strength: float = 1.0
+    backend: str = AUTO
+    ntk_factor: float = 1.0
+    proportional_attention: bool = False
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    references: str = "window"
+    blocks: str = ALL
+
+
+def resolve_settings(weights: ClearWeights | None, inputs: ApplyInputs) -> ClearSettings:
+    """Turn a node's inputs into settings: a radius or down_factor of 0 becomes the weights' own.
 
     Raises ValueError naming the value, what is allowed and what to do.
     """
-    within("radius", radius, 0, MAX_RADIUS)
-    within("down_factor", down_factor, 0, MAX_DOWN_FACTOR)
-    within("strength", strength, 0.0, 1.0)
-    within("ntk_factor", ntk_factor, 1.0, MAX_NTK_FACTOR)
-    check_range(start_percent, end_percent)
-    check_choices(backend, references)
-    chosen = parse_blocks(blocks)
-    if radius == 0:
-        radius = _own_radius(weights)
-    if down_factor == 0:
-        down_factor = weights.variant.down_factor if weights is not None else 1
+    within("radius", inputs.radius, 0, MAX_RADIUS)
+    within("down_factor", inputs.down_factor, 0, MAX_DOWN_FACTOR)
+    within("strength", inputs.strength, 0.0, 1.0)
+    within("ntk_factor", inputs.ntk_factor, 1.0, MAX_NTK_FACTOR)
+    check_range(inputs.start_percent, inputs.end_percent)
+    check_choices(inputs.backend, inputs.references)
+    blocks = parse_blocks(inputs.blocks)
+    own_factor = weights.variant.down_factor if weights is not None else 1
     return ClearSettings(
-        window=Window(radius),
-        down_factor=down_factor,
-        strength=strength,
-        backend=backend,
-        ntk_factor=ntk_factor,
-        proportional=proportional_attention,
-        start_percent=start_percent,
-        end_percent=end_percent,
-        references=REFERENCE_VIEWS[references],
-        blocks=chosen,
+        window=Window(inputs.radius or _own_radius(weights)),
+        down_factor=inputs.down_factor or own_factor,
+        strength=inputs.strength,
+        backend=inputs.backend,
+        ntk_factor=inputs.ntk_factor,
+        proportional=inputs.proportional_attention,
+        start_percent=inputs.start_percent,
+        end_percent=inputs.end_percent,
+        references=REFERENCE_VIEWS[inputs.references],
+        blocks=blocks,
     )
 
 
 def check_window(radius: int, backend: str) -> Window:
-    """The window of a radius that is given outright. Raises ValueError for one that is not allowed."""
+    """The window of an explicit radius. Raises ValueError for one that is not allowed."""
     within("radius", radius, 1, MAX_RADIUS)
     check_backend(backend)
     return Window(radius)

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from ....clear_core.weights import ClearWeights, Variant, parse_weights, read_header, variant_from_name
 from ...options.bands import resolve_bands
-from ...options.clear import ClearSettings, resolve_settings
+from ...options.clear import ApplyInputs, ClearSettings, resolve_settings
 from ...options.stages import LARGEST_SIDE
 from ..files import absent_release, weights_files, weights_path
 from ..machine import device_name, machine_devices
@@ -42,14 +42,11 @@ _Kind = type[int] | type[float] | type[str]
 
 # Names and defaults are those of the nodes' widgets; width and height have none.
 _SIZE: dict[str, tuple[_Kind, Any]] = {"width": (int, None), "height": (int, None)}
+# The widgets of Apply CLEAR Attention on which its picture depends; the page names them alike.
+_WIDGETS = ("radius", "down_factor", "backend", "start_percent", "end_percent", "blocks")
 _CLEAR: dict[str, tuple[_Kind, Any]] = {
     "weights": (str, ""),
-    "radius": (int, 0),
-    "down_factor": (int, 0),
-    "backend": (str, "auto"),
-    "start_percent": (float, 0.0),
-    "end_percent": (float, 1.0),
-    "blocks": (str, "all"),
+    **{name: (type(getattr(ApplyInputs(), name)), getattr(ApplyInputs(), name)) for name in _WIDGETS},
 }
 _DEVICES: dict[str, tuple[_Kind, Any]] = {"devices": (str, "auto")}
 _BANDS: dict[str, tuple[_Kind, Any]] = {**_DEVICES, "bands": (int, 0)}
@@ -193,16 +190,4 @@ def _settings(values: Mapping[str, Any]) -> ClearSettings:
     """As Apply CLEAR Attention would resolve them."""
     name = values["weights"]
     file = ClearWeights(name, _variant(name), {}, {}, (0, 0)) if name else None
-    return resolve_settings(
-        file,
-        radius=values["radius"],
-        down_factor=values["down_factor"],
-        strength=1.0,
-        backend=values["backend"],
-        ntk_factor=1.0,
-        proportional_attention=False,
-        start_percent=values["start_percent"],
-        end_percent=values["end_percent"],
-        references="window",
-        blocks=values["blocks"],
-    )
+    return resolve_settings(file, ApplyInputs(**{name: values[name] for name in _WIDGETS}))
