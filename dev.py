@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))  # `python -I` leaves the script's folder out
 from devtools.environment import HOST, LINT, PAGE, PYTHON, find_browser, find_page_types, link_repository, set_up
 from devtools.steps import DevError
 
-# How a run of all tests is spread over worker processes: pytest-xdist's arguments. Empty: one process.
-PARALLEL: tuple[str, ...] = ()
+# How a run of all tests is spread over processes. A server and a test process take up to 7 GB together.
+PARALLEL: tuple[str, ...] = ("-n", "2", "--dist", "worksteal")
 
 
 def call(*arguments: str) -> int:

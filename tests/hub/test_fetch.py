@@ -121,7 +121,7 @@ def test_a_connection_that_stays_broken_keeps_what_came(
     hub.cuts = [65_536, *([0] * len(PATIENT))]
     text = refused(start, hub, folder, "the connection to 127.0.0.1:[0-9]+ failed|the connection ended early")
     assert "66 kB of 168 kB are kept, and the next run resumes there." in text
-    assert len([said for said in progress.texts if "trying again" in said]) == len(PATIENT)
+    assert len([said for said in progress.texts if "retrying" in said]) == len(PATIENT)
     assert part.read_bytes() == data[:65_536]
     assert names(folder) == {part.name}
 
@@ -398,7 +398,7 @@ def test_a_file_that_appears_meanwhile_stays_as_it_is(
     def put_one(done: int, size: int) -> None:
         (folder / NAME).write_bytes(b"put here by hand")
 
-    progress.moved = put_one
+    progress.update = put_one
     assert start().read_bytes() == b"put here by hand"
     assert names(folder) == {NAME}
 
@@ -412,7 +412,7 @@ def test_a_disk_without_hard_links(
 
     monkeypatch.setattr(os, "link", unknown)
     if appears:
-        progress.moved = lambda done, size: (folder / NAME).write_bytes(b"put here by hand")
+        progress.update = lambda done, size: (folder / NAME).write_bytes(b"put here by hand")
     assert start().read_bytes() == (b"put here by hand" if appears else data)
     assert names(folder) == {NAME}
 
@@ -519,7 +519,7 @@ def test_cancel_between_two_tries(
     def cancel(text: str) -> None:
         progress.cancel = True
 
-    progress.say = cancel
+    progress.status = cancel
     with pytest.raises(cancelled):
         fetch(released, folder, progress, endpoint=hub.address, waits=(3600.0,))
 
@@ -528,7 +528,7 @@ def test_the_onlookers_own_error_comes_through(start: Start, folder: Path, part:
     def stop(done: int, size: int) -> None:
         raise KeyboardInterrupt
 
-    progress.moved = stop
+    progress.update = stop
     with pytest.raises(KeyboardInterrupt):
         start()
     assert names(folder) == {part.name}

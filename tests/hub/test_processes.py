@@ -110,7 +110,7 @@ def test_the_second_waits_and_finds_the_file(
             assert "another ComfyUI is downloading clear_local_16.safetensors; waiting" in text
             hub.go.set()
 
-        progress.say = let_it_go_on
+        progress.status = let_it_go_on
         assert start(hub, folder, progress).read_bytes() == weights[NAME]
         assert first.communicate(timeout=60)[0].strip() == str(folder / NAME)
     assert hub.ranges_asked() == [None]
@@ -128,7 +128,7 @@ def test_who_waits_can_be_cancelled(
         def cancel(text: str) -> None:
             progress.cancel = True
 
-        progress.say = cancel
+        progress.status = cancel
         with pytest.raises(cancelled):
             start(hub, folder, progress)
         assert first.poll() is None and not hub.go.is_set()
@@ -147,7 +147,7 @@ def test_who_waits_goes_on_where_the_first_was_killed(
             hub.hold_at = None
             first.kill()
 
-        progress.say = kill
+        progress.status = kill
         assert start(hub, folder, progress).read_bytes() == weights[NAME]
     kept = hub.ranges_asked()[1]
     # What the killed one had not yet given to the system is fetched again, and no more.
