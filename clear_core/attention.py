@@ -16,8 +16,8 @@ from .pooling import Pooled
 class LocalAttention(NamedTuple):
     """out: [batch, queries, heads * head_dim] in the query's dtype.
 
-    lse: float32 [batch, heads, queries], the natural log of the sum of exp(score), or None if not asked for.
-    choice: the backend that computed it, and why it and no other.
+    lse: float32 [batch, heads, queries], the natural log of the sum of exp(score); None without `return_lse`.
+    choice: the backend that computed it, and why this one.
     """
 
     out: Tensor
@@ -47,16 +47,16 @@ def local_attention(
         `pattern` says. key, value: the same for the keys. float32, bfloat16 or float16, any strides.
     pattern: which queries see which keys (arXiv 2412.16112, section 3.2); the queries may be a band of the image's
         rows.
-    scale: what the scores are multiplied by; None is 1/sqrt(head_dim). See `clear_core.scale`.
+    scale: factor on the scores q.k; None is 1/sqrt(head_dim). See `clear_core.scale`.
     pooled: down-sampled keys and values; their number is part of the pattern.
     mask: over text, image and references, broadcastable to [batch, heads, queries, keys]; True or an
         additive 0 lets a query see a key, False or -inf hides it. Applied on top of the window.
-    backend: "auto", or the name of one.
+    backend: "auto", or the name of a backend.
     return_lse: also return each query's log-sum-exp, to merge partial results with `softmax.merge`.
-    budget: bytes of temporary memory the backend may take for what it gathers. The least is one tile.
+    budget: bytes of temporary memory the backend may use for gathered keys and values; at least one tile is.
 
     Raises CallError (a ValueError) for tensors that do not fit the pattern, ValueError for an unknown backend,
-    BackendError when no backend, or not the one that was named, can run the call.
+    BackendError when no backend, or not the named one, can run the call.
     """
     call = AttentionCall(
         query,

@@ -1,4 +1,4 @@
-"""A small cache that forgets: bounded, keyed, safe to share between threads."""
+"""A bounded cache of the most recently used values, safe to share between threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 
 
 class BoundedCache(Generic[Key, Value]):
-    """Keeps the `size` most recently used values. Whoever makes it owns it: there is no global one."""
+    """Keeps the `size` most recently used values. Its owner creates it; there is no global cache."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -20,12 +20,12 @@ class BoundedCache(Generic[Key, Value]):
         self._lock = Lock()
 
     def get(self, key: Key, make: Callable[[], Value]) -> Value:
-        """The value kept for `key`, or `make()`, which is then kept."""
+        """The cached value of `key`, or `make()`, which is then cached."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
-        # Made outside the lock: two threads may both make a value, but neither waits for the other's.
+        # Outside the lock: two threads may both make the value, but neither waits for the other.
         value = make()
         with self._lock:
             self._values[key] = value

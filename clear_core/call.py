@@ -1,4 +1,4 @@
-"""One call of local attention: its tensors, checked once, as every backend gets it."""
+"""One call of local attention: its tensors, validated once, as every backend receives them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .pattern import LocalPattern
 from .pooling import Pooled
 
 DEFAULT_BUDGET = 256 * 2**20
-"""Bytes of temporary memory a backend may take for what it gathers."""
+"""Bytes of temporary memory a backend may use for gathered keys and values."""
 
 
 class CallError(ValueError):
@@ -23,7 +23,7 @@ class CallError(ValueError):
 class AttentionResult(NamedTuple):
     """out: [batch, queries, heads * head_dim] in the query's dtype.
 
-    lse: float32 [batch, heads, queries], the natural log of the sum of exp(score), or None if not asked for.
+    lse: float32 [batch, heads, queries], the natural log of the sum of exp(score), None without `return_lse`.
     """
 
     out: Tensor
@@ -68,21 +68,21 @@ class AttentionCall:
         return self.query.shape[3]
 
     @property
-    def all_see(self) -> bool:
-        """Every query sees a key, whatever the tensors hold: the text's, and no mask hides it."""
-        return self.mask is None and self.pattern.text_key_tokens > 0
+    def may_mask_rows(self) -> bool:
+        """Whether a row may be fully masked. Never where every query sees the text and there is no mask to hide it."""
+        return self.mask is not None or self.pattern.text_key_tokens == 0
 
-    def masked(self, queries: slice) -> Tensor | None:
-        """The caller's mask as an additive float bias, cut to some queries; None without one."""
+    def mask_bias(self, queries: slice) -> Tensor | None:
+        """The caller's mask for some queries as an additive bias in the query's dtype; None without a mask."""
         if self.mask is None:
             return None
         return as_bias(self.mask[:, :, queries] if self.mask.shape[2] > 1 else self.mask, self.query.dtype)
 
 
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as what is added to the scores: False becomes -inf, an additive mask stays.
+    """A mask as an additive bias: False becomes -inf, an additive mask keeps its values.
 
-    What float16 cannot hold becomes its largest number, not infinity: -1e9 for "hardly" must not become "never".
+    What float16 cannot hold becomes its largest number, not infinity: -1e9 lowers a score, -inf would hide the key.
     """
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)

@@ -1,6 +1,6 @@
 """Down-sampled keys and values: the global view of the "down" variants of CLEAR.
 
-K and V of the image, after RoPE, are pooled over f x f cells with one learned weight per place in the
+K and V of the image, after RoPE, are pooled over f x f cells with one learned weight per position in the
 cell (the mean, 1/f^2, before training). A partial cell at the border, which the authors' code does not
 allow, uses the weights of the tokens that exist, rescaled to the same total.
 """
@@ -65,7 +65,7 @@ def pool(tokens: Tensor, grid: Grid, weight: Tensor) -> Tensor:
     if below or right:
         total *= _border_gain(weight, cells, below, right).to(total.device)[:, :, None]
     if tokens.dtype == torch.float16:
-        # Learned weights may add up to more than 1, and what float16 cannot hold would be infinite, then NaN.
+        # Learned weights may add up to more than 1; beyond float16's range they would give infinity, then NaN.
         total.clamp_(*(torch.finfo(torch.float16).min, torch.finfo(torch.float16).max))
     return total.to(tokens.dtype).flatten(2, 3)
 
@@ -76,7 +76,7 @@ def pool_key_value(key: Tensor, value: Tensor, grid: Grid, weight: Tensor) -> Po
 
 
 def _border_gain(weight: Tensor, cells: Grid, below: int, right: int) -> Tensor:
-    """What each cell's sum is multiplied by so that the weights it used have the full total. [Hc, Wc]."""
+    """Factor on each cell's sum that makes the weights it used add up to the full total: [Hc, Wc]."""
     factor = weight.shape[0]
     rows = torch.ones(cells.height, factor)
     columns = torch.ones(cells.width, factor)
@@ -84,5 +84,5 @@ def _border_gain(weight: Tensor, cells: Grid, below: int, right: int) -> Tensor:
     columns[-1, factor - right :] = 0
     used = torch.einsum("ya,ab,xb->yx", rows, weight, columns)
     total = weight.sum()
-    # Learned weights may cancel: where nothing is left to rescale, the plain sum stands.
+    # Learned weights may cancel out: then there is nothing to rescale and the plain sum stays.
     return torch.where(used.abs() > 1e-6, total / used, torch.ones_like(used))

@@ -10,7 +10,7 @@ _TRAINING_TOKENS = TRAINING_GRID.tokens + TEXT_TOKENS
 
 
 def proportional_gain(tokens: int, down_factor: int = 1) -> float:
-    """How much proportional attention sharpens queries: sqrt(log_4608(L)).
+    """The factor of proportional attention on the scores: sqrt(log_4608(L)).
 
     tokens: L, the text, image and reference tokens, without the down-sampled ones.
     down_factor: above 1 the authors' released code takes log_4608(10 L) instead.
@@ -21,6 +21,6 @@ def proportional_gain(tokens: int, down_factor: int = 1) -> float:
 
 
 def softmax_scale(head_dim: int, tokens: int, *, proportional: bool = False, down_factor: int = 1) -> float:
-    """What the scores q.k are multiplied by: 1/sqrt(d), or sqrt(log_4608(L) / d) when proportional."""
+    """The factor on the scores q.k: 1/sqrt(d), or sqrt(log_4608(L) / d) for proportional attention."""
     gain = proportional_gain(tokens, down_factor) if proportional else 1.0
     return gain / sqrt(head_dim)

@@ -1,7 +1,7 @@
-"""Dense attention of some queries over some keys, with the log-sum-exp where it is asked for.
+"""Dense softmax attention with its log-sum-exp, and the exact merge of partial results.
 
-The pieces every backend shares: PyTorch's own kernels, and the same thing written out in float32 where the
-log-sum-exp is wanted of a kernel that does not give it.
+What every backend shares: PyTorch's own kernels, and the same arithmetic written out in float32 where the
+log-sum-exp is wanted and no kernel returns it.
 """
 
 from __future__ import annotations
@@ -25,26 +25,38 @@ def dense_attention(
     *,
     return_lse: bool,
     budget: int,
-    all_see: bool = False,
 ) -> AttentionResult:
-    """Softmax attention over all given keys. A query that sees nothing gets 0 and lse -inf.
+    """Softmax attention over all given keys. A fully masked row gives 0 and log-sum-exp -inf.
 
     query: [batch, heads, queries, head_dim]; key and value [batch, heads, keys, head_dim].
     bias: additive, broadcastable to [batch, heads, queries, keys], or None.
     budget: bytes of scores held at a time where they are written out.
-    all_see: every query is known to see a key whatever the bias says, so nothing has to be looked for.
-    Returns out as [batch, heads, queries, head_dim] (heads not merged) and lse.
+    Returns out as [batch, heads, queries, head_dim] (heads not merged), and lse.
     """
+    result = dense_attention_unchecked(query, key, value, scale, bias, return_lse=return_lse, budget=budget)
+    if bias is None or return_lse or key.shape[2] == 0:
+        return result
+    # PyTorch's kernels give a fully masked row 0 or NaN, by version and by kernel. Finding these rows costs one read
+    # of the bias, which the kernel itself reads once per head, and a pass over the result.
+    return AttentionResult(result.out.masked_fill_(bias.amax(-1, keepdim=True) == -math.inf, 0.0), None)
+
+
+def dense_attention_unchecked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    bias: Tensor | None,
+    *,
+    return_lse: bool,
+    budget: int,
+) -> AttentionResult:
+    """`dense_attention` where the caller knows that the bias masks no row fully; such a row could become NaN."""
     if key.shape[2] == 0:
         lse = query.new_full(query.shape[:3], -math.inf, dtype=torch.float32) if return_lse else None
         return AttentionResult(torch.zeros_like(query), lse)
     if not return_lse:
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
-        if bias is not None and not all_see:
-            # PyTorch's kernels give such a query 0 or NaN, by version and by kernel. The look costs one read of the
-            # bias, which the kernel itself reads once for each head, and a pass over the result.
-            out = out.masked_fill_(bias.amax(-1, keepdim=True) == -math.inf, 0.0)
-        return AttentionResult(out, None)
+        return AttentionResult(F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale), None)
     kernel = _kernel_with_lse(query, key, value) if bias is None else None
     if kernel is not None:
         return AttentionResult(*kernel(query, key, value, scale=scale)[:2])
@@ -60,14 +72,14 @@ def dense_attention(
 
 
 def _kernel_with_lse(query: Tensor, key: Tensor, value: Tensor) -> Callable[..., tuple[Tensor, ...]] | None:
-    """PyTorch's fused kernel that also returns the log-sum-exp for these tensors; None where there is none."""
+    """PyTorch's fused kernel that also returns the log-sum-exp for these tensors; None if there is none."""
     if query.shape[2] == 0:
         return None
     if query.device.type == "cpu":
         return getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
     if query.device.type == "cuda":
-        question = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, False)
-        if torch.backends.cuda.can_use_flash_attention(question):
+        params = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, False, False)
+        if torch.backends.cuda.can_use_flash_attention(params):
             return torch.ops.aten._scaled_dot_product_flash_attention
     return None
 
@@ -75,7 +87,7 @@ def _kernel_with_lse(query: Tensor, key: Tensor, value: Tensor) -> Callable[...,
 def explicit_attention(
     query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention written out, in float32 or better. A query that sees nothing gets 0 and lse -inf.
+    """Softmax attention written out, in float32 or better. A fully masked row gives 0 and lse -inf.
 
     Shapes as in `dense_attention`; leading dimensions may be any.
     """
@@ -84,17 +96,17 @@ def explicit_attention(
     if bias is not None:
         scores = scores.add_(bias.to(dtype))
     lse = torch.logsumexp(scores, dim=-1, keepdim=True)
-    # exp(-inf - -inf) would be NaN for a row with no visible key; 0 in its place gives exp(-inf) = 0.
+    # exp(-inf - -inf) would be NaN for a fully masked row; 0 in its place gives exp(-inf) = 0.
     weights = scores.sub_(lse.masked_fill(lse == -math.inf, 0.0)).exp_()
     out = torch.matmul(weights, value.to(dtype)).to(query.dtype)
     return out, lse.squeeze(-1).float()
 
 
 class RunningMerge:
-    """Attention over disjoint sets of keys, joined one part after another, exactly.
+    """Log-sum-exp merge of attention over disjoint sets of keys, one partial result after another.
 
-    The weight of a part is exp(its log-sum-exp - that of all), so nothing is approximated; float32 in between.
-    Queries that see nothing stay 0.
+    A partial result weighs exp(its log-sum-exp - the total log-sum-exp), so the merge is exact; float32 in between.
+    Rows that are fully masked in every part stay 0.
     """
 
     def __init__(self) -> None:
@@ -102,27 +114,27 @@ class RunningMerge:
         self._lse: Tensor | None = None
 
     def add(self, part: AttentionResult) -> None:
-        """One more part: out [batch, queries, heads * head_dim], lse [batch, heads, queries]."""
+        """Merge one more part: out [batch, queries, heads * head_dim], lse [batch, heads, queries]."""
         if part.lse is None:
-            raise ValueError("merging partial attention needs each part's log-sum-exp: ask for it with return_lse=True")
+            raise ValueError("merging partial attention needs each part's log-sum-exp: pass return_lse=True")
         out = part.out.unflatten(2, (part.lse.shape[1], -1)).to(torch.float32, copy=True)
         if self._out is None or self._lse is None:
             self._out, self._lse = out, part.lse
             return
-        total = torch.logaddexp(self._lse, part.lse)
-        floor = total.masked_fill(total == -math.inf, 0.0)
-        self._out.mul_((self._lse - floor).exp().transpose(1, 2)[..., None])
-        self._out.addcmul_(out, (part.lse - floor).exp().transpose(1, 2)[..., None])
-        self._lse = total
+        lse = torch.logaddexp(self._lse, part.lse)
+        finite_lse = lse.masked_fill(lse == -math.inf, 0.0)
+        self._out.mul_((self._lse - finite_lse).exp().transpose(1, 2)[..., None])
+        self._out.addcmul_(out, (part.lse - finite_lse).exp().transpose(1, 2)[..., None])
+        self._lse = lse
 
     def result(self, dtype: torch.dtype) -> AttentionResult:
-        """The whole, in a dtype. At least one part must have been added."""
+        """Attention over all keys, `out` in a dtype. At least one part must have been added."""
         assert self._out is not None
         return AttentionResult(self._out.flatten(2, 3).to(dtype), self._lse)
 
 
 def merge(parts: list[AttentionResult]) -> AttentionResult:
-    """Join attention over disjoint sets of keys into attention over all of them, exactly; see `RunningMerge`."""
+    """Attention over all keys from attention over disjoint sets of them, exactly; see `RunningMerge`."""
     running = RunningMerge()
     for part in parts:
         running.add(part)

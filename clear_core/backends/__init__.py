@@ -1,15 +1,13 @@
-"""Ways to compute local attention, one file each; `registry` lists them and chooses."""
+"""Implementations of local attention. `registry` lists them and chooses one for a call."""
 
 from .base import Backend
 from .registry import (
     AUTO,
     BACKENDS,
     BackendError,
-    BackendStatus,
     Choice,
     backend_names,
     choose_backend,
-    list_backends,
 )
 
 __all__ = [
@@ -17,9 +15,7 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "BackendError",
-    "BackendStatus",
     "Choice",
     "backend_names",
     "choose_backend",
-    "list_backends",
 ]

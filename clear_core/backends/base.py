@@ -1,4 +1,4 @@
-"""What a backend is: a name, what it can do, and one function that does it."""
+"""The interface of a backend."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from ..call import AttentionCall, AttentionResult
 
 
 class Backend(Protocol):
-    """One way to compute local attention. Adding one means adding a file that has this."""
+    """One implementation of local attention."""
 
     @property
     def name(self) -> str:
-        """What a person types or picks."""
+        """What the user chooses it by."""
         ...
 
     @property
@@ -21,24 +21,24 @@ class Backend(Protocol):
         ...
 
     def unavailable(self) -> str | None:
-        """Why it cannot run on this machine at all, as a clause; None where it can. Must be cheap."""
+        """Why it cannot run on this machine at all, as a clause; None if it can. Must be cheap."""
         ...
 
     def refusal(self, call: AttentionCall) -> str | None:
-        """Why it cannot run this call, as a clause with the actual value in it; None where it can."""
+        """Why it cannot run this call, as a clause with the actual value in it; None if it can."""
         ...
 
     def executed_pairs(self, call: AttentionCall) -> int:
-        """(query, key) pairs it computes, or would if it could: the needed ones and what its shape adds."""
+        """(query, key) pairs it computes, or would compute: those in the window and the padding of its tiles."""
         ...
 
     def run(self, call: AttentionCall) -> AttentionResult:
-        """Compute it. Only called when neither `unavailable` nor `refusal` objects."""
+        """Compute the call. Only used when `unavailable` and `refusal` both return None."""
         ...
 
 
 def pooled_mask_refusal(call: AttentionCall) -> str | None:
-    """A mask over text and image says nothing about cells that mix many image tokens."""
+    """Why a mask cannot be combined with down-sampled tokens: a cell mixes many image tokens."""
     if call.mask is not None and call.pooled is not None:
         return "an attention mask has no exact meaning for down-sampled tokens (set down_factor to 1)"
     return None

@@ -1,9 +1,9 @@
-"""PyTorch's dense kernel under the window's mask: quadratic, but nothing is cut or copied.
+"""PyTorch's dense kernel with the window as a mask: quadratic, but nothing is gathered or copied.
 
-Quickest where the image is so small that the window covers much of it (about 512 px at r = 16). The mask is
-kept between calls, for every layer of a step asks for the same one.
+Fastest where the image is so small that the window covers much of it (about 512 px at r = 16). The mask is
+cached, because every layer of a step needs the same one.
 
-Constraints: the mask's memory, 32 MB.
+Constraints: the mask takes at most 32 MB.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..cache import BoundedCache
 from ..call import AttentionCall, AttentionResult
-from ..softmax import dense_attention
+from ..softmax import dense_attention, dense_attention_unchecked
 from .base import pooled_mask_refusal
 
 _LARGEST_MASK = 32 * 2**20  # bytes
-_ALIGN = 16  # CUDA's kernels want a mask whose rows start at multiples of this many elements
+_ALIGN = 16  # CUDA's kernels need a mask whose rows start at multiples of this many elements
 
 
 class MaskedBackend:
@@ -27,7 +27,7 @@ class MaskedBackend:
     summary = "PyTorch's dense kernel under a mask: for small images"
 
     def __init__(self) -> None:
-        self._masks: BoundedCache[object, Tensor] = BoundedCache(2)
+        self._biases: BoundedCache[object, Tensor] = BoundedCache(2)
 
     def unavailable(self) -> str | None:
         return None
@@ -48,19 +48,11 @@ class MaskedBackend:
         if call.pooled is not None:
             key = torch.cat((call.pooled.key, key), dim=2)
             value = torch.cat((call.pooled.value, value), dim=2)
-        bias = self._masks.get((call.pattern, query.dtype, query.device), lambda: _bias(call))
-        extra = call.masked(slice(None))
-        bias = bias if extra is None else bias + extra
-        out, lse = dense_attention(
-            query,
-            key,
-            value,
-            call.scale,
-            bias,
-            return_lse=call.return_lse,
-            budget=call.budget,
-            all_see=call.all_see,
-        )
+        bias = self._biases.get((call.pattern, query.dtype, query.device), lambda: _window_bias(call))
+        mask = call.mask_bias(slice(None))
+        bias = bias if mask is None else bias + mask
+        attend = dense_attention if call.may_mask_rows else dense_attention_unchecked
+        out, lse = attend(query, key, value, call.scale, bias, return_lse=call.return_lse, budget=call.budget)
         return AttentionResult(out.transpose(1, 2).flatten(2), lse)
 
 
@@ -68,7 +60,7 @@ def _sizes(call: AttentionCall) -> tuple[int, int]:
     return call.pattern.query_tokens, call.pattern.key_tokens + call.pattern.pooled
 
 
-def _bias(call: AttentionCall) -> Tensor:
+def _window_bias(call: AttentionCall) -> Tensor:
     """The window as an additive bias [1, 1, queries, pooled + keys]."""
     queries, keys = _sizes(call)
     bias = call.query.new_zeros(queries, -(-keys // _ALIGN) * _ALIGN)[:, :keys]

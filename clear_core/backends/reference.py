@@ -1,9 +1,9 @@
-"""The oracle: a masked softmax, written out naively in float32 or better.
+"""The definition: a masked softmax, written out in float32 or better.
 
-It builds the exact mask from coordinates, query by query, and shares no geometry with the fast
-backends, so that they can be held against it. Slow (quadratic), but its memory is bounded too.
+It builds the exact mask from coordinates and shares no tiling with the fast backends, so that they can be
+compared with it. Slow (quadratic), but its memory is bounded too.
 
-Constraints: none but the ones that every backend has.
+Constraints: only those that every backend has.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class ReferenceBackend:
             part = slice(start, start + step)
             visible = call.pattern.mask(key.device, part)
             bias = torch.zeros(visible.shape, device=key.device).masked_fill_(~visible, -torch.inf)
-            extra = call.masked(part)
-            if extra is not None:
-                bias = bias + extra.float()
+            mask = call.mask_bias(part)
+            if mask is not None:
+                bias = bias + mask.float()
             out[:, :, part], lse[:, :, part] = explicit_attention(call.query[:, :, part], key, value, call.scale, bias)
         merged = out.transpose(1, 2).flatten(2, 3)
         return AttentionResult(merged, lse if call.return_lse else None)

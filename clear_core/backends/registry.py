@@ -1,4 +1,4 @@
-"""The backends, which of them can run, and the choice between them."""
+"""The list of backends, and the choice of the fastest that can run a call."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from .sdpa.backend import SdpaBackend
 from .triton.backend import TritonBackend
 
 BACKENDS: Final[tuple[Backend, ...]] = (SdpaBackend(), ReferenceBackend(), TritonBackend(), MaskedBackend())
-"""In the order they are listed. A new backend is a new file, a line here and one in the table below."""
+"""In the order they are listed. A new backend is a new file, an entry here and one in COSTS."""
 
 AUTO: Final = "auto"
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Time of one executed (query, key) pair, in units of PyTorch's dense kernel. measured: on what, or ""."""
+    """What one executed (query, key) pair costs a backend.
+
+    per_pair: its time relative to a pair in PyTorch's dense kernel. measured_on: the machine; "" for an estimate.
+    """
 
     per_pair: float
-    measured: str
+    measured_on: str
 
 
 COSTS: Final[Mapping[tuple[str, str], Cost]] = MappingProxyType(
@@ -37,54 +40,36 @@ COSTS: Final[Mapping[tuple[str, str], Cost]] = MappingProxyType(
         ("triton", "gpu"): Cost(1.0, ""),
     }
 )
-"""By backend and kind of device; `auto` never takes a backend that is not here.
+"""By backend and kind of device; `auto` never chooses a backend that is not here.
 
-Column "per pair" of `python dev.py bench`. The GPU's are reasoned, not measured: a kernel with a mask tensor
-reads it, gathered tiles are copied first, the fused kernel does neither.
+The column "per pair" of `python dev.py bench`. Those of the GPU are estimates, not measurements: a kernel with a
+mask tensor reads it, gathered tiles are copied first, the fused kernel does neither.
 """
 
 
 class BackendError(RuntimeError):
-    """No backend, or not the one that was asked for, can run this call. The text lists why."""
-
-
-@dataclass(frozen=True, slots=True)
-class BackendStatus:
-    """One line of the listing. reason: why it is not available on this machine; None where it is."""
-
-    name: str
-    summary: str
-    reason: str | None
-
-    @property
-    def available(self) -> bool:
-        return self.reason is None
+    """No backend, or not the named one, can run this call. The message lists every reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The backend that will run a call. reason: why it and no other, in a clause for the person."""
+    """The backend that will run a call. reason: why this one, as a clause for the user."""
 
     backend: Backend
     reason: str
 
 
 def backend_names() -> tuple[str, ...]:
-    """What can be asked for: "auto", then every backend."""
+    """The names that can be chosen: "auto", then every backend."""
     return (AUTO, *(backend.name for backend in BACKENDS))
-
-
-def list_backends() -> tuple[BackendStatus, ...]:
-    """Every backend with its availability on this machine and the reason where it has none."""
-    return tuple(BackendStatus(backend.name, backend.summary, backend.unavailable()) for backend in BACKENDS)
 
 
 def choose_backend(call: AttentionCall, name: str = AUTO, backends: Sequence[Backend] = BACKENDS) -> Choice:
     """The backend for this call.
 
-    name: "auto" takes the one that should be fastest of those that can run it; any other name is taken or
-        refused, never replaced.
-    Raises BackendError with every reason, ValueError for a name that does not exist.
+    name: "auto" chooses the one with the least expected time among those that can run it. A named backend either
+        runs or is refused; it is never replaced by another.
+    Raises BackendError with every reason, ValueError for an unknown name.
     """
     known = {backend.name: backend for backend in backends}
     if name == AUTO:
@@ -115,8 +100,8 @@ def _fastest(call: AttentionCall, backends: Sequence[Backend]) -> Choice:
         raise BackendError(f"No backend can run this attention call. {'; '.join(text for _, text in unable)}")
     expected, backend, cost = min(able, key=lambda entry: entry[0])
     dense = call.pattern.query_tokens * call.pattern.key_tokens
-    grounds = f"measured on {cost.measured}" if cost.measured else "not timed on this kind of card"
+    grounds = f"measured on {cost.measured_on}" if cost.measured_on else "not timed on this kind of card"
     reason = f"about {expected / dense:.2g} of dense attention's time, {grounds}"
-    # Only what would have been faster is worth a person's attention.
+    # Only backends that would have been faster are worth mentioning.
     missed = [text for other, text in unable if other < expected]
     return Choice(backend, "; ".join((reason, *missed)))

@@ -132,4 +132,4 @@ def test_tiles_that_reach_no_key_are_one_run() -> None:
 def test_a_tile_without_keys_needs_no_mask() -> None:
     pattern = LocalPattern(TokenLayout(0, Grid(8, 4)), Window(1), Band(0, 2), Band(6, 8))
     (groups,) = tile_groups(pattern, (1, 1))
-    assert all(group.box_tokens == (0,) and group.sees_all(1) for group in groups)
+    assert all(group.box_tokens == (0,) and group.fully_visible(Window(1)) for group in groups)

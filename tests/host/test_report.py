@@ -111,7 +111,7 @@ def test_every_backend_is_listed_with_its_reason(host: Any, nodes_api: Any, repo
     _, text = report(model, 256, 256)
     assert "Backend on this machine: masked (" in text
     _, text = report(model)
-    listed = [status.name for status in nodes_api.module("clear_core.backends").list_backends()]
+    listed = [backend.name for backend in nodes_api.module("clear_core.backends").BACKENDS]
     lines = [line for line in text.split("\n") if re.match(r"  \w+: .* of the pairs of dense attention; ", line)]
     assert [line.split(":")[0].strip() for line in lines] == listed
     assert "The backend 'masked' cannot run this attention call. masked: its mask would take 1,089 MB" in text

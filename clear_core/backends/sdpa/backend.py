@@ -1,15 +1,18 @@
 """Gathered tiles through PyTorch's scaled_dot_product_attention: any device, no compiler, linear cost.
 
-Strategy: cut the image into square tiles; a tile's keys are what all queries share (text, down-sampled
-tokens, references seen whole) and the bounding box of its windows. Tiles that look alike are batched
-into one call, which takes one mask for all of them. The boxes are copied into a buffer, tile after
-tile, never more than the call's memory budget at a time, so memory does not grow with the image.
-Text queries see everything and go through PyTorch's dense kernels.
+Strategy: cut the image into square tiles of queries. The keys of a tile are the shared ones (text, down-sampled
+tokens, references seen completely) and the bounding box of its windows. Tiles of the same geometry form a group
+(`tiles`) that is one batched call with one mask. The boxes are copied side by side into a buffer of at most the
+call's memory budget, part by part, so memory does not grow with the image. Text queries attend to every token and
+go through PyTorch's dense kernels.
 
-Constraints: a mask together with down-sampled tokens (no backend can).
+Constraints: no mask together with down-sampled tokens, as in every backend.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,13 +21,14 @@ from ...cache import BoundedCache
 from ...call import AttentionCall, AttentionResult, as_bias
 from ...layout import GridTokens
 from ...pattern import LocalPattern
-from ...softmax import dense_attention
+from ...softmax import dense_attention, dense_attention_unchecked
 from ..base import pooled_mask_refusal
+from ..text import attend_text, empty_result
 from .tiles import AxisRun, KeySpan, TileGroup, tile_groups
 
 _TILE = 16  # tokens a side; measured fastest of 8, 12, 16, 24, 32 on a 2-core CPU at r = 8
-_CPU_BLOCK = 16 * 2**20  # bytes gathered at a time on a CPU: what stays in its caches measured fastest
-_ALIGN = 16  # CUDA's kernels want a mask whose rows start at multiples of this many elements
+_CPU_BLOCK = 16 * 2**20  # bytes gathered at a time on a CPU: what fits its caches measured fastest
+_ALIGN = 16  # CUDA's kernels need a mask whose rows start at multiples of this many elements
 
 
 class SdpaBackend:
@@ -49,189 +53,195 @@ class SdpaBackend:
         return text * pattern.key_tokens + (pattern.query_tokens - text) * pattern.shared_keys + boxes
 
     def run(self, call: AttentionCall) -> AttentionResult:
-        return _Run(call).whole(self._plan(call))
+        result = empty_result(call)
+        attend_text(call, result)
+        shared = _shared_keys(call)
+        for queries, groups in zip(call.pattern.query_grids, self._plan(call), strict=True):
+            for group in groups:
+                _GroupAttention(call, shared, queries, group).run(result)
+        return result
 
     def _plan(self, call: AttentionCall) -> tuple[tuple[TileGroup, ...], ...]:
         return self._plans.get(call.pattern, lambda: tile_groups(call.pattern, (_TILE, _TILE)))
 
 
-class _Run:
-    """The views and buffers of one call."""
+class _KeyValue(NamedTuple):
+    """Keys and values, each [batch, heads, tokens, head_dim]."""
 
-    def __init__(self, call: AttentionCall) -> None:
-        self.call = call
-        pattern = call.pattern
-        query = call.query
-        self.out = torch.empty(
-            call.batch, pattern.query_tokens, call.heads, call.head_dim, device=query.device, dtype=query.dtype
-        )
-        self.lse = (
-            torch.empty(call.batch, call.heads, pattern.query_tokens, device=query.device, dtype=torch.float32)
-            if call.return_lse
-            else None
-        )
-        pooled_key = () if call.pooled is None else (call.pooled.key,)
-        pooled_value = () if call.pooled is None else (call.pooled.value,)
-        text, references = pattern.key_slices.text, pattern.shared_references
-        # What every tile sees. Down-sampled tokens stand between, and never together with a mask.
-        self.shared_key = torch.cat((call.key[:, :, text], *pooled_key, call.key[:, :, references]), dim=2)
-        self.shared_value = torch.cat((call.value[:, :, text], *pooled_value, call.value[:, :, references]), dim=2)
+    key: Tensor
+    value: Tensor
 
-    def whole(self, plan: tuple[tuple[TileGroup, ...], ...]) -> AttentionResult:
-        self._text()
-        for queries, groups in zip(self.call.pattern.query_grids, plan, strict=True):
-            for group in groups:
-                self._group(queries, group)
-        return AttentionResult(self.out.flatten(2, 3), self.lse)
 
-    def _text(self) -> None:
-        call, text = self.call, self.call.pattern.query_slices.text
-        if text.stop == 0:
-            return
-        out, lse = dense_attention(
-            call.query[:, :, text],
-            call.key,
-            call.value,
-            call.scale,
-            call.masked(text),
-            return_lse=call.return_lse,
-            budget=call.budget,
-        )
-        self.out[:, text] = out.transpose(1, 2)
-        if self.lse is not None and lse is not None:
-            self.lse[:, :, text] = lse
+class _Part(NamedTuple):
+    """What is gathered at a time: some heads of some tiles of a group."""
 
-    def _group(self, queries: GridTokens, group: TileGroup) -> None:
-        call = self.call
-        keys = self.shared_key.shape[2] + sum(group.box_tokens)
-        tiles = _blocks(_grid_view(call.query, queries), group)
-        out = _blocks(_grid_view(self.out.transpose(1, 2), queries), group)
-        lse = None
-        if self.lse is not None:
-            lse = _blocks(_grid_view(self.lse[..., None], queries), group)
-        if keys == 0:
+    heads: slice
+    rows: slice
+    columns: slice
+
+    @property
+    def index(self) -> tuple[slice, slice, slice, slice]:
+        """Of a tensor [batch, heads, tile rows, tile columns, ...]."""
+        return slice(None), self.heads, self.rows, self.columns
+
+
+class _GroupAttention:
+    """One group of tiles of one query grid: views of its queries and boxes, its masks, and the loop over its parts."""
+
+    def __init__(self, call: AttentionCall, shared: _KeyValue, queries: GridTokens, group: TileGroup) -> None:
+        self.call, self.shared, self.grid, self.group = call, shared, queries, group
+        self.keys = shared.key.shape[2] + sum(group.box_tokens)
+
+    def run(self, result: AttentionResult) -> None:
+        """Compute the group's tiles into the call's result."""
+        out = self._tiles(result.out.unflatten(2, (self.call.heads, -1)).transpose(1, 2))
+        lse = None if result.lse is None else self._tiles(result.lse[..., None])
+        if self.keys == 0:
             out.zero_()
             if lse is not None:
                 lse.fill_(-torch.inf)
             return
-        key_boxes, value_boxes = self._boxes(call.key, group), self._boxes(call.value, group)
-        bias = self._bias(group, keys)
-        indices = _Indices(self, queries, group) if call.mask is not None else None
-        for rows, columns, heads in self._parts(group, keys):
-            part = (slice(None), heads, rows, columns)
-            extra = None if indices is None else indices.bias(rows, columns, heads)
-            result, part_lse = self._attend(
-                tiles[part],
-                (self.shared_key[:, heads], [box[part] for box in key_boxes]),
-                (self.shared_value[:, heads], [box[part] for box in value_boxes]),
-                bias if extra is None else extra if bias is None else extra + bias,
-            )
-            # [batch * tiles, heads, queries, ...] back to the blocks of the image.
-            block = out[part].movedim(1, 3)
-            block.copy_(result.view(block.shape))
-            if lse is not None and part_lse is not None:
-                block = lse[part].movedim(1, 3)
-                block.copy_(part_lse.view(block.shape))
+        queries = self._tiles(self.call.query)
+        key_boxes, value_boxes = _boxes(self.call.key, self), _boxes(self.call.value, self)
+        window, mask = self._window_bias(), None if self.call.mask is None else _TiledMask(self)
+        for part in self._parts():
+            bias = _add_biases(window, None if mask is None else mask.bias(part))
+            key = (self.shared.key[:, part.heads], [box[part.index] for box in key_boxes])
+            value = (self.shared.value[:, part.heads], [box[part.index] for box in value_boxes])
+            attended = self._attend(queries[part.index], key, value, bias)
+            _scatter(attended.out, out[part.index])
+            if lse is not None and attended.lse is not None:
+                _scatter(attended.lse, lse[part.index])
+
+    def _tiles(self, tokens: Tensor) -> Tensor:
+        """A view of the group's tiles: [batch, heads, tile rows, tile columns, rows, columns, channels].
+
+        tokens: [batch, heads, queries, channels].
+        """
+        y, x = self.group.rows, self.group.columns
+        image = _grid_view(tokens, self.grid)[:, :, y.start : y.stop, x.start : x.stop]
+        return image.unflatten(3, (x.count, x.length)).unflatten(2, (y.count, y.length)).movedim(4, 3)
 
     def _attend(
-        self,
-        query: Tensor,
-        key: tuple[Tensor, list[Tensor]],
-        value: tuple[Tensor, list[Tensor]],
-        bias: Tensor | None,
+        self, query: Tensor, key: tuple[Tensor, list[Tensor]], value: tuple[Tensor, list[Tensor]], bias: Tensor | None
     ) -> AttentionResult:
         """Gather and attend. A function of its own so that one part's copies are gone before the next one's."""
-        return dense_attention(
+        call, tiles = self.call, query.shape[:4]
+        attend = dense_attention if call.may_mask_rows else dense_attention_unchecked
+        return attend(
             query.movedim(1, 3).flatten(4, 5).flatten(0, 2),
-            self._gather(*key, query.shape[:4]),
-            self._gather(*value, query.shape[:4]),
-            self.call.scale,
+            _gather(*key, tiles),
+            _gather(*value, tiles),
+            call.scale,
             bias,
-            return_lse=self.call.return_lse,
-            budget=self.call.budget,
-            all_see=self.call.all_see,
+            return_lse=call.return_lse,
+            budget=call.budget,
         )
 
-    def _boxes(self, tokens: Tensor, group: TileGroup) -> list[Tensor]:
-        """Views of each windowed key grid's boxes: [batch, heads, tile rows, tile columns, kh, kw, head_dim]."""
-        boxes = []
-        grids = self.call.pattern.windowed_key_grids
-        for keys, y, x in zip(grids, group.rows.keys, group.columns.keys, strict=True):
-            grid = _grid_view(tokens, keys)
-            boxes.append(_windows(_windows(grid, 2, y, group.rows), 3, x, group.columns).movedim(4, -1))
-        return boxes
-
-    def _gather(self, shared: Tensor, boxes: list[Tensor], tiles: tuple[int, ...]) -> Tensor:
-        """Copy what all tiles share and each tile's boxes side by side: [batch * tiles, heads, keys, head_dim]."""
-        batch, heads, rows, columns = tiles
-        count = shared.shape[2]
-        keys = count + sum(box.shape[4] * box.shape[5] for box in boxes)
-        buffer = shared.new_empty(batch, rows, columns, heads, keys, shared.shape[3])
-        buffer[..., :count, :] = shared[:, None, None]
-        for box in boxes:
-            size = box.shape[4] * box.shape[5]
-            buffer[..., count : count + size, :].unflatten(4, box.shape[4:6]).copy_(box.movedim(1, 3))
-            count += size
-        return buffer.flatten(0, 2)
-
-    def _bias(self, group: TileGroup, keys: int) -> Tensor | None:
-        """The window as an additive bias [1, 1, queries, keys]; None where the boxes are seen whole."""
-        query = self.call.query
-        window = self.call.pattern.window
+    def _window_bias(self) -> Tensor | None:
+        """The window as an additive bias [1, 1, queries, keys]; None where every query sees the complete boxes."""
+        query, window, group = self.call.query, self.call.pattern.window, self.group
         if group.fully_visible(window):
             return None
         visible = group.mask(window, query.device)
-        bias = query.new_zeros(group.queries, -(-keys // _ALIGN) * _ALIGN)[:, :keys]
-        bias[:, keys - visible.shape[1] :].masked_fill_(~visible, -torch.inf)
+        bias = query.new_zeros(group.queries, -(-self.keys // _ALIGN) * _ALIGN)[:, : self.keys]
+        bias[:, self.keys - visible.shape[1] :].masked_fill_(~visible, -torch.inf)
         return bias[None, None]
 
-    def _parts(self, group: TileGroup, keys: int) -> list[tuple[slice, slice, slice]]:
-        """Cut tile rows, tile columns and heads so that each part's copies stay within the budget."""
-        call = self.call
-        per_tile = call.query.element_size() * call.head_dim * 2 * (keys + group.queries)
+    def _parts(self) -> Iterator[_Part]:
+        """Cut tile rows, tile columns and heads so that the copies of each part stay within the budget."""
+        call, group = self.call, self.group
+        per_tile = call.query.element_size() * call.head_dim * 2 * (self.keys + group.queries)
         if call.return_lse or call.mask is not None:
-            per_tile += 8 * group.queries * keys
+            per_tile += 8 * group.queries * self.keys
         budget = min(call.budget, _CPU_BLOCK) if call.query.device.type == "cpu" else call.budget
-        bias = call.query.element_size() * group.queries * keys  # one for all tiles
+        bias = call.query.element_size() * group.queries * self.keys  # one for all tiles
         fit = max(1, (budget - bias) // max(1, per_tile * call.batch))
         columns = min(group.columns.count, fit)
         rows = min(group.rows.count, fit // columns)
         heads = min(call.heads, fit // (columns * rows))
-        return [
-            (slice(y, y + rows), slice(x, x + columns), slice(head, head + heads))
-            for head in range(0, call.heads, heads)
-            for y in range(0, group.rows.count, rows)
-            for x in range(0, group.columns.count, columns)
-        ]
+        for head in range(0, call.heads, heads):
+            for y in range(0, group.rows.count, rows):
+                for x in range(0, group.columns.count, columns):
+                    yield _Part(slice(head, head + heads), slice(y, y + rows), slice(x, x + columns))
 
 
-class _Indices:
-    """Which tokens each tile of a group asks for, to cut the caller's mask the same way."""
+class _TiledMask:
+    """The caller's mask, indexed by the tokens of each tile and of its keys."""
 
-    def __init__(self, run: _Run, queries: GridTokens, group: TileGroup) -> None:
-        self.call = run.call
-        pattern, device = run.call.pattern, run.call.query.device
-        every_query = torch.arange(pattern.query_tokens, device=device)[None, None, :, None]
-        self.queries = _blocks(_grid_view(every_query, queries), group)[0, 0, ..., 0]
-        every_key = torch.arange(pattern.key_tokens, device=device)
-        self.shared = torch.cat((every_key[pattern.key_slices.text], every_key[pattern.shared_references]))
-        self.boxes = [box[0, 0, ..., 0] for box in run._boxes(every_key[None, None, :, None], group)]
+    def __init__(self, group: _GroupAttention) -> None:
+        assert group.call.mask is not None
+        self.mask, self.batch, self.dtype = group.call.mask, group.call.batch, group.call.query.dtype
+        pattern, device = group.call.pattern, group.call.query.device
+        queries = torch.arange(pattern.query_tokens, device=device)
+        keys = torch.arange(pattern.key_tokens, device=device)
+        self.queries = group._tiles(queries[None, None, :, None])[0, 0, ..., 0]
+        self.shared_keys = torch.cat((keys[pattern.key_slices.text], keys[pattern.shared_references]))
+        self.boxes = [box[0, 0, ..., 0] for box in _boxes(keys[None, None, :, None], group)]
 
-    def bias(self, rows: slice, columns: slice, heads: slice) -> Tensor:
-        """The mask for some tiles as an additive bias [batch or 1 * tiles, heads or 1, queries, keys]."""
-        queries = self.queries[rows, columns].flatten(2, 3)
-        boxes = [box[rows, columns].flatten(2, 3) for box in self.boxes]
-        tiles = queries.shape[:2]
-        keys = torch.cat((self.shared.expand(*tiles, -1), *boxes), dim=-1)
-        mask = self.call.mask
-        assert mask is not None
-        if mask.shape[1] > 1:
-            mask = mask[:, heads]
+    def bias(self, part: _Part) -> Tensor:
+        """The mask of a part as an additive bias [batch * tiles, heads or 1, queries, keys]."""
+        queries = self.queries[part.rows, part.columns].flatten(2, 3)
+        boxes = [box[part.rows, part.columns].flatten(2, 3) for box in self.boxes]
+        keys = torch.cat((self.shared_keys.expand(*queries.shape[:2], -1), *boxes), dim=-1)
+        mask = self.mask[:, part.heads] if self.mask.shape[1] > 1 else self.mask
         queries = queries if mask.shape[2] > 1 else torch.zeros_like(queries)
         keys = keys if mask.shape[3] > 1 else torch.zeros_like(keys)
-        part = mask[:, :, queries[..., :, None], keys[..., None, :]].movedim(1, 3)
-        part = part.expand(self.call.batch, -1, -1, -1, -1, -1).flatten(0, 2)
-        return as_bias(part, self.call.query.dtype)
+        tiled = mask[:, :, queries[..., :, None], keys[..., None, :]].movedim(1, 3)
+        return as_bias(tiled.expand(self.batch, -1, -1, -1, -1, -1).flatten(0, 2), self.dtype)
+
+
+def _shared_keys(call: AttentionCall) -> _KeyValue:
+    """Keys and values that every tile sees. Down-sampled tokens stand between, and never together with a mask."""
+    text, references = call.pattern.key_slices.text, call.pattern.shared_references
+    pooled_key = () if call.pooled is None else (call.pooled.key,)
+    pooled_value = () if call.pooled is None else (call.pooled.value,)
+    return _KeyValue(
+        torch.cat((call.key[:, :, text], *pooled_key, call.key[:, :, references]), dim=2),
+        torch.cat((call.value[:, :, text], *pooled_value, call.value[:, :, references]), dim=2),
+    )
+
+
+def _add_biases(window: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """The sum of two additive biases, either of which may be absent."""
+    if window is None:
+        return mask
+    return window if mask is None else mask + window
+
+
+def _gather(shared: Tensor, boxes: list[Tensor], tiles: tuple[int, ...]) -> Tensor:
+    """Copy the shared tokens and each tile's boxes side by side: [batch * tiles, heads, keys, head_dim].
+
+    tiles: [batch, heads, tile rows, tile columns].
+    """
+    batch, heads, rows, columns = tiles
+    count = shared.shape[2]
+    keys = count + sum(box.shape[4] * box.shape[5] for box in boxes)
+    buffer = shared.new_empty(batch, rows, columns, heads, keys, shared.shape[3])
+    buffer[..., :count, :] = shared[:, None, None]
+    for box in boxes:
+        size = box.shape[4] * box.shape[5]
+        buffer[..., count : count + size, :].unflatten(4, box.shape[4:6]).copy_(box.movedim(1, 3))
+        count += size
+    return buffer.flatten(0, 2)
+
+
+def _scatter(result: Tensor, tiles: Tensor) -> None:
+    """Copy a result [batch * tiles, heads, queries, ...] to its tiles, a view made by `_GroupAttention._tiles`."""
+    tiles = tiles.movedim(1, 3)
+    tiles.copy_(result.view(tiles.shape))
+
+
+def _boxes(tokens: Tensor, group: _GroupAttention) -> list[Tensor]:
+    """Views of the boxes in each windowed key grid: [batch, heads, tile rows, tile columns, rows, columns, channels].
+
+    tokens: [batch, heads, keys, channels].
+    """
+    rows, columns = group.group.rows, group.group.columns
+    return [
+        _windows(_windows(_grid_view(tokens, keys), 2, y, rows), 3, x, columns).movedim(4, -1)
+        for keys, y, x in zip(group.call.pattern.windowed_key_grids, rows.keys, columns.keys, strict=True)
+    ]
 
 
 def _grid_view(tokens: Tensor, grid: GridTokens) -> Tensor:
@@ -239,15 +249,8 @@ def _grid_view(tokens: Tensor, grid: GridTokens) -> Tensor:
     return tokens[:, :, grid.span].unflatten(2, grid.shape)
 
 
-def _blocks(image: Tensor, group: TileGroup) -> Tensor:
-    """A view of the group's tiles: [batch, heads, tile rows, tile columns, th, tw, channels]."""
-    y, x = group.rows, group.columns
-    part = image[:, :, y.start : y.stop, x.start : x.stop]
-    return part.unflatten(3, (x.count, x.length)).unflatten(2, (y.count, y.length)).movedim(4, 3)
-
-
 def _windows(image: Tensor, dim: int, span: KeySpan, run: AxisRun) -> Tensor:
-    """Overlapping windows along one dimension as a view: their number in its place, their length last."""
+    """Overlapping windows along a dimension, as a view: `dim` becomes their number, a new last one their length."""
     stop = span.start + span.step * (run.count - 1) + span.length
     part = image.narrow(dim, span.start, stop - span.start)
     if run.count > 1 and span.step == 0:

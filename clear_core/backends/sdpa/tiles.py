@@ -1,9 +1,8 @@
-"""Tiles of queries and the rectangle of keys around each: the geometry behind the gathering backends.
+"""Tiles of queries and the box of keys around each: the geometry of the `sdpa` backend.
 
-A window is separable as far as its bounding box goes, so the tiles of an axis are planned alone and a
-2-D tile is a pair of them. Along an axis most tiles look alike, moved by one step: such a run becomes one
-batched call. A 128-token axis with tiles of 16 and r = 8 has three runs: the first tile, whose window
-is clipped, six inner ones, and the last.
+The bounding box of a window is separable, so each axis is tiled on its own and a 2-D tile is a pair of 1-D tiles.
+Along an axis most tiles differ only by a shift: such a run of tiles becomes one batched call. A 128-token axis
+with tiles of 16 and r = 8 has three runs: the first tile, whose window is clipped, six inner ones, and the last.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from ...window import Window
 
 @dataclass(frozen=True, slots=True)
 class KeySpan:
-    """Keys of a run's first tile along one axis, and how far they move from tile to tile.
+    """Keys of a run's first tile along one axis, and their shift from tile to tile.
 
-    start is counted within the key rows that are present. length 0: the tile sees none of this grid.
-    centres: for each query of the tile, where it looks, relative to the first key.
+    start: relative to the first key row that is present. length 0: the tile sees none of this grid.
+    centres: for each query of the tile, the centre of its window relative to the first key.
     """
 
     start: int
@@ -42,9 +41,9 @@ class KeySpan:
 
 @dataclass(frozen=True, slots=True)
 class AxisRun:
-    """`count` tiles of `length` queries each, side by side, that see keys in the same way.
+    """A run: `count` adjacent tiles of `length` queries each with the same geometry of keys.
 
-    start is counted within the query rows. keys has one span for each key grid.
+    start: relative to the first query. keys: one span for each key grid.
     """
 
     start: int
@@ -59,7 +58,7 @@ class AxisRun:
 
 @dataclass(frozen=True)
 class TileGroup:
-    """A block of equal 2-D tiles: every tile of `rows` with every tile of `columns`."""
+    """2-D tiles of the same geometry: every tile of `rows` with every tile of `columns`."""
 
     rows: AxisRun
     columns: AxisRun
@@ -86,7 +85,7 @@ class TileGroup:
     def mask(self, window: Window, device: torch.device) -> Tensor:
         """Which keys of the boxes each query of a tile sees: bool [queries, sum of box_tokens].
 
-        The same for every tile of the group, which is what makes it one.
+        The same for every tile of the group.
         """
         parts = []
         for y, x in zip(self.rows.keys, self.columns.keys, strict=True):
@@ -114,11 +113,11 @@ def _grid_groups(pattern: LocalPattern, index: int, tile: tuple[int, int]) -> It
 def axis_runs(
     queries: Band, size: int, keys: tuple[tuple[int, Band], ...], reach: int, tile: int
 ) -> tuple[AxisRun, ...]:
-    """Cut one axis into tiles and join neighbours that look alike.
+    """Cut one axis into tiles and join adjacent ones of the same geometry into runs.
 
-    queries: the positions that ask, of an axis of `size` positions.
+    queries: the positions among the queries, of an axis of `size` positions.
     keys: for each key grid, the size of its axis and the positions present.
-    reach: how far a query looks along the axis.
+    reach: the largest distance at which a query sees a key.
     """
     runs: list[AxisRun] = []
     for start in range(queries.start, queries.stop, tile):
@@ -143,7 +142,7 @@ def _key_span(queries: range, size: int, key_size: int, band: Band, reach: int) 
 
 
 def _join(run: AxisRun, tile: AxisRun) -> AxisRun | None:
-    """The run with one more tile, or None where that tile looks different or does not continue the steps."""
+    """The run with one more tile, or None if that tile has another geometry or breaks the step of the run."""
     if tile.length != run.length:
         return None
     spans = []
