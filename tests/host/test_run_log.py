@@ -15,7 +15,7 @@ def shown() -> list[str]:
 
 @pytest.fixture
 def report(nodes_api: Any, shown: list[str]) -> Any:
-    return nodes_api.module("nodes.host.run_log").RunReport("radius 8", shown.append)
+    return nodes_api.module("nodes.host.run_log").RunLog("radius 8", shown.append)
 
 
 def test_a_run_is_counted_by_who_computed_it(report: Any, shown: list[str]) -> None:
