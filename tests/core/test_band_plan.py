@@ -90,10 +90,11 @@ def test_a_plan_in_full() -> None:
     ]
     assert plan.needs[2] == {1: Band(6, 8), 2: Band(8, 12), 3: Band(12, 14)}
     assert plan.awaits == ((0, 1), (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4))
-    assert plan.uses == (2, 3, 3, 3, 2)
+    # Keys of bands 2 and 3 lie within two rows of the border between the lanes.
+    assert plan.users == ({0}, {0}, {0, 1}, {0, 1}, {1})
     assert plan.borders == ((2,), (3,))
     together = BandPlan(plan.image, plan.bands, plan.lanes, plan.window, together=True)
-    assert together.needs == plan.needs and together.uses == plan.uses
+    assert together.needs == plan.needs and together.users == plan.users
     assert together.awaits == ((0, 1, 2, 3, 4),) * 5
     assert together.borders == ((0, 1, 2), (3, 4))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomllib
 
 from devtools.server import BASE, HOST, PACK_FOLDER
 
@@ -169,7 +170,8 @@ def test_a_missing_piece_is_one_sentence(crippled: dict[str, Any], name: str) ->
     assert nodes == []
     ((level, said),) = [line for line in lines if line[0] != "DEBUG"]
     assert level == "ERROR"
-    assert said.startswith("CLEAR Attention 0.1.0 adds no nodes to this ComfyUI (")
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert said.startswith(f"CLEAR Attention {version} adds no nodes to this ComfyUI (")
     assert STAND_INS[name][1] in said
     assert "\n" not in said and said.endswith(".")
 
