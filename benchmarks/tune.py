@@ -9,7 +9,8 @@ from functools import partial
 
 import torch
 
-from clear_core.backends.triton.backend import KernelConfig, TritonBackend
+from clear_core.backends.triton.backend import TritonBackend
+from clear_core.backends.triton.config import KernelConfig
 from clear_core.flux import HEAD_DIM
 
 from .attention import Case, make_call

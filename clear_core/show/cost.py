@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..backends import AUTO, BACKENDS, Backend, BackendError, choose_backend
-from ..backends.triton.backend import config_for
+from ..backends.triton.config import config_for
 from ..backends.triton.tile_plan import GridPair, TilePlan, tile_plan
 from ..bands.memory import ModelShape, banded_bytes, stock_bytes
 from ..bands.plan import BandPlan

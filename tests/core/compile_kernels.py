@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from clear_core.backends.triton.backend import KernelConfig, config_for
+from clear_core.backends.triton.config import KernelConfig, config_for
 from clear_core.backends.triton.kernel import window_kernel
 
 CHIPS = {80: "sm_80", 86: "sm_86", 89: "sm_89", 90: "sm_90a", 100: "sm_100a", 120: "sm_120a"}

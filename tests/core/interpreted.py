@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from clear_core.backends import BackendError, choose_backend
 from clear_core.backends.masked import MaskedBackend
 from clear_core.backends.reference import ReferenceBackend
-from clear_core.backends.triton.backend import KernelConfig, TritonBackend, config_for
+from clear_core.backends.triton.backend import TritonBackend
+from clear_core.backends.triton.config import KernelConfig, config_for
+from clear_core.backends.triton.self_test import KernelVariant
 from clear_core.backends.triton.tile_plan import GridPair, tile_plan
 from clear_core.call import AttentionCall
 from clear_core.layout import Band, Grid, TokenLayout
@@ -102,14 +104,15 @@ def test_full_tiles_skip_the_mask() -> None:
 
 @pytest.mark.parametrize(("dtype", "return_lse"), [(torch.float32, True), (torch.float16, False)])
 def test_the_self_test_passes(dtype: torch.dtype, return_lse: bool) -> None:
-    assert TritonBackend().doubt(torch.device("cpu"), dtype, 16, return_lse=return_lse) is None
+    variant = KernelVariant(torch.device("cpu"), dtype, 16, return_lse)
+    assert TritonBackend().self_test_failure(variant) is None
 
 
 def test_a_kernel_that_fails_its_self_test_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clear_core.backends.triton.backend._LOG2_E", 1.0)
-    doubt = TritonBackend().doubt(torch.device("cpu"), torch.float16, 16, return_lse=True)
-    assert doubt is not None
-    assert "its answer on this card is wrong by" in doubt
+    monkeypatch.setattr("clear_core.backends.triton.launch._LOG2_E", 1.0)
+    failure = TritonBackend().self_test_failure(KernelVariant(torch.device("cpu"), torch.float16, 16, return_lse=True))
+    assert failure is not None
+    assert "its self-test failed on this card: relative error" in failure
 
 
 def test_a_kernel_that_does_not_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,8 +120,8 @@ def test_a_kernel_that_does_not_compile_is_refused(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("no such instruction\nand more")
 
     monkeypatch.setattr(TritonBackend, "run", broken)
-    doubt = TritonBackend().doubt(torch.device("cpu"), torch.float32, 16, return_lse=False)
-    assert doubt == "its kernel does not run on this card (RuntimeError: no such instruction)"
+    failure = TritonBackend().self_test_failure(KernelVariant(torch.device("cpu"), torch.float32, 16, return_lse=False))
+    assert failure == "its kernel does not run on this card (RuntimeError: no such instruction)"
 
 
 @pytest.mark.parametrize("config", [POINTERS, DESCRIPTORS], ids=["pointers", "descriptors"])

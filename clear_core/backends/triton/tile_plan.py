@@ -1,13 +1,14 @@
-"""The plan of tiles: which boxes of keys each tile of queries visits, and which of them need no mask.
+"""The tile plan: which KV tiles each tile of queries visits, and which of them are full, that is need no mask.
 
-Queries are cut into tiles, keys into boxes; both are rectangles of the image. A tile's boxes lie in strips:
+Queries are cut into tiles, and the keys around each tile into KV tiles ("boxes"); both are rectangles of the image.
+The boxes of a tile lie in strips:
 
-        . . b b b b . .      a strip that the window only touches is narrow,
-        . b b b b b b .
-        b b b F F b b b      F: every query of the tile sees every key of the box,
-        b b b F F b b b         so the box needs no mask
-        . b b b b b b .      what lies outside every window is never visited
-        . . b b b b . .
+        . . P P P P . .      a strip near the window's edge is narrow
+        . P P P P P P .
+        P P P F F P P P      F: full, every query of the tile sees every key of the box
+        P P P F F P P P      P: partial, the box needs a mask
+        . P P P P P P .      boxes that no query of the tile sees are not visited
+        . . P P P P . .
 
 Everything follows from geometry, in time and memory linear in the image, for one pair of grids at a time:
 the image with itself, a band with its halo, or the image with a reference of another size.
@@ -16,6 +17,7 @@ the image with itself, a band with its halo, or the image with a reference of an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,12 +28,12 @@ from ...window import Window
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TilePlan:
-    """Boxes by tile. Tiles are numbered row by row; a tile's boxes stand together, the unmasked ones first.
+    """Boxes by tile. Tiles are numbered row by row; the boxes of a tile are adjacent, the full ones first.
 
-    tile, box: rows and columns of queries and of keys.
-    ranges: int32 [3, tiles]: where a tile's boxes begin, where those that need a mask begin, where they end.
-    boxes: int32 [boxes, 2]: row, within the key rows present, and column of a box's first key. A box may reach
-        beyond the grid on the far sides; the mask hides what lies there.
+    tile, box: rows and columns of a tile of queries and of a KV tile.
+    ranges: int32 [3, tiles]: where a tile's boxes begin, where its partial boxes begin, where they end.
+    boxes: int32 [boxes, 2]: row, within the key rows present, and column of a box's first key. A partial box may
+        extend beyond the grid at the far sides; the mask hides what lies there.
     """
 
     tile: tuple[int, int]
@@ -45,11 +47,11 @@ class TilePlan:
 
     @property
     def full_boxes(self) -> int:
-        """Over all tiles, the boxes that need no mask."""
+        """Number of full boxes over all tiles."""
         return int((self.ranges[1] - self.ranges[0]).sum())
 
     def executed_pairs(self) -> int:
-        """(query, key) pairs a kernel computes that visits every box whole, the padding of tiles included."""
+        """(query, key) pairs that the kernel computes: every box completely, the padding of tiles included."""
         return self.boxes.shape[0] * self.box[0] * self.box[1] * self.tile[0] * self.tile[1]
 
     def to(self, device: torch.device) -> TilePlan:
@@ -58,7 +60,7 @@ class TilePlan:
 
 @dataclass(frozen=True, slots=True)
 class GridPair:
-    """The rows of one grid that ask and the rows of one grid that answer, every column of both."""
+    """The rows of one grid that are queries and the rows of one grid that are keys, every column of both."""
 
     query: Grid
     query_rows: Band
@@ -66,53 +68,88 @@ class GridPair:
     key_rows: Band
 
 
+class _Strips(NamedTuple):
+    """Rows of boxes, one list for each row of tiles. Tensors are [tile rows, strips].
+
+    first: first key row. reach: the largest dx of a window at the strip's nearest row, -1 for no strip.
+    far: the largest dy between a query of the tile and a key of the strip. inside: no row beyond the key rows.
+    """
+
+    first: Tensor
+    reach: Tensor
+    far: Tensor
+    inside: Tensor
+
+
+class _Boxes(NamedTuple):
+    """Boxes in strips. Tensors are [tile rows, strips, tile columns, boxes].
+
+    first: first key column. visited: whether any query sees any key. full: whether every query sees every key.
+    """
+
+    first: Tensor
+    visited: Tensor
+    full: Tensor
+
+
 def tile_plan(grids: GridPair, window: Window, tile: tuple[int, int], box: tuple[int, int]) -> TilePlan:
-    """Plan one pair of grids on the CPU. tile, box: rows and columns of queries and of keys."""
-    rows = _axis_tiles(grids.query_rows, grids.query.height, grids.key.height, tile[0])
-    columns = _axis_tiles(Band(0, grids.query.width), grids.query.width, grids.key.width, tile[1])
+    """Plan one pair of grids, on the CPU. tile, box: rows and columns of a tile of queries and of a KV tile."""
+    strips = _strips(grids, window, tile[0], box[0])
+    boxes = _boxes(grids, window, strips, tile[1], box[1])
+    return TilePlan(tile, box, *_pack(strips.first - grids.key_rows.start, boxes))
+
+
+def _strips(grids: GridPair, window: Window, tile_height: int, box_height: int) -> _Strips:
+    """Cut the key rows that each row of tiles sees into strips."""
+    top, bottom = _tile_centres(grids.query_rows, grids.query.height, grids.key.height, tile_height)
+    low = (top - window.halo).clamp_(min=grids.key_rows.start)
+    high = (bottom + window.halo + 1).clamp_(max=grids.key_rows.stop)
+    first = _steps(low, high, box_height)
+    last = first + box_height - 1
+    near = torch.maximum(first - bottom[:, None], top[:, None] - last).clamp_(min=0, max=window.radius)
+    far = torch.maximum(last - top[:, None], bottom[:, None] - first)
     half_widths = torch.tensor([window.half_width(dy) for dy in range(window.radius + 1)], dtype=torch.int32)
-
-    # Strips of each row of tiles: [tile rows, strips].
-    low = (rows[0] - window.halo).clamp_(min=grids.key_rows.start)
-    high = (rows[1] + window.halo + 1).clamp_(max=grids.key_rows.stop)
-    strips = _steps(low, high, box[0])
-    first, last = strips, strips + box[0] - 1
-    near = torch.maximum(first - rows[1][:, None], rows[0][:, None] - last).clamp_(min=0)
-    far = torch.maximum(last - rows[0][:, None], rows[1][:, None] - first)
-    reach = half_widths[near.clamp_(max=window.radius).long()].masked_fill_(strips >= high[:, None], -1)
-    whole_rows = last < grids.key_rows.stop
-
-    # Boxes of each strip for each column of tiles: [tile rows, strips, tile columns, boxes].
-    left = (columns[0] - reach[..., None]).clamp_(min=0)
-    right = (columns[1] + reach[..., None] + 1).clamp_(max=grids.key.width)
-    right = torch.where(reach[..., None] < 0, left, right)
-    boxes = _steps(left, right, box[1])
-    visited = boxes < right[..., None]
-    wide = torch.maximum(boxes + (box[1] - 1) - columns[0][:, None], columns[1][:, None] - boxes)
-    inside = boxes + box[1] <= grids.key.width
-    full = window.contains(far[..., None, None], wide)
-    full &= visited & inside & whole_rows[..., None, None]
-
-    # By tile, the unmasked first: [tile rows, tile columns, strips * boxes].
-    order = torch.where(full, 0, torch.where(visited, 1, 2)).to(torch.int8).movedim(2, 1).flatten(2)
-    y = (strips - grids.key_rows.start)[:, :, None, None].expand_as(boxes).movedim(2, 1).flatten(2)
-    place = torch.stack((y, boxes.movedim(2, 1).flatten(2)), dim=-1).flatten(0, 1)
-    kind, index = order.flatten(0, 1).sort(dim=1, stable=True)
-    chosen = place.gather(1, index[..., None].expand(-1, -1, 2))[kind < 2]
-    counts, unmasked = (kind < 2).sum(1), (kind == 0).sum(1)
-    ends = counts.cumsum(0)
-    ranges = torch.stack((ends - counts, ends - counts + unmasked, ends))
-    return TilePlan(tile, box, ranges.to(torch.int32), chosen.to(torch.int32).contiguous())
+    reach = half_widths[near.long()].masked_fill_(first >= high[:, None], -1)
+    return _Strips(first, reach, far, last < grids.key_rows.stop)
 
 
-def _axis_tiles(queries: Band, size: int, key_size: int, tile: int) -> Tensor:
-    """Where the first and the last query of each tile of an axis look: int32 [2, tiles]."""
+def _boxes(grids: GridPair, window: Window, strips: _Strips, tile_width: int, box_width: int) -> _Boxes:
+    """Cut the part of each strip that each tile sees into boxes, and find the full ones."""
+    left, right = _tile_centres(Band(0, grids.query.width), grids.query.width, grids.key.width, tile_width)
+    reach = strips.reach[..., None]
+    low = (left - reach).clamp_(min=0)
+    high = (right + reach + 1).clamp_(max=grids.key.width)
+    high = torch.where(reach < 0, low, high)
+    first = _steps(low, high, box_width)
+    visited = first < high[..., None]
+    far = torch.maximum(first + (box_width - 1) - left[:, None], right[:, None] - first)
+    full = window.contains(strips.far[..., None, None], far) & strips.inside[..., None, None]
+    full &= visited & (first + box_width <= grids.key.width)
+    return _Boxes(first, visited, full)
+
+
+def _pack(rows: Tensor, boxes: _Boxes) -> tuple[Tensor, Tensor]:
+    """A plan's `ranges` and `boxes`: those visited, by tile, the full ones first. rows: of strips, among the keys."""
+    kind = torch.where(boxes.full, 0, torch.where(boxes.visited, 1, 2)).to(torch.int8)
+    y = rows[:, :, None, None].expand_as(boxes.first)
+    # By tile: [tile rows * tile columns, strips * boxes].
+    kind, y, x = (tensor.movedim(2, 1).flatten(2).flatten(0, 1) for tensor in (kind, y, boxes.first))
+    kind, order = kind.sort(dim=1, stable=True)
+    corners = torch.stack((y, x), dim=-1).gather(1, order[..., None].expand(-1, -1, 2))[kind < 2]
+    visited, full = (kind < 2).sum(1), (kind == 0).sum(1)
+    ends = visited.cumsum(0)
+    ranges = torch.stack((ends - visited, ends - visited + full, ends))
+    return ranges.to(torch.int32), corners.to(torch.int32).contiguous()
+
+
+def _tile_centres(queries: Band, size: int, key_size: int, tile: int) -> Tensor:
+    """The window centres of the first and the last query of each tile of an axis: int32 [2, tiles]."""
     first = torch.arange(queries.start, queries.stop, tile, dtype=torch.int32)
     last = (first + tile).clamp_(max=queries.stop) - 1
     return same_place(torch.stack((first, last)), size, key_size)
 
 
 def _steps(low: Tensor, high: Tensor, step: int) -> Tensor:
-    """low, low + step, ... as many for each interval as the widest needs: one more dimension, last."""
+    """low, low + step, ... in a new last dimension, as many for every interval as the widest one needs."""
     count = int((-(-(high - low).clamp(min=0) // step)).max()) if low.numel() else 0
     return low[..., None] + step * torch.arange(count, dtype=torch.int32)
