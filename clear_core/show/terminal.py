@@ -32,7 +32,7 @@ def _title(report: Report) -> list[str]:
         "circular window around itself.",
     ]
     if options.down_factor > 1:
-        lines.append(f"It also attends to the image down-sampled by {options.down_factor}: the coarse view.")
+        lines.append(f"It also attends to the image down-sampled by {options.down_factor}: the global context.")
     return lines
 
 
