@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 from devtools import workflow
 from devtools.checkpoints import make_demo_files
@@ -23,6 +23,9 @@ from devtools.page import open_page
 from devtools.server import BASE, PACK_FOLDER, ComfyServer, only_this_pack
 
 Picture = np.ndarray
+# How long a page may take under load; a condition that holds is not waited for.
+_PATIENCE = 60_000
+expect.set_options(timeout=_PATIENCE)
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +81,7 @@ def browser(nodes_api: Any) -> Iterator[Browser]:
 def page(browser: Browser, server: ComfyServer) -> Iterator[Page]:
     """ComfyUI's page."""
     page = open_page(browser, server.address)
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(_PATIENCE)
     yield page
     page.close()
 

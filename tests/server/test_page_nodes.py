@@ -436,6 +436,7 @@ def test_each_band_shows_how_far_it_is(page: Page, renderer: str, client: Any) -
             cut.widgets.find((w) => w.name === 'devices').value = 'cpu,cpu'
             cut.widgets.find((w) => w.name === 'bands').value = 4
             app.canvas.ds.offset = [300 - cut.pos[0], 200 - cut.pos[1]]
+            app.canvas.setDirty(true, true) // the classic renderer places panels when it draws
             window.seen = []
             window.watch = setInterval(() => {
                 const bar = document.querySelector('.clear-panel progress')
