@@ -60,15 +60,34 @@ def pictures(client: Any, run: Run) -> list[np.ndarray]:
     return found
 
 
+def sampled(run: Run) -> int:
+    """Sampling steps of a run, over all stages."""
+    return len([step for step in run.steps if step.total == STEPS])
+
+
 @pytest.fixture(scope="module")
-def whole(client: Any, uploaded: str) -> list[np.ndarray]:
-    """The stages' images. 96 x 64 to 0.1 megapixels is growth of 16: two stages."""
-    return pictures(client, client.run(one_node(uploaded)))
+def resumed(client: Any, uploaded: str) -> Run:
+    """A run after one that was cancelled in the second stage.
+
+    96 x 64 to 0.1 megapixels is growth of 16: two stages. Every test looks at this run, because a stage takes half a
+    minute on a CPU.
+    """
+
+    def cancel(run: Run) -> None:
+        if sampled(run) > STEPS:
+            client.interrupt()
+
+    assert client.run(one_node(uploaded), cancel).status == "interrupted"
+    return client.run(one_node(uploaded))
 
 
-def test_each_stage_is_the_hand_wired_graphs(client: Any, uploaded: str, whole: list[np.ndarray]) -> None:
+def test_cancelled_in_the_second_stage_it_goes_on_from_the_first(resumed: Run) -> None:
+    assert 0 < sampled(resumed) <= STEPS
+
+
+def test_each_stage_is_the_hand_wired_graphs(client: Any, uploaded: str, resumed: Run) -> None:
     """The second by hand starts from the first's image."""
-    first, second = whole
+    first, second = pictures(client, resumed)
     assert first.shape == (128, 192, 3)
     assert second.shape == (256, 384, 3)
     (hand,) = pictures(client, client.run(by_hand(uploaded, 192, 128)))
@@ -79,23 +98,6 @@ def test_each_stage_is_the_hand_wired_graphs(client: Any, uploaded: str, whole: 
     (hand,) = pictures(client, client.run(by_hand(between, 384, 256)))
     # A saved image has 8 bits, what passes from stage to stage has more.
     assert np.abs(hand.astype(int) - second).mean() < 2
-
-
-def test_cancelled_in_the_second_stage_it_goes_on_from_the_first(
-    client: Any, uploaded: str, whole: list[np.ndarray]
-) -> None:
-    def steps(run: Run) -> int:
-        return len([step for step in run.steps if step.total == STEPS])
-
-    def cancel(run: Run) -> None:
-        if steps(run) > STEPS:
-            client.interrupt()
-
-    client.run(by_hand(uploaded, 16, 16))  # the server forgets what came before
-    assert client.run(one_node(uploaded), cancel).status == "interrupted"
-    resumed = client.run(one_node(uploaded))
-    assert steps(resumed) <= STEPS
-    assert [(mine == theirs).all() for mine, theirs in zip(pictures(client, resumed), whole, strict=True)] == [True] * 2
 
 
 @pytest.mark.parametrize(
