@@ -66,7 +66,8 @@ class CutForward:
         frame, patch = self._frame, self._flux.patch_size
         start, references = frame.image.tokens, sum(grid.tokens for grid in frame.references)
         positions.take([slice(0, 1), slice(start, start + references)])
-        one_token = torch.zeros_like(self._given.x[..., :patch, :patch])
+        # A real one: zeros would become NaN in layers that scale their input by its largest value.
+        one_token = self._given.x[..., :patch, :patch]
         return self._call(worker, positions, self._given.replaced(x=one_token, control=None))
 
     def _band(self, positions: Positions, worker: BandWorker) -> Tensor:

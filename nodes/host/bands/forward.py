@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ....clear_core.bands.plan import BandPlan
 from ....clear_core.bands.run import BandedForward
+from ....clear_core.bands.transfer import Transfers
 from ...options.bands import BandSettings
 from ...options.clear import ClearSettings
 from ..attention_call import BANDS, FRAME, SETTINGS, Frame
@@ -94,6 +95,7 @@ class _Bands:
     replicas: Replicas
     show: Callable[[str], None]
     progress: StartProgress | None
+    transfers: Transfers = field(default_factory=Transfers)
 
     def run(self, executor: Any, given: ForwardArgs) -> Tensor:
         """One forward of the model."""
@@ -109,7 +111,8 @@ class _Bands:
         blocks = len(flux.double_blocks) + len(flux.single_blocks)
         block_done = self.progress(plan, blocks) if self.progress is not None else None
         self.replicas.follow_hooks()
-        banded = BandedForward(plan, [lane.device for lane in lanes], self.settings.text_merge)
+        devices = [lane.device for lane in lanes]
+        banded = BandedForward(plan, devices, self.settings.text_merge, transfers=self.transfers)
         forward = CutForward(executor, given, frame, lanes, block_done)
         # Workers that take turns are beyond torch.compile; it would try, and give up on each of them.
         run: Any = torch.compiler.disable(forward.run)
