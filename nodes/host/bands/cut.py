@@ -24,6 +24,9 @@ from .positions import Positions, after_post_input
 from .progress import BlockDone
 from .replicas import Lane
 
+_TENSORS = ("x", "timestep", "context", "y", "guidance", "ref_latents")
+"""The forward's arguments that are a tensor, or a list of them."""
+
 
 class CutForward:
     """The arguments of one forward, to be cut by the plan that it is run with."""
@@ -85,7 +88,7 @@ class CutForward:
     def _call(self, worker: ReplicatedWorker | BandWorker, positions: Positions, given: ForwardArgs) -> Tensor:
         """Run the host's forward on a worker's lane."""
         lane = self._lanes[worker.lane]
-        on_device = {name: _on(lane.device, given.get(name)) for name in ("x", "timestep", "context", "y", "guidance")}
+        on_device = {name: _on(lane.device, given.get(name)) for name in _TENSORS}
         options = self._options(worker, positions)
         forward = getattr(lane.flux, self._original.__name__)
         return given.replaced(**on_device, transformer_options=options).call(forward)
@@ -146,5 +149,7 @@ def _control_of(control: Any, tokens: slice, device: torch.device) -> Any:
     }
 
 
-def _on(device: torch.device, tensor: Tensor | None) -> Any:
-    return None if tensor is None else tensor.to(device)
+def _on(device: torch.device, given: Tensor | Sequence[Tensor] | None) -> Any:
+    if given is None or isinstance(given, Tensor):
+        return None if given is None else given.to(device)
+    return [tensor.to(device) for tensor in given]
