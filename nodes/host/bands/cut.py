@@ -50,6 +50,7 @@ class CutForward:
         self._lanes = lanes
         self._block_done = block_done
         self._mask: Tensor | None = given.get("attention_mask")
+        self._masks: dict[torch.device, Tensor | None] = {}
         self._height, self._width = given.x.shape[-2:]
         patch = self._flux.patch_size
         x = comfy.ldm.common_dit.pad_to_patch_size(given.x, (patch, patch))
@@ -58,6 +59,8 @@ class CutForward:
     def run(self, banded: BandedForward) -> Tensor:
         """The forward's output, as without bands: [batch, channels, height, width] on the input's device."""
         positions = Positions.of(self._original, self._given)
+        # Every layer of every worker reads it: one copy for each device.
+        self._masks = {lane.device: _on(lane.device, self._mask) for lane in self._lanes[: banded.plan.lane_count]}
         forwards = Forwards(partial(self._replicated, positions), partial(self._band, positions))
         with positions.embedded([lane.flux for lane in self._lanes]):
             parts = banded.run(forwards)
@@ -108,7 +111,7 @@ class CutForward:
         return {
             **after_post_input(given, positions.place),
             "patches_replace": replace,
-            STEP: BandStep(worker, self._mask),
+            STEP: BandStep(worker, self._masks[self._lanes[worker.lane].device]),
         }
 
 
