@@ -24,6 +24,9 @@ from .positions import Positions, after_post_input
 from .progress import BlockDone
 from .replicas import Lane
 
+_TENSORS = ("x", "timestep", "context", "y", "guidance", "ref_latents")
+"""The forward's arguments that are a tensor, or a list of them."""
+
 
 class CutForward:
     """The arguments of one forward, to be cut by the plan that it is run with."""
@@ -47,6 +50,7 @@ class CutForward:
         self._lanes = lanes
         self._block_done = block_done
         self._mask: Tensor | None = given.get("attention_mask")
+        self._masks: dict[torch.device, Tensor | None] = {}
         self._height, self._width = given.x.shape[-2:]
         patch = self._flux.patch_size
         x = comfy.ldm.common_dit.pad_to_patch_size(given.x, (patch, patch))
@@ -55,6 +59,8 @@ class CutForward:
     def run(self, banded: BandedForward) -> Tensor:
         """The forward's output, as without bands: [batch, channels, height, width] on the input's device."""
         positions = Positions.of(self._original, self._given)
+        # Every layer of every worker reads it: one copy for each device.
+        self._masks = {lane.device: _on(lane.device, self._mask) for lane in self._lanes[: banded.plan.lane_count]}
         forwards = Forwards(partial(self._replicated, positions), partial(self._band, positions))
         with positions.embedded([lane.flux for lane in self._lanes]):
             parts = banded.run(forwards)
@@ -86,7 +92,7 @@ class CutForward:
     def _call(self, worker: ReplicatedWorker | BandWorker, positions: Positions, given: ForwardArgs) -> Tensor:
         """Run the host's forward on a worker's lane."""
         lane = self._lanes[worker.lane]
-        on_device = {name: _on(lane.device, given.get(name)) for name in ("x", "timestep", "context", "y", "guidance")}
+        on_device = {name: _on(lane.device, given.get(name)) for name in _TENSORS}
         options = self._options(worker, positions)
         forward = getattr(lane.flux, self._original.__name__)
         return given.replaced(**on_device, transformer_options=options).call(forward)
@@ -106,7 +112,7 @@ class CutForward:
         return {
             **after_post_input(given, positions.place),
             "patches_replace": replace,
-            STEP: BandStep(worker, self._mask),
+            STEP: BandStep(worker, self._masks[self._lanes[worker.lane].device]),
         }
 
 
@@ -147,5 +153,7 @@ def _control_of(control: Any, tokens: slice, device: torch.device) -> Any:
     }
 
 
-def _on(device: torch.device, tensor: Tensor | None) -> Any:
-    return None if tensor is None else tensor.to(device)
+def _on(device: torch.device, given: Tensor | Sequence[Tensor] | None) -> Any:
+    if given is None or isinstance(given, Tensor):
+        return None if given is None else given.to(device)
+    return [tensor.to(device) for tensor in given]
