@@ -23,6 +23,7 @@ from .attend import BandStep
 from .positions import Positions, after_post_input
 from .progress import BlockDone
 from .replicas import Lane
+from .weights import BlockWeights
 
 _TENSORS = ("x", "timestep", "context", "y", "guidance", "ref_latents")
 """The forward's arguments that are a tensor, or a list of them."""
@@ -32,7 +33,13 @@ class CutForward:
     """The arguments of one forward, to be cut by the plan that it is run with."""
 
     def __init__(
-        self, executor: Any, given: ForwardArgs, frame: Frame, lanes: Sequence[Lane], block_done: BlockDone | None
+        self,
+        executor: Any,
+        given: ForwardArgs,
+        frame: Frame,
+        lanes: Sequence[Lane],
+        weights: BlockWeights,
+        block_done: BlockDone | None,
     ) -> None:
         """executor: of the model's forward. block_done: told of each block that a band has finished.
 
@@ -48,6 +55,7 @@ class CutForward:
         self._flux = executor.class_obj
         self._frame = frame
         self._lanes = lanes
+        self._weights = weights
         self._block_done = block_done
         self._mask: Tensor | None = given.get("attention_mask")
         self._masks: dict[torch.device, Tensor | None] = {}
@@ -61,9 +69,11 @@ class CutForward:
         positions = Positions.of(self._original, self._given)
         # Every layer of every worker reads it: one copy for each device.
         self._masks = {lane.device: _on(lane.device, self._mask) for lane in self._lanes[: banded.plan.lane_count]}
-        forwards = Forwards(partial(self._replicated, positions), partial(self._band, positions))
-        with positions.embedded([lane.flux for lane in self._lanes]):
-            parts = banded.run(forwards)
+        lanes = [(lane.flux, lane.device) for lane in self._lanes]
+        with positions.embedded([flux for flux, _ in lanes]), self._weights.shared(lanes) as around_layer:
+            parts = banded.run(
+                Forwards(partial(self._replicated, positions), partial(self._band, positions), around_layer)
+            )
         out = torch.cat([part.to(self._given.x.device) for part in parts], dim=-2)
         return out[..., : self._height, : self._width]
 

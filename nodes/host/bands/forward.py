@@ -26,6 +26,7 @@ from .cut import CutForward
 from .memory import fitting_count, free_bytes, shape_for_estimate, shape_of
 from .progress import StartProgress, band_progress
 from .replicas import Lane, Replicas, preflight
+from .weights import BlockWeights
 
 _log = logging.getLogger("clear-attention")
 
@@ -96,6 +97,7 @@ class _Bands:
     show: Callable[[str], None]
     progress: StartProgress | None
     transfers: Transfers = field(default_factory=Transfers)
+    weights: BlockWeights = field(default_factory=BlockWeights)
 
     def run(self, executor: Any, given: ForwardArgs) -> Tensor:
         """One forward of the model."""
@@ -113,7 +115,7 @@ class _Bands:
         self.replicas.follow_hooks()
         devices = [lane.device for lane in lanes]
         banded = BandedForward(plan, devices, self.settings.text_merge, transfers=self.transfers)
-        forward = CutForward(executor, given, frame, lanes, block_done)
+        forward = CutForward(executor, given, frame, lanes, self.weights, block_done)
         # Workers that take turns are beyond torch.compile; it would try, and give up on each of them.
         run: Any = torch.compiler.disable(forward.run)
         out = run(banded)
