@@ -104,6 +104,18 @@ def test_layers_that_scale_their_input_by_its_largest_value(
             handle.remove()
 
 
+def test_layers_that_quantise_their_input_by_band_are_said(
+    model: Any, nodes_api: Any, in_bands: Callable[..., Any], shown: Any
+) -> None:
+    patched = nodes_api.apply(model, radius=3)
+    layer = model.model.diffusion_model.single_blocks[0].linear1
+    run_forward(in_bands(patched, 3), **inputs(20, 16))
+    assert "quantise their input" not in shown["CLEARMultiGPU"][-1]
+    layer.layout_type, layer._full_precision_mm, layer.input_scale = "TensorCoreNVFP4Layout", False, None
+    run_forward(in_bands(patched, 3), **inputs(20, 16))
+    assert "layers that quantise their input take its scale from each band" in shown["CLEARMultiGPU"][-1]
+
+
 def test_a_forward_of_another_pack_that_knows_no_patches_is_named(
     model: Any, nodes_api: Any, in_bands: Callable[..., Any]
 ) -> None:
