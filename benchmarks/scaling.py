@@ -1,4 +1,4 @@
-"""What several devices hand each other, counted, and the order of work replayed with a model's times. No measurement."""
+"""What several devices hand each other, counted, and the order of work replayed with modelled times."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ def rows(tflops: float, gigabytes: float, pixels: int = 8192, radius: int = 16) 
         waiting = (max(timeline.busy.values()) / REPLAYED + (halo + text) / card.link) * LAYERS
         alone = alone or seconds
         spread = all_to_all_bytes(image.tokens + TEXT_TOKENS, CHANNELS, SIZE, devices)
-        mb = [count / 1e6 for count in (halo, text, spread)]
-        found.append(Row(pixels, radius, devices, *mb, seconds, alone / seconds, alone / waiting))
+        sent = (halo / 1e6, text / 1e6, spread / 1e6)
+        found.append(Row(pixels, radius, devices, *sent, seconds, alone / seconds, alone / waiting))
     return found
 
 
 def table(found: list[Row], tflops: float, gigabytes: float) -> str:
     lines = [
         f"Sent by one device in one layer, {found[0].pixels} px, radius {found[0].radius}, bfloat16: counted.",
-        "Beside it what sequence parallelism (all-to-all) sends. Times are a MODEL, not a measurement: the order of work",
-        f"replayed with devices of {tflops:g} TFLOP/s ({ATTENTION:.0%} of it in attention), links of {gigabytes:g} GB/s, "
-        f"{BANDS} bands a device.",
+        "Beside it what sequence parallelism (all-to-all) sends. Times are a MODEL, not a measurement: the order of",
+        f"work replayed with devices of {tflops:g} TFLOP/s ({ATTENTION:.0%} of it in attention), links of",
+        f"{gigabytes:g} GB/s, {BANDS} bands a device.",
         "",
         f"{'devices':>7} {'halo MB':>9} {'text MB':>9} {'all-to-all MB':>14} {'ratio':>7} {'step s':>8} "
         f"{'speed-up':>9} {'if copies were waited for':>26}",

@@ -156,7 +156,7 @@ def test_nothing_is_kept_after_a_forward_that_fails(
 
 
 class Pages:
-    """A host whose layers are paged, as with dynamic VRAM: what is pinned is in use, and a buffer serves every layer."""
+    """A host whose layers are paged (dynamic VRAM): pinned pages are in use, and one buffer serves all other layers."""
 
     def __init__(self) -> None:
         self.pinned: set[Any] = set()
