@@ -31,6 +31,11 @@ def block_owner(transformer: Any) -> str:
     return next(filter(None, (_owner(getattr(block, "_orig_mod", block), ("forward",)) for block in blocks)), "")
 
 
+def class_owner(kind: type) -> str:
+    """The pack that a class comes from; "" for ComfyUI's own."""
+    return "" if kind.__module__.startswith(_HOST) else pack_of(kind.__module__)
+
+
 def foreign(functions: Iterable[Any]) -> str:
     """The packs that some functions come from, joined by "and", without ComfyUI's and this pack's own; "" for none."""
     packs = (pack_of(name) for name in map(_module_of, functions) if not name.startswith((*_HOST, _OURS)))
@@ -39,10 +44,8 @@ def foreign(functions: Iterable[Any]) -> str:
 
 def _owner(module: Any, methods: Iterable[str]) -> str:
     """Who wrote a module's class or one of its methods, where that is not the host."""
-    kind = type(module)
-    if not kind.__module__.startswith(_HOST):
-        return pack_of(kind.__module__)
-    return foreign(getattr(module, name) for name in methods if hasattr(module, name)).partition(" and ")[0]
+    functions = (getattr(module, name) for name in methods if hasattr(module, name))
+    return class_owner(type(module)) or foreign(functions).partition(" and ")[0]
 
 
 def _module_of(function: Any) -> str:

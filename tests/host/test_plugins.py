@@ -266,6 +266,7 @@ def test_step_caches_skip_steps_and_change_nothing_else(
     out, calls = cached(3.0)
     assert out.isfinite().all()
     assert 0 < calls < 8 * 3
+    assert "not used" not in shown["CLEARApply"][-1]  # a skipped step is no layer that another pack took
 
 
 @pytest.mark.parametrize("bands", [1, 3])
