@@ -288,6 +288,24 @@ def test_torch_compile_gives_the_same_and_compiles_once(host: Any, nodes_api: An
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_torch_compile_with_fullgraph_is_refused_in_words(host: Any, nodes_api: Any, whole: bool) -> None:
+    import torch._dynamo
+
+    compiled = nodes_api.apply(flux_model(), radius=RADIUS).clone()
+    if whole:
+        from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+        set_torch_compile_wrapper(compiled, backend="eager", fullgraph=True)
+    else:
+        name = "diffusion_model.single_blocks.0"
+        block = compiled.get_model_object(name)
+        compiled.add_object_patch(name, torch.compile(block, backend="eager", fullgraph=True))
+    with pytest.raises(RuntimeError, match="fullgraph on cannot compile a model with CLEAR.*Turn fullgraph off"):
+        run(compiled, [prompt(9, 1)])
+    torch._dynamo.reset()
+
+
 def test_fp8_weights(host: Any, nodes_api: Any, tmp_path: Path) -> None:
     """CLEAR's weights are put into a checkpoint in fp8 by the host's own arithmetic: rounded, nothing else."""
     import comfy.ops

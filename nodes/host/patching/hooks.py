@@ -23,6 +23,7 @@ from ..bands.attend import attend_in_bands
 from ..forward_args import ForwardArgs
 from ..retry import is_out_of_memory, with_less_memory
 from ..run_log import RunLog
+from .compiled import explained
 from .out_of_memory import advise
 from .positions import check_positions
 from .takeover import TALLY, Tally
@@ -78,7 +79,13 @@ def schedule_wrapper(settings: ClearSettings, run_log: RunLog) -> Callable[..., 
         active = settings.whole_schedule or _in_range(settings, base.model_sampling, float(given.get("t").max()))
         options, tally = given.options, Tally()
         changed = given.replaced(transformer_options={**options, ACTIVE: active, TALLY: tally})
-        out = changed.call(executor)
+        try:
+            out = changed.call(executor)
+        except Exception as error:
+            told = explained(error)
+            if told is error:
+                raise
+            raise told from error
         tally.report(run_log, base.diffusion_model, options)
         return out
 
@@ -188,7 +195,7 @@ def _attend_locally(
     """The call's result through the window. Raises CallError or BackendError where no backend can compute it."""
     cells = 0 if pooled is None else pooled.tokens
     pattern = LocalPattern.whole(layout, settings.window, references=settings.references, pooled=cells)
-    scale = softmax_scale(
+    scale = call.scale_gain * softmax_scale(
         call.query.shape[-1], layout.tokens, proportional=settings.proportional, down_factor=settings.down_factor
     )
     mask = call.mask
