@@ -5,6 +5,7 @@
     python dev.py run --headless    run the shipped workflow without a page: dense, then with CLEAR
     python dev.py test              style, imports, types, all tests
     python dev.py bench             the benchmarks
+    python dev.py pack DIR          try another node pack beside this one
 
 The first start makes everything it needs below .dev (about five minutes, 4 GB); later starts take seconds.
 Deleting .dev undoes all of it. Needs Python 3.11 or newer and nothing else. CLEAR_HOST names a ComfyUI checkout
@@ -115,6 +116,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     tests.add_argument("--soak", action="store_true", help="the long tests too")
     command("lint", "Check style, imports and types only.")
     command("bench", "Run the benchmarks; all arguments go to them.")
+    pack = command("pack", "Try another node pack beside CLEAR: is the image the one that both should give?")
+    pack.add_argument("folder", type=Path, help="the pack's folder, such as custom_nodes/ComfyUI-TeaCache")
+    pack.add_argument("--node", metavar="ID", help="a node of it that takes a MODEL (default: see devtools/packs.py)")
+    pack.add_argument("--inputs", metavar="JSON", help="its widgets that are not at their defaults")
     command("setup", "Make the environment and stop.")
 
     passed_on = arguments.index("bench") + 1 if arguments[:1] == ["bench"] else len(arguments)
@@ -128,7 +133,7 @@ def main(arguments: list[str]) -> int:
     options, rest = parse(arguments)
     try:
         set_up()
-        python = PYTHON if options.command == "lint" else host_python()
+        python = PYTHON if options.command == "lint" else host_python(getattr(options, "folder", None))
         if options.command in ("test", "lint") and not rest:
             find_page_types()
         if options.command == "test":
@@ -147,6 +152,10 @@ def main(arguments: list[str]) -> int:
         return test(rest, options.soak, python)
     if options.command == "lint":
         return lint()
+    if options.command == "pack":
+        values = {"node": options.node, "inputs": options.inputs}
+        flags = [f"--{name}={value}" for name, value in values.items() if value is not None]
+        return call("-m", "devtools.try_pack", str(options.folder.resolve()), *flags, python=python)
     if options.command == "bench":
         return call("-m", "benchmarks", *rest, python=python)
     return 0

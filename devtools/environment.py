@@ -75,11 +75,15 @@ def set_up() -> None:
     link_repository(BASE / "custom_nodes" / PACK_FOLDER)
 
 
-def host_python() -> Path:
-    """The interpreter that has what HOST needs. After `set_up`. Raises DevError."""
-    if _bundled():
+def host_python(pack: Path | None = None) -> Path:
+    """The interpreter that has what HOST needs, and the node pack in the folder `pack`. After `set_up`.
+
+    Raises DevError.
+    """
+    more = requirements(pack) if pack is not None else []
+    if _bundled() and not more:
         return PYTHON
-    return layer_python(HOST, PYTHON, fingerprint=_fingerprint(), extras=_HOST_EXTRAS)
+    return layer_python(HOST, PYTHON, fingerprint=_fingerprint(), extras=[*_HOST_EXTRAS, *more])
 
 
 def link_repository(link: Path) -> None:

@@ -44,10 +44,10 @@ def version(host: Path) -> str:
     return found[1] if found else "of an unknown version"
 
 
-def requirements(host: Path, without: Iterable[str] = ()) -> list[str]:
-    """The lines of a host's requirements.txt, without PyTorch and without the packages named."""
-    names = {*_SHARED, *without}
-    lines = (host / "requirements.txt").read_text(encoding="utf-8").splitlines()
+def requirements(tree: Path, without: Iterable[str] = ()) -> list[str]:
+    """The lines of requirements.txt in a ComfyUI tree or a node pack, without PyTorch and the packages named."""
+    names, listed = {*_SHARED, *without}, tree / "requirements.txt"
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
     return [line for line in lines if re.split(r"[\s<>=!~\[;#]", line.strip())[0].lower() not in names]
 
 
