@@ -26,7 +26,7 @@ _BUDGET = 64 * 2**20  # bytes gathered at a time: bands are for those who are sh
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BandStep:
-    """In transformer_options of one worker's forward. mask: the complete sequence's, as the model was given it."""
+    """In transformer_options of one worker's forward. mask: the complete sequence's, on the worker's device."""
 
     worker: ReplicatedWorker | BandWorker
     mask: Tensor | None
@@ -116,21 +116,23 @@ def _cut(mask: Tensor | None, pattern: LocalPattern) -> Tensor | None:
     if mask is None:
         return None
     if mask.shape[2] > 1:
-        queries = _tokens(pattern.layout, pattern.query_rows, replicated=pattern.text_queries)
-        mask = mask.index_select(2, queries.to(mask.device))
+        queries = _tokens(pattern.layout, pattern.query_rows, mask.device, replicated=pattern.text_queries)
+        mask = mask.index_select(2, queries)
     if mask.shape[3] > 1:
-        keys = _tokens(pattern.layout, pattern.key_rows, replicated=pattern.text_keys)
-        mask = mask.index_select(3, keys.to(mask.device))
+        keys = _tokens(pattern.layout, pattern.key_rows, mask.device, replicated=pattern.text_keys)
+        mask = mask.index_select(3, keys)
     return mask
 
 
-def _tokens(layout: TokenLayout, rows: Band | None, *, replicated: bool) -> Tensor:
-    """Which tokens of the complete sequence a pattern's queries or keys are, int64 [tokens].
+def _tokens(layout: TokenLayout, rows: Band | None, device: torch.device, *, replicated: bool) -> Tensor:
+    """Which tokens of the complete sequence a pattern's queries or keys are, int64 [tokens] on a device.
 
     replicated: whether text and references, which go together in bands, are among them.
     """
     text, width, end = layout.text, layout.image.width, layout.text + layout.image.tokens
-    image = torch.arange(0) if rows is None else torch.arange(text + rows.start * width, text + rows.stop * width)
-    if not replicated:
-        return image
-    return torch.cat((torch.arange(text), image, torch.arange(end, layout.tokens)))
+    spans = [] if rows is None else [(text + rows.start * width, text + rows.stop * width)]
+    if replicated:
+        spans = [(0, text), *spans, (end, layout.tokens)]
+    # Made where they are read: an upload from pageable memory would stop the stream in every layer.
+    parts = [torch.arange(start, stop, device=device) for start, stop in spans]
+    return torch.cat(parts) if parts else torch.arange(0, device=device)

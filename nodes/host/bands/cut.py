@@ -23,13 +23,23 @@ from .attend import BandStep
 from .positions import Positions, after_post_input
 from .progress import BlockDone
 from .replicas import Lane
+from .weights import BlockWeights
+
+_TENSORS = ("x", "timestep", "context", "y", "guidance", "ref_latents")
+"""The forward's arguments that are a tensor, or a list of them."""
 
 
 class CutForward:
     """The arguments of one forward, to be cut by the plan that it is run with."""
 
     def __init__(
-        self, executor: Any, given: ForwardArgs, frame: Frame, lanes: Sequence[Lane], block_done: BlockDone | None
+        self,
+        executor: Any,
+        given: ForwardArgs,
+        frame: Frame,
+        lanes: Sequence[Lane],
+        weights: BlockWeights,
+        block_done: BlockDone | None,
     ) -> None:
         """executor: of the model's forward. block_done: told of each block that a band has finished.
 
@@ -45,8 +55,10 @@ class CutForward:
         self._flux = executor.class_obj
         self._frame = frame
         self._lanes = lanes
+        self._weights = weights
         self._block_done = block_done
         self._mask: Tensor | None = given.get("attention_mask")
+        self._masks: dict[torch.device, Tensor | None] = {}
         self._height, self._width = given.x.shape[-2:]
         patch = self._flux.patch_size
         x = comfy.ldm.common_dit.pad_to_patch_size(given.x, (patch, patch))
@@ -55,9 +67,13 @@ class CutForward:
     def run(self, banded: BandedForward) -> Tensor:
         """The forward's output, as without bands: [batch, channels, height, width] on the input's device."""
         positions = Positions.of(self._original, self._given)
-        forwards = Forwards(partial(self._replicated, positions), partial(self._band, positions))
-        with positions.embedded([lane.flux for lane in self._lanes]):
-            parts = banded.run(forwards)
+        # Every layer of every worker reads it: one copy for each device.
+        self._masks = {lane.device: _on(lane.device, self._mask) for lane in self._lanes[: banded.plan.lane_count]}
+        lanes = [(lane.flux, lane.device) for lane in self._lanes]
+        with positions.embedded([flux for flux, _ in lanes]), self._weights.shared(lanes) as around_layer:
+            parts = banded.run(
+                Forwards(partial(self._replicated, positions), partial(self._band, positions), around_layer)
+            )
         out = torch.cat([part.to(self._given.x.device) for part in parts], dim=-2)
         return out[..., : self._height, : self._width]
 
@@ -66,7 +82,8 @@ class CutForward:
         frame, patch = self._frame, self._flux.patch_size
         start, references = frame.image.tokens, sum(grid.tokens for grid in frame.references)
         positions.take([slice(0, 1), slice(start, start + references)])
-        one_token = torch.zeros_like(self._given.x[..., :patch, :patch])
+        # A real one: zeros would become NaN in layers that scale their input by its largest value.
+        one_token = self._given.x[..., :patch, :patch]
         return self._call(worker, positions, self._given.replaced(x=one_token, control=None))
 
     def _band(self, positions: Positions, worker: BandWorker) -> Tensor:
@@ -85,7 +102,7 @@ class CutForward:
     def _call(self, worker: ReplicatedWorker | BandWorker, positions: Positions, given: ForwardArgs) -> Tensor:
         """Run the host's forward on a worker's lane."""
         lane = self._lanes[worker.lane]
-        on_device = {name: _on(lane.device, given.get(name)) for name in ("x", "timestep", "context", "y", "guidance")}
+        on_device = {name: _on(lane.device, given.get(name)) for name in _TENSORS}
         options = self._options(worker, positions)
         forward = getattr(lane.flux, self._original.__name__)
         return given.replaced(**on_device, transformer_options=options).call(forward)
@@ -105,7 +122,7 @@ class CutForward:
         return {
             **after_post_input(given, positions.place),
             "patches_replace": replace,
-            STEP: BandStep(worker, self._mask),
+            STEP: BandStep(worker, self._masks[self._lanes[worker.lane].device]),
         }
 
 
@@ -146,5 +163,7 @@ def _control_of(control: Any, tokens: slice, device: torch.device) -> Any:
     }
 
 
-def _on(device: torch.device, tensor: Tensor | None) -> Any:
-    return None if tensor is None else tensor.to(device)
+def _on(device: torch.device, given: Tensor | Sequence[Tensor] | None) -> Any:
+    if given is None or isinstance(given, Tensor):
+        return None if given is None else given.to(device)
+    return [tensor.to(device) for tensor in given]

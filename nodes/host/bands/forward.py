@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ....clear_core.bands.plan import BandPlan
 from ....clear_core.bands.run import BandedForward
+from ....clear_core.bands.transfer import Transfers
 from ...options.bands import BandSettings
 from ...options.clear import ClearSettings
 from ..attention_call import BANDS, FRAME, SETTINGS, Frame
@@ -25,6 +26,7 @@ from .cut import CutForward
 from .memory import fitting_count, free_bytes, is_offloaded, replica_needs, shape_for_estimate, shape_of
 from .progress import StartProgress, band_progress
 from .replicas import Lane, Replicas, preflight
+from .weights import BlockWeights
 
 _log = logging.getLogger("clear-attention")
 
@@ -102,6 +104,8 @@ class _Bands:
     replicas: Replicas
     show: Callable[[str], None]
     progress: StartProgress | None
+    transfers: Transfers = field(default_factory=Transfers)
+    weights: BlockWeights = field(default_factory=BlockWeights)
 
     def run(self, executor: Any, given: ForwardArgs) -> Tensor:
         """One forward of the model."""
@@ -117,8 +121,9 @@ class _Bands:
         blocks = len(flux.double_blocks) + len(flux.single_blocks)
         block_done = self.progress(plan, blocks) if self.progress is not None else None
         self.replicas.follow_hooks()
-        banded = BandedForward(plan, [lane.device for lane in lanes], self.settings.text_merge)
-        forward = CutForward(executor, given, frame, lanes, block_done)
+        devices = [lane.device for lane in lanes]
+        banded = BandedForward(plan, devices, self.settings.text_merge, transfers=self.transfers)
+        forward = CutForward(executor, given, frame, lanes, self.weights, block_done)
         # Workers that take turns are beyond torch.compile; it would try, and give up on each of them.
         run: Any = torch.compiler.disable(forward.run)
         out = run(banded)
