@@ -23,7 +23,7 @@ from ..flux_model import CHROMA, transformer_of
 from ..forward_args import ForwardArgs
 from ..node_text import node_text_sender
 from .cut import CutForward
-from .memory import fitting_count, free_bytes, shape_for_estimate, shape_of
+from .memory import fitting_count, free_bytes, is_offloaded, replica_needs, shape_for_estimate, shape_of
 from .progress import StartProgress, band_progress
 from .replicas import Lane, Replicas, preflight
 from .weights import BlockWeights
@@ -77,12 +77,20 @@ def _forward_wrapper(bands: _Bands) -> Callable[..., Any]:
 
 def _prepare_wrapper(settings: BandSettings, replicas: Replicas) -> Callable[..., Any]:
     def clear_prepare(executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
-        out = executor(model, shape_for_estimate(model, noise_shape, settings), conds, *args, **kwargs)
+        # Before the host loads the model: it may have to unload it to copy it, and a copy is made in main memory.
         made = replicas.prepare(model)
+        flux, home = model.get_model_object("diffusion_model"), torch.device(model.load_device)
+        lanes = replicas.lanes(flux, home)
+        out = executor(model, shape_for_estimate(model, noise_shape, settings, lanes), conds, *args, **kwargs)
         if made:
-            comfy.model_management.load_models_gpu(made)
-            flux, home = model.get_model_object("diffusion_model"), torch.device(model.load_device)
-            _log.info("CLEAR Multi-GPU: %s", preflight(replicas.lanes(flux, home)))
+            needs = replica_needs(model, noise_shape, settings, lanes)
+            for device, replica in made.items():
+                need = needs.get(device, 0)
+                # As the host does it: room for two latents where there is some, for one in any case.
+                comfy.model_management.load_models_gpu(
+                    [replica], memory_required=2 * need, minimum_memory_required=need
+                )
+            _log.info("CLEAR Multi-GPU: %s", preflight(lanes))
         return out
 
     return clear_prepare
@@ -133,7 +141,9 @@ class _Bands:
 
         if self.settings.bands:
             return plan_of(self.settings.bands)
-        shape, (text, batch) = shape_of(flux, given.x.element_size()), (given.context.shape[1], given.x.shape[0])
+        offloaded = any(is_offloaded(lane.patcher) for lane in lanes)
+        shape = shape_of(flux, given.x.element_size(), given.x.device, offloaded=offloaded)
+        text, batch = given.context.shape[1], given.x.shape[0]
         return plan_of(fitting_count(plan_of, len(lanes), free_bytes(lanes), text, shape, batch))
 
     def _text(self, banded: BandedForward, lanes: Sequence[Lane], missing: Sequence[str]) -> str:
