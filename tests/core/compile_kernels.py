@@ -109,7 +109,7 @@ def report_amd(chip: str) -> None:
 
 
 def narrow_products(code: str) -> int:
-    """How often the number of a list's token is multiplied by its stride in 32 bits, which overflow at 2^31 elements."""
+    """How often a token's number in a list is multiplied by its stride in 32 bits, which overflow at 2^31 elements."""
     return len(re.findall(r"arith\.muli [^\n]*%(?:tk|tv|ek|ev)_n\b[^\n]* : i32\b", code))
 
 

@@ -105,6 +105,11 @@ def test_reference_images_of_other_sizes(config: KernelConfig, references: Refer
     check(make_call(LocalPattern.whole(layout, Window(4), references=references), factor=factor), config)
 
 
+def test_text_over_parts_of_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clear_core.backends.text.key_splits", lambda *_: 3)
+    check(make_call(LocalPattern.whole(TokenLayout(9, Grid(5, 8)), Window(3)), batch=2), POINTERS)
+
+
 def test_full_tiles_skip_the_mask() -> None:
     pattern = LocalPattern.whole(TokenLayout(3, Grid(15, 25)), Window(13))
     grids = GridPair(pattern.layout.image, pattern.query_rows, pattern.layout.image, pattern.key_rows)
