@@ -118,7 +118,8 @@ def _value(kind: Any) -> Any:
         return _prompt()
     if "default" in options:
         return options["default"]
-    return kind[0][0] if isinstance(kind[0], (list, tuple)) else None
+    choices = kind[0] if isinstance(kind[0], (list, tuple)) else options.get("options")
+    return choices[0] if choices else None
 
 
 def _prompt() -> list[Any]:

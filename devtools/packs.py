@@ -1,8 +1,27 @@
-"""Nodes of other packs that change how a FLUX model runs, to be tried beside CLEAR. Keyed by the pack's folder."""
+"""Nodes that change how a FLUX model runs, to be tried beside CLEAR: ComfyUI's own, and those of packs by folder."""
 
 from __future__ import annotations
 
 from .pack_trial import HEIGHT, WIDTH, Trial
+
+# Not every supported ComfyUI has all of them.
+OWN: tuple[Trial, ...] = (
+    Trial("EasyCache", {"reuse_threshold": 0.3}),
+    Trial("LazyCache", {"reuse_threshold": 0.3}),
+    Trial("APG"),
+    Trial("CFGZeroStar"),
+    Trial("TCFG"),
+    Trial("Mahiro"),
+    Trial("FreSca"),
+    Trial("RescaleCFG"),
+    Trial("DifferentialDiffusion"),
+    Trial("ScaleROPE", {"scale_x": 0.7, "scale_y": 0.7}),
+    Trial("ContextWindowsManual", {"context_length": 30, "context_overlap": 4, "dim": 2}),
+    Trial("ModelSamplingFlux"),
+    Trial("TorchCompileModel", {"backend": "eager"}),
+    Trial("HyperTile"),
+    Trial("PerturbedAttentionGuidance"),
+)
 
 TRIALS: dict[str, tuple[Trial, ...]] = {
     "Comfy-WaveSpeed": (Trial("ApplyFBCacheOnModel", {"residual_diff_threshold": 0.1}),),

@@ -42,7 +42,7 @@ def test_the_authors_output_is_reproduced(
     out = rearrange(out, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
 
     error = (out - tensors["out"]).norm() / tensors["out"].norm()
-    assert error < 1e-5
+    assert error < 1e-6  # 5.5e-7 on every version in docs/hosts.md
     assert torch.isfinite(out).all()
 
 
