@@ -164,6 +164,7 @@ class FakeCuda:
             **{name: getattr(self, name) for name in kept.split()},
             "Stream": lambda device=None, priority=0, **kwargs: FakeStream(self, device, priority),
             "Event": lambda *args, **kwargs: FakeEvent(self, *args, **kwargs),
+            "is_initialized": lambda: True,
             "device_count": lambda: self.cards,
             "get_device_name": lambda device=None: "Simulated card",
             "get_device_capability": lambda device=None: (9, 0),
