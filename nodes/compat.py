@@ -27,8 +27,8 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.ldm.flux.controlnet": "ControlNetFlux",
         "comfy.ldm.flux.layers": "EmbedND",
         "comfy.ldm.flux.model": "Flux",
-        "comfy.model_management": "OOM_EXCEPTION get_free_memory get_torch_device get_total_memory load_models_gpu "
-        "soft_empty_cache throw_exception_if_processing_interrupted",
+        "comfy.model_management": "OOM_EXCEPTION extra_reserved_memory get_free_memory get_torch_device "
+        "get_total_memory load_models_gpu loaded_models soft_empty_cache throw_exception_if_processing_interrupted",
         "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL "
         "WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE WrappersMP.PREPARE_SAMPLING",
         "comfy.sample": "fix_empty_latent_channels prepare_noise",

@@ -1,7 +1,8 @@
-"""What the lanes of one forward exchange, layer by layer: halos of keys and values, text, pooled tokens.
+"""What the lanes of one forward exchange, layer by layer: halos of keys and values, pooled tokens, shares of the text.
 
 This is context parallelism by halo exchange: a lane needs from its neighbours only the rows within the window's
-reach. On one device nothing is copied, and the exchange only holds what bands still need of each other.
+reach. What a lane publishes is copied to the lanes that need it at once (`schedule.copies`), so that it travels while
+they attend their interior. On one device nothing is copied.
 """
 
 from __future__ import annotations
@@ -9,25 +10,29 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..call import AttentionResult
-from ..pattern import LocalPattern
 from ..pooling import Pooled
-from ..softmax import RunningMerge
 from .plan import BandPlan
-from .schedule import Attend, AttendReplicated, Step
+from .schedule import (
+    Copy,
+    MergePartial,
+    Publish,
+    PublishPartial,
+    Step,
+    copies,
+    share_of_rows,
+)
+from .state import LaneLayer, LayerState
+from .transfer import Arriving, Transfers
 
 OUT_OF_STEP = (
     "The bands of the image did not do the same layers ({}). Another node skips or replaces FLUX's blocks or takes "
     "over their attention: remove it, put it before Apply CLEAR Attention, or use one band."
 )
-
-Kind = Literal["halo", "text", "pooled"]
 
 
 class OutOfStep(RuntimeError):
@@ -42,8 +47,8 @@ class Stopped(BaseException):
 class Traffic:
     """Bytes that crossed from one lane to another in one forward.
 
-    halo: keys and values of image rows. text: query, key and value of the replicated tokens, and their partial
-    attention. pooled: down-sampled keys and values.
+    halo: keys and values of image rows. text: partial and merged attention of the replicated tokens.
+    pooled: down-sampled keys and values.
     """
 
     halo: int = 0
@@ -55,90 +60,49 @@ class Traffic:
         return self.halo + self.text + self.pooled
 
 
-@dataclass(slots=True, eq=False)
-class LayerExchange:
-    """What the workers of one attention layer have published so far. Guarded by the exchange.
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A step that a lane begins in a layer, or a copy that it starts: the trace of a forward."""
 
-    users: for each band the lanes that still need its keys. pattern: the layer's attention pattern over the complete
-    sequence, from which workers derive theirs. replicated: by lane, query, key and value of the replicated tokens.
-    published: bands whose keys have come, released since or not. keys: keys and values of the bands that are still
-    needed, each [batch, heads, rows * width, head_dim]. partial: by lane. lanes_done: lanes whose partial attention
-    is complete.
-    """
-
-    users: list[set[int]]
-    pattern: LocalPattern | None = None
-    replicated: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
-    published: set[int] = field(default_factory=set)
-    keys: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    pooled: dict[int, Pooled] = field(default_factory=dict)
-    partial: dict[int, PartialAttention] = field(default_factory=dict)
-    lanes_done: set[int] = field(default_factory=set)
-
-    def ready(self, step: Step) -> bool:
-        """Whether all that a step awaits has been published."""
-        if isinstance(step, Attend):
-            return bool(self.replicated) and self.published.issuperset(step.awaits)
-        return not isinstance(step, AttendReplicated) or self.lanes_done.issuperset(step.awaits)
-
-    def release(self, bands: Sequence[int], lane: int) -> None:
-        """A lane needs the keys of some bands no more; those that no other lane needs are freed."""
-        for band in bands:
-            self.users[band].discard(lane)
-            if not self.users[band]:
-                del self.keys[band]
-
-
-@dataclass(slots=True, eq=False)
-class PartialAttention:
-    """The replicated tokens' attention (out, lse) over the rows of one lane, merged band by band.
-
-    total, count: for text_merge "average", the sum of the text's output over the bands and how many these are.
-    """
-
-    merged: RunningMerge = field(default_factory=RunningMerge)
-    total: Tensor | None = None
-    count: int = 0
-
-    def add(self, result: AttentionResult, text: Tensor | None) -> None:
-        """One more band. result: the tokens over its rows. text: the text over its rows and all replicated tokens."""
-        self.merged.add(result)
-        if text is not None:
-            self.total = text.float() if self.total is None else self.total + text.float()
-            self.count += 1
+    lane: int
+    layer: int
+    what: Step | Copy
 
 
 class Exchange:
     """The layers that are under way, and the bytes that crossed from lane to lane."""
 
-    def __init__(self, plan: BandPlan, devices: Sequence[torch.device]) -> None:
-        """devices: one for each lane."""
+    def __init__(
+        self,
+        plan: BandPlan,
+        devices: Sequence[torch.device],
+        transfers: Transfers | None = None,
+        trace: list[Event] | None = None,
+    ) -> None:
+        """devices: one for each lane. trace: a list that is given every step and every copy, in order of each lane."""
         self.plan = plan
         self.devices = tuple(devices)
         self.failure: BaseException | None = None
+        self._transfers = transfers or Transfers()
+        self._trace = trace
         self._changed = threading.Condition()
-        self._layers: dict[int, LayerExchange] = {}
+        self._layers: dict[int, LayerState] = {}
         self._layers_done: int | None = None  # of a lane that has finished
-        self._sent: dict[Kind, int] = {"halo": 0, "text": 0, "pooled": 0}
+        self._sent = {"halo": 0, "text": 0, "pooled": 0}
 
     @property
     def traffic(self) -> Traffic:
         return Traffic(**self._sent)
 
-    @contextmanager
-    def layer(self, number: int) -> Iterator[LayerExchange]:
-        """A layer's state, held until it is left; leaving tells the others."""
+    def lane(self, number: int, lane: int) -> LaneLayer:
+        """A lane's part of a layer."""
         with self._changed:
-            if number not in self._layers:
-                self._layers[number] = LayerExchange([set(lanes) for lanes in self.plan.users])
-            try:
-                yield self._layers[number]
-            finally:
-                self._changed.notify_all()
+            return self._layer(number).lanes[lane]
 
     def wait(self, number: int, step: Step) -> None:
         """Until other lanes have published all that a step awaits. Raises Stopped when one of them failed."""
-        with self.layer(number) as layer:
+        with self._changed:
+            layer = self._layer(number)
             while True:
                 if self.failure is not None:
                     raise Stopped  # at once, also where there is nothing to wait for
@@ -148,16 +112,95 @@ class Exchange:
                     raise OutOfStep(OUT_OF_STEP.format("one device has finished, another has not"))
                 self._changed.wait()
 
-    def drop(self, number: int) -> None:
-        """Call with `layer` held, when no lane needs the layer any more."""
-        del self._layers[number]
+    def publish_band(
+        self, number: int, lane: int, band: int, keys: tuple[Tensor, Tensor], pooled: Pooled | None
+    ) -> None:
+        """Keys and values of a band's rows: kept for this lane, and copied to those that need some of them."""
+        mine = self.lane(number, lane)
+        mine.keys[band] = keys
+        if pooled is not None:
+            mine.own_pooled[band] = pooled
+        with self._publishing(number, lane, Publish(band), pooled=pooled is not None) as (layer, sends):
+            first, width = self.plan.bands[band].start, self.plan.image.width
+            for copy in sends:
+                if copy.kind == "pooled":
+                    assert pooled is not None
+                    self._send(number, copy, (pooled.key, pooled.value))
+                else:
+                    assert copy.rows is not None
+                    self._send(number, copy, mine.rows(band, copy.rows, width, first))
+            layer.published.add(band)
 
-    def copied(self, tensor: Tensor, lane: int, owner: int, kind: Kind) -> Tensor:
-        """A tensor of the lane `owner` on another lane's device; what crosses is counted. Call with `layer` held."""
-        if lane == owner:
-            return tensor
-        self._sent[kind] += tensor.numel() * tensor.element_size()
-        return tensor.to(self.devices[lane], non_blocking=True)
+    def publish_partial(self, number: int, lane: int) -> None:
+        """The replicated tokens' attention over this lane's rows: to each lane the share that it merges."""
+        mine = self.lane(number, lane)
+        result = mine.partial.merged.result(torch.float32)
+        assert result.lse is not None
+        parts = (result.out, result.lse), mine.partial.total
+        with self._publishing(number, lane, PublishPartial(lane)) as (layer, sends):
+            mine.shares[lane] = self._share(*parts, lane)
+            for copy in sends:
+                self._send(number, copy, self._share(*parts, copy.target))
+            layer.partial.add(lane)
+
+    def _share(self, attention: tuple[Tensor, Tensor], total: Tensor | None, lane: int) -> tuple[Tensor, ...]:
+        """A lane's share of out [batch, rows, channels], lse [batch, heads, rows] and total [batch, text, channels]."""
+        out, lse = attention
+        rows = share_of_rows(out.shape[1], self.plan.lane_count, lane)
+        share = out[:, rows], lse[:, :, rows]
+        return share if total is None else (*share, total[:, rows])
+
+    def shares(self, number: int, lane: int) -> list[tuple[Tensor, ...]]:
+        """What every lane has published of a lane's share, by lane: out, lse and, for averages, the text's total."""
+        found = self._arrived(number, lane, "partial")
+        mine = self.lane(number, lane).shares.pop(lane)
+        return [mine if other == lane else found[other] for other in range(self.plan.lane_count)]
+
+    def publish_merged(self, number: int, lane: int, merged: Tensor) -> None:
+        """A lane's share of the replicated tokens' attention, [batch, rows, channels], over everything."""
+        self.lane(number, lane).merged = merged
+        with self._publishing(number, lane, MergePartial(lane, ())) as (layer, sends):
+            for copy in sends:
+                self._send(number, copy, (merged,))
+            layer.merged.add(lane)
+
+    def merged(self, number: int, lane: int) -> Tensor:
+        """The replicated tokens' attention over everything, [batch, rows, channels]; the lane leaves the layer."""
+        found, mine = self._arrived(number, lane, "merged"), self.lane(number, lane).merged
+        assert mine is not None
+        parts = [mine if other == lane else found[other][0] for other in range(self.plan.lane_count)]
+        with self._changed:
+            layer = self._layers[number]
+            layer.left.add(lane)
+            if len(layer.left) == self.plan.lane_count:
+                del self._layers[number]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def receive_halos(self, number: int, lane: int) -> None:
+        """Make the halos that have been sent to a lane usable in its stream."""
+        mine = self.lane(number, lane)
+        for copy, arriving in self._take(number, lane, "halo"):
+            assert copy.band is not None and copy.rows is not None
+            key, value = arriving.take()
+            mine.halos[copy.band] = copy.rows, (key, value)
+
+    def all_pooled(self, number: int, lane: int) -> Pooled | None:
+        """The pooled keys and values of all bands on a lane's device, joined once; None where there are none."""
+        mine = self.lane(number, lane)
+        if mine.pooled is None and mine.own_pooled:
+            found = dict(mine.own_pooled)
+            for copy, arriving in self._take(number, lane, "pooled"):
+                assert copy.band is not None
+                found[copy.band] = Pooled(*arriving.take())
+            bands = [found[band] for band in sorted(found)]
+            mine.pooled = Pooled(torch.cat([b.key for b in bands], 2), torch.cat([b.value for b in bands], 2))
+            mine.own_pooled.clear()
+        return mine.pooled
+
+    def begin(self, number: int, lane: int, step: Step) -> None:
+        """Note in the trace that a lane begins a step."""
+        if self._trace is not None:
+            self._trace.append(Event(lane, number, step))
 
     def finish(self, layers: int) -> None:
         """A lane has done all its layers, so many."""
@@ -174,3 +217,38 @@ class Exchange:
 
     def clear(self) -> None:
         self._layers.clear()
+
+    def _layer(self, number: int) -> LayerState:
+        """Call with `_changed` held."""
+        if number not in self._layers:
+            self._layers[number] = LayerState(self.plan.lane_count)
+        return self._layers[number]
+
+    @contextmanager
+    def _publishing(
+        self, number: int, lane: int, step: Step, *, pooled: bool = False
+    ) -> Iterator[tuple[LayerState, tuple[Copy, ...]]]:
+        """The layer, and what the step sends; leaving it tells the other lanes."""
+        with self._changed:
+            yield self._layer(number), copies(self.plan, lane, step, pooled=pooled)
+            self._changed.notify_all()
+
+    def _send(self, number: int, copy: Copy, tensors: tuple[Tensor, ...]) -> None:
+        """Start a copy. Call with `_changed` held."""
+        kind = "text" if copy.kind in ("partial", "merged") else copy.kind
+        self._sent[kind] += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if self._trace is not None:
+            self._trace.append(Event(copy.source, number, copy))
+        self._layer(number).lanes[copy.target].arriving[copy] = self._transfers.start(
+            tensors, self.devices[copy.target]
+        )
+
+    def _take(self, number: int, lane: int, kind: str) -> list[tuple[Copy, Arriving]]:
+        """What has been sent to a lane, of one kind, in order; it is the caller's from here on."""
+        with self._changed:
+            arriving = self._layer(number).lanes[lane].arriving
+            return [(copy, arriving.pop(copy)) for copy in [*arriving] if copy.kind == kind]
+
+    def _arrived(self, number: int, lane: int, kind: str) -> dict[int, tuple[Tensor, ...]]:
+        """What has been sent to a lane, of one kind, by lane."""
+        return {copy.source: arriving.take() for copy, arriving in self._take(number, lane, kind)}

@@ -1,45 +1,49 @@
-"""Work that can stop in the middle and go on later: a function in a thread of its own that takes turns.
+"""Work that can stop in the middle and go on later: a function on a stack of its own, a greenlet, that takes turns.
 
-A fiber runs only between `resume` and its next `pause`, while the thread that resumed it waits. So at most one of
-the two runs at any time, and what they share needs no lock.
+A fiber runs only between `resume` and its next `pause`, in the thread that resumes it. So what it shares with others
+of its thread needs no lock, and a lane of many bands computes in one thread: cuBLAS keeps a workspace of up to 32 MiB
+for each thread and stream.
 
-Threads, because the function that pauses is deep inside the host's own forward: a generator or coroutine can suspend
-only its own frame, not its callers'. Greenlets could, but all greenlets of a thread share what PyTorch keeps for each
-thread (grad and inference mode, dispatch modes, the current CUDA stream), which the host enters around its blocks.
+Greenlets, because the function that pauses is deep inside the host's own forward: a generator or coroutine can suspend
+only its own frame, not its callers'.
 """
 
 from __future__ import annotations
 
 import contextvars
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 Result = TypeVar("Result")
 
+_CANCEL_TRIES = 100
+
 
 class FiberCancelled(BaseException):
     """Raised inside a fiber that is told to end. Not an Exception: nothing that it runs should handle it."""
 
 
-class Fiber(Generic[Result]):
-    """A function of one argument, the fiber itself, which it pauses."""
+class FiberError(RuntimeError):
+    """A fiber paused where it must not, or cannot run here."""
 
-    def __init__(self, function: Callable[[Fiber[Result]], Result], device: torch.device, name: str) -> None:
-        self._function = function
-        self._turn = threading.Semaphore(0)
-        self._back = threading.Semaphore(0)
-        self._cancelled = False
+
+class Fiber(Generic[Result]):
+    """A function of one argument, the fiber itself, which it pauses. All calls come from one thread."""
+
+    def __init__(self, function: Callable[[Fiber[Result]], Result], name: str) -> None:
+        self.name = name
+        self._function: Callable[[Fiber[Result]], Result] | None = function
+        self._context = contextvars.copy_context()
+        self._stack: Any = None  # the greenlet
+        self._resumer: ThreadModes | None = None
+        self._own: ThreadModes | None = None
         self._problem: BaseException | None = None
         self._result: list[Result] = []
         self._place: object = None
-        run, enter = contextvars.copy_context().run, same_mode(device)
-        self._thread = threading.Thread(target=lambda: run(self._run, enter), name=name, daemon=True)
-        self._started = False
 
     @property
     def finished(self) -> bool:
@@ -56,48 +60,118 @@ class Fiber(Generic[Result]):
 
     def resume(self) -> None:
         """Let it run to its next pause or its end. Raises what it raised."""
-        if not self._started:
-            self._started = True
-            self._thread.start()
-        self._turn.release()
-        self._back.acquire()
+        if self._stack is None:
+            self._stack = _greenlets().greenlet(self._run)
+            self._stack.gr_context = self._context
+        self._resumer = ThreadModes.now()
+        if self._own is not None:
+            self._own.enter_from(self._resumer)
+        self._stack.switch()
         if self._problem is not None:
             raise self._problem
 
     def pause(self, place: object) -> None:
-        """Called by the function: stop here until resumed."""
-        self._place = place
-        self._back.release()
-        self._turn.acquire()
-        if self._cancelled:
-            raise FiberCancelled
+        """Called by the function: stop here until resumed.
+
+        Raises FiberError inside inference mode, a dispatch mode or a function mode that the function itself has
+        entered: PyTorch keeps these for the thread, and the other fibers of the thread would run in them.
+        """
+        assert self._resumer is not None
+        own = ThreadModes.now()
+        foreign = own.fixed_difference(self._resumer)
+        if foreign:
+            raise FiberError(
+                f"{self.name} cannot pause at {place}: another node runs FLUX's blocks in {foreign} of its own. "
+                "Remove it, or use one band."
+            )
+        self._place, self._own = place, own
+        self._resumer.enter_from(own)
+        self._stack.parent.switch()
 
     def cancel(self) -> None:
-        """End it where it stands and wait until its thread is gone. Safe at any time, and twice."""
-        if not self._started:
-            return
-        self._cancelled = True
-        self._turn.release()
-        self._thread.join()
+        """End it where it stands. Safe at any time, and twice."""
+        stack, self._function = self._stack, None
+        for _ in range(_CANCEL_TRIES):  # more than once only where the function catches it and pauses again
+            if stack is None or stack.dead:
+                return
+            self._resumer = ThreadModes.now()
+            if self._own is not None:
+                self._own.enter_from(self._resumer)
+            stack.throw(FiberCancelled)
+        raise FiberError(f"{self.name} does not end")
 
-    def _run(self, enter: Callable[[], AbstractContextManager[object]]) -> None:
-        self._turn.acquire()
+    def _run(self) -> None:
+        function, self._function = self._function, None  # and with it the tensors that it holds
         try:
-            if not self._cancelled:
-                with enter():
-                    self._result.append(self._function(self))
+            assert function is not None
+            self._result.append(function(self))
         except FiberCancelled:
             pass
         except BaseException as problem:
             self._problem = problem
         finally:
-            del self._function  # and with it the tensors that it holds
-            self._back.release()
+            del function
+            assert self._resumer is not None
+            self._resumer.enter_from(ThreadModes.now())
+            self._resumer = self._own = None
+
+
+def _greenlets() -> Any:
+    """The package greenlet. ComfyUI's database brings it on most machines, but not on all."""
+    try:
+        import greenlet
+    except ImportError as error:
+        raise FiberError(
+            "Several bands need the Python package greenlet, which is missing: run `pip install greenlet` in ComfyUI's "
+            "environment and start ComfyUI again, or use one band."
+        ) from error
+    return greenlet
+
+
+class ThreadModes:
+    """What PyTorch keeps for a thread, which all fibers of the thread would share."""
+
+    def __init__(self) -> None:
+        self.grad = torch.is_grad_enabled()
+        self.autocast = {device: _autocast(device) for device in ("cpu", "cuda")}
+        self.inference = torch.is_inference_mode_enabled()
+        self.dispatch = tuple(map(id, _get_current_dispatch_mode_stack()))
+        self.functions: int = torch._C._len_torch_function_stack()
+        self.stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+
+    @classmethod
+    def now(cls) -> ThreadModes:
+        return cls()
+
+    def fixed_difference(self, other: ThreadModes) -> str:
+        """The mode that only a with statement can enter and leave, and in which these differ; "" for none."""
+        if self.inference != other.inference:
+            return "an inference mode"
+        if self.dispatch != other.dispatch:
+            return "a dispatch mode"
+        return "a function mode" if self.functions != other.functions else ""
+
+    def enter_from(self, current: ThreadModes) -> None:
+        """Set the modes of this thread, in which `current` are now, to these."""
+        if self.grad != current.grad:
+            torch._C._set_grad_enabled(self.grad)
+        for device, (enabled, dtype) in self.autocast.items():
+            if current.autocast[device] != (enabled, dtype):
+                torch.set_autocast_enabled(device, enabled)
+                torch.set_autocast_dtype(device, dtype)
+                torch.clear_autocast_cache()
+        if self.stream is not None and self.stream != current.stream:
+            torch.cuda.set_stream(self.stream)
+
+
+def _autocast(device: str) -> tuple[bool, torch.dtype]:
+    return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
 
 def same_mode(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
     """PyTorch's thread-local modes as they are here, and the device's stream: to be entered in another thread."""
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    autocast = {kind: _autocast(kind) for kind in ("cpu", "cuda")}
     dispatch = list(_get_current_dispatch_mode_stack())
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
@@ -106,6 +180,9 @@ def same_mode(device: torch.device) -> Callable[[], AbstractContextManager[objec
         stack.enter_context(torch.inference_mode(inference))
         if not inference:
             stack.enter_context(torch.set_grad_enabled(grad))
+        for kind, (enabled, dtype) in autocast.items():
+            if enabled:
+                stack.enter_context(torch.autocast(kind, dtype))
         if stream is not None:
             stack.enter_context(torch.cuda.device(device))
             stack.enter_context(torch.cuda.stream(stream))

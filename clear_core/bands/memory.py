@@ -1,8 +1,8 @@
-"""How much memory a forward takes besides the weights: the stock forward, and one in bands.
+"""How much memory a forward takes besides the model's weights: the stock forward, and one in bands.
 
-Counted by hand from what is alive at the peak, in a single-stream block; `python dev.py bench --memory` computes the
-same with the host's own model: from 4096 px on these are between that and 7% more (at most half a percent less), for
-smaller images up to 22% more.
+Activations are counted by hand from what is alive at the peak, in a single-stream block; `python dev.py bench --memory`
+computes the same with the host's own model: from 4096 px on these are between that and 7% more (at most half a percent
+less), for smaller images up to 22% more. Weights that a lane prepares for a block and cuBLAS's workspace come on top.
 """
 
 from __future__ import annotations
@@ -16,16 +16,27 @@ from .schedule import rows_waiting
 
 _MARGIN = 1.05
 _WORKSPACE = 160 * 2**20  # what a backend gathers and what it answers for one band at a time
+MATRIX_WORKSPACE = 32 * 2**20
+"""What cuBLAS takes for a thread and stream that multiply matrices, in bytes, on sm_90 and newer. A lane is one."""
+OLDER_MATRIX_WORKSPACE = 8320 * 2**10
+"""The same before sm_90."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """channels: hidden size; FLUX.1 has 3072, heads of 128, an MLP of four times the width."""
+    """channels: hidden size; FLUX.1 has 3072, heads of 128, an MLP of four times the width.
+
+    prepared: blocks whose weights a lane holds a second time, in the activations' type: 0 where they are used as they
+    lie on the device, 1 where they are cast, one more where the next block's are transferred meanwhile.
+    matrix_workspace: bytes.
+    """
 
     channels: int = CHANNELS
     head_dim: int = HEAD_DIM
     mlp_ratio: float = 4.0
     element_size: int = 2
+    prepared: int = 1
+    matrix_workspace: int = MATRIX_WORKSPACE
 
     @property
     def token(self) -> int:
@@ -43,6 +54,19 @@ class ModelShape:
         first half), q and k normalised, both again after RoPE, and a copy of v."""
         return round((3 + self.mlp_ratio + 4 + 1) * self.token)
 
+    @property
+    def block(self) -> int:
+        """Bytes of the weights of a double-stream block, the larger kind, in the activations' type.
+
+        Text and image each: modulation 6 c x c, query, key, value and output 4, the MLP 2 mlp_ratio.
+        """
+        return round(2 * (6 + 4 + 2 * self.mlp_ratio) * self.channels) * self.token
+
+    @property
+    def fixed(self) -> int:
+        """Bytes that a lane takes whatever the image's size."""
+        return self.prepared * self.block + self.matrix_workspace
+
 
 def stock_bytes(image: Grid, text: int, shape: ModelShape, batch: int = 1) -> int:
     """Peak of the host's own forward, the attention's workspace not counted: 24.4 GiB at 8192 x 8192."""
@@ -57,7 +81,12 @@ def banded_bytes(plan: BandPlan, text: int, shape: ModelShape, batch: int = 1) -
 
 
 def lane_bytes(plan: BandPlan, lane: int, text: int, shape: ModelShape, batch: int = 1) -> int:
-    """Peak of a forward in bands on one lane, in bytes."""
+    """Peak of a forward in bands on one lane, in bytes: activations, prepared weights, workspaces."""
+    return activation_bytes(plan, lane, text, shape, batch) + shape.fixed
+
+
+def activation_bytes(plan: BandPlan, lane: int, text: int, shape: ModelShape, batch: int = 1) -> int:
+    """What of `lane_bytes` depends on the image: the activations and what a backend gathers."""
     width, mine = plan.image.width, plan.bands_of(lane)
     tokens = sum(len(plan.bands[band]) for band in mine) * width + text
     kept = tokens * (shape.token + shape.positions)

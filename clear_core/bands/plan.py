@@ -72,13 +72,15 @@ class BandPlan:
         return tuple(every if self.together else tuple(sorted(needed)) for needed in self.needs)
 
     @cached_property
-    def users(self) -> tuple[frozenset[int], ...]:
-        """For each band the lanes that need its keys."""
-        needed_by = [set[int]() for _ in self.bands]
+    def sends(self) -> tuple[dict[int, Band], ...]:
+        """For each band the other lanes that need its keys, and of which rows: the inverse of `needs`."""
+        sends = [dict[int, Band]() for _ in self.bands]
         for needed, lane in zip(self.needs, self.lanes, strict=True):
-            for band in needed:
-                needed_by[band].add(lane)
-        return tuple(frozenset(lanes) for lanes in needed_by)
+            for band, rows in needed.items():
+                if self.lanes[band] != lane:
+                    known = sends[band].get(lane, rows)
+                    sends[band][lane] = Band(min(known.start, rows.start), max(known.stop, rows.stop))
+        return tuple(sends)
 
     @cached_property
     def borders(self) -> tuple[tuple[int, ...], ...]:

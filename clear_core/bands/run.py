@@ -1,8 +1,9 @@
 """One forward of the model in bands that exchange keys and values layer by layer.
 
-The workers are fibers, each inside the host's own forward: one for the replicated tokens (text and reference images,
-on lane 0), one for each band of image rows. A worker pauses where a block begins and where it attends. A lane runs its
-workers one at a time, in the order of its `schedule`; lanes run at the same time, each in a thread of its own.
+The workers are fibers, each inside the host's own forward: on every lane one for the replicated tokens (text and
+reference images), and one for each band of image rows. A worker pauses where a block begins and where it attends.
+A lane runs its workers one at a time, in the order of its `schedule`; lanes run at the same time, each in a thread of
+its own.
 """
 
 from __future__ import annotations
@@ -15,28 +16,48 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .exchange import OUT_OF_STEP, Exchange, OutOfStep, Stopped, Traffic
+from .exchange import OUT_OF_STEP, Event, Exchange, OutOfStep, Stopped, Traffic
 from .fibers import Fiber, same_mode
 from .plan import BandPlan
-from .schedule import Attend, AttendReplicated, Publish, PublishPartial, PublishReplicated, Step, schedule
+from .schedule import Attend, AttendReplicated, MergePartial, Publish, PublishPartial, Step, schedule
+from .transfer import Transfers
 from .workers import BandWorker, ReplicatedWorker, TextMerge
+
+AroundLayer = Callable[[int, int], AbstractContextManager[object]]
+"""Entered by a lane around what all its workers do in one layer: called with the lane and the layer, -1 for what comes
+before the first block. The last layer includes what comes after the last block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forwards:
-    """The model's forward, to be run by a worker: of the replicated tokens, and of one band."""
+    """The model's forward, to be run by a worker: of the replicated tokens, and of one band.
+
+    around_layer: where a lane prepares what its workers share, such as the weights of a block.
+    """
 
     replicated: Callable[[ReplicatedWorker], Tensor]
     band: Callable[[BandWorker], Tensor]
+    around_layer: AroundLayer = lambda lane, layer: nullcontext()
 
 
 class BandedForward:
     """One forward in bands. Make it and `run` it."""
 
-    def __init__(self, plan: BandPlan, devices: Sequence[torch.device], text_merge: TextMerge = "exact") -> None:
-        """devices: one for each lane."""
+    def __init__(
+        self,
+        plan: BandPlan,
+        devices: Sequence[torch.device],
+        text_merge: TextMerge = "exact",
+        *,
+        transfers: Transfers | None = None,
+        trace: list[Event] | None = None,
+    ) -> None:
+        """devices: one for each lane. transfers: the streams of copies between them, kept from forward to forward.
+
+        trace: a list that is given each lane's steps and copies, in the lane's order.
+        """
         self.plan = plan
-        self._exchange = Exchange(plan, devices)
+        self._exchange = Exchange(plan, devices, transfers, trace)
         self._text_merge: TextMerge = text_merge
 
     @property
@@ -80,36 +101,39 @@ class BandedForward:
 
 
 class _Lane:
-    """The bands of one lane, one at a time; lane 0 has the replicated tokens too."""
+    """The replicated tokens and the bands of one lane, one at a time."""
 
     def __init__(self, exchange: Exchange, number: int, text_merge: TextMerge, forwards: Forwards) -> None:
         self.number = number
         self.outputs: list[Tensor] = []
         self._exchange = exchange
+        self._around = forwards.around_layer
         self._schedule = schedule(exchange.plan, number)
+        text = ReplicatedWorker(exchange, number, text_merge)
+        self._replicated = text.start(lambda: forwards.replicated(text), "the text")
         self._bands: dict[int, Fiber[Tensor]] = {}
-        self._replicated: Fiber[Tensor] | None = None
         for step in self._schedule:
-            if isinstance(step, PublishReplicated):
-                text = ReplicatedWorker(exchange, number, text_merge)
-                self._replicated = text.start(lambda text=text: forwards.replicated(text), "clear-text")
-            elif isinstance(step, Attend):
+            if isinstance(step, Attend):
                 band = BandWorker(exchange, number, step, text_merge)
-                self._bands[step.band] = band.start(lambda band=band: forwards.band(band), f"clear-band-{step.band}")
+                self._bands[step.band] = band.start(lambda band=band: forwards.band(band), f"band {step.band}")
 
     def run(self) -> int:
         """Until every worker has finished; the number of attention layers."""
-        workers = [*([self._replicated] if self._replicated is not None else []), *self._bands.values()]
+        workers = [self._replicated, *self._bands.values()]
         try:
-            for fiber in workers:
-                fiber.resume()  # as far as its first block
+            with self._around(self.number, -1):
+                for fiber in workers:
+                    fiber.resume()  # as far as its first block
             number = 0
             while self._running(workers):
-                for step in self._schedule:
-                    self._exchange.wait(number, step)
-                    self._execute(step, number)
+                with self._around(self.number, number):
+                    for step in self._schedule:
+                        self._exchange.wait(number, step)
+                        self._exchange.begin(number, self.number, step)
+                        self._execute(step, number)
                 number += 1
-            self.outputs = [fiber.take_result() for fiber in self._bands.values()]
+            self._replicated.take_result()
+            self.outputs = [self._bands[band].take_result() for band in sorted(self._bands)]
             return number
         finally:
             for fiber in workers:
@@ -123,21 +147,21 @@ class _Lane:
 
     def _execute(self, step: Step, number: int) -> None:
         if isinstance(step, Publish):
-            self._to_attention(self._bands[step.band], number)
+            self._to(("attention", number), self._bands[step.band])
         elif isinstance(step, Attend):
             self._bands[step.band].resume()
         elif isinstance(step, PublishPartial):
-            with self._exchange.layer(number) as layer:
-                layer.lanes_done.add(step.lane)
+            self._exchange.publish_partial(number, step.lane)
+        elif isinstance(step, MergePartial):
+            self._to(("merged", number), self._replicated)
+        elif isinstance(step, AttendReplicated):
+            self._replicated.resume()
         else:
-            assert self._replicated is not None
-            if isinstance(step, AttendReplicated):
-                self._replicated.resume()
-            else:
-                self._to_attention(self._replicated, number)
+            self._to(("attention", number), self._replicated)
 
-    def _to_attention(self, fiber: Fiber[Tensor], number: int) -> None:
+    def _to(self, place: tuple[str, int], fiber: Fiber[Tensor]) -> None:
+        """Run a worker to where it must pause next."""
         fiber.resume()
-        if fiber.finished or fiber.place != ("attention", number):
+        if fiber.finished or fiber.place != place:
             where = "the end" if fiber.finished else fiber.place
-            raise OutOfStep(OUT_OF_STEP.format(f"attention {number} expected, now at {where}"))
+            raise OutOfStep(OUT_OF_STEP.format(f"{place[0]} {place[1]} expected, now at {where}"))

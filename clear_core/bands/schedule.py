@@ -1,30 +1,35 @@
 """The order of work of one lane in one attention layer, as data: `schedule(plan, lane)`.
 
-A lane takes its bands from top to bottom, as a line buffer does. Before a band attends, the bands that its window
-reaches must have published their keys and values; after it, the lane releases what it no longer needs. Bands that
-another lane waits for publish first. Two lanes of two bands each, a window that reaches one band:
+A lane publishes first what other lanes wait for, attends its interior while those halos travel, and attends last
+the bands that need rows of other lanes. Its interior goes from top to bottom, as through a line buffer: a band
+publishes when the next one to attend needs it. Every lane has a copy of the replicated tokens (text, references);
+their partial attention over the rows of each lane is summed up by an all-reduce of (out, log-sum-exp), which starts
+when the lane's last band has published. Two lanes of three bands each, a window that reaches one band:
 
-    lane 0   replicated | publish 1 | publish 0, attend 0 | attend 1 (awaits 2) | partial | attend replicated
-    lane 1              | publish 2 | publish 3, attend 2 (awaits 1) | attend 3  | partial
+    lane 0   replicated, publish 2, 0, 1, partial | attend 0, 1 | attend 2 (awaits 3) | merge | attend replicated
+    lane 1   replicated, publish 3, 4, 5, partial | attend 4, 5 | attend 3 (awaits 2) | merge | attend replicated
 
-`run` executes it; nothing else decides the order.
+`run` executes it, and `simulate` replays it with given times; nothing else decides the order. `copies` is what leaves
+a lane after a step.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from ..layout import Band
 from .plan import BandPlan
 
 
 @dataclass(frozen=True, slots=True)
 class PublishReplicated:
-    """Compute the replicated tokens (text, references) up to their attention and publish query, key and value."""
+    """Compute the replicated tokens (text, references) up to their attention; every lane does, for itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Compute a band up to its attention and publish its keys and values."""
+    """Compute a band up to its attention, publish its keys and values, and let the replicated tokens attend to them."""
 
     band: int
 
@@ -33,7 +38,7 @@ class Publish:
 class Attend:
     """Let a band attend and finish its block.
 
-    awaits: bands, of any lane, that must have published; so must the replicated tokens.
+    awaits: bands, of any lane, that must have published.
     releases: bands whose keys and values this lane does not need any more once this band has gathered its own.
     """
 
@@ -50,18 +55,42 @@ class PublishPartial:
 
 
 @dataclass(frozen=True, slots=True)
+class MergePartial:
+    """Merge what all lanes have published of this lane's share of the replicated tokens, and publish the result."""
+
+    lane: int
+    awaits: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AttendReplicated:
-    """Merge the partial attention of the lanes it awaits, and finish the block of the replicated tokens."""
+    """Join the shares that all lanes have merged, and finish the block of the replicated tokens."""
 
     awaits: tuple[int, ...]
 
 
-Step = PublishReplicated | Publish | Attend | PublishPartial | AttendReplicated
+Step = PublishReplicated | Publish | Attend | PublishPartial | MergePartial | AttendReplicated
+
+CopyKind = Literal["halo", "pooled", "partial", "merged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What one lane sends to another: rows of a band's keys and values, its pooled ones, or a share of the text.
+
+    band: None for the replicated tokens. rows: of a halo.
+    """
+
+    kind: CopyKind
+    source: int
+    target: int
+    band: int | None = None
+    rows: Band | None = None
 
 
 def schedule(plan: BandPlan, lane: int) -> tuple[Step, ...]:
     """The steps of one lane in one layer, in order; the same in every layer."""
-    steps: list[Step] = [PublishReplicated()] if lane == 0 else []
+    steps: list[Step] = [PublishReplicated()]
     mine, published = plan.bands_of(lane), set[int]()
 
     def publish(bands: tuple[int, ...]) -> None:
@@ -69,17 +98,38 @@ def schedule(plan: BandPlan, lane: int) -> tuple[Step, ...]:
             if plan.lanes[band] == lane and band not in published:
                 published.add(band)
                 steps.append(Publish(band))
+                if len(published) == len(mine):
+                    steps.append(PublishPartial(lane))
 
-    last_user = {other: band for band in mine for other in plan.needs[band]}
+    border = {band for band in mine if any(plan.lanes[other] != lane for other in plan.awaits[band])}
+    order = [*(band for band in mine if band not in border), *(band for band in mine if band in border)]
+    last_user = {other: band for band in order for other in plan.needs[band]}
     publish(plan.borders[lane])
-    for band in mine:
+    for band in order:
         publish(plan.awaits[band])
         releases = tuple(other for other in plan.needs[band] if last_user[other] == band)
         steps.append(Attend(band, plan.awaits[band], releases))
-    steps.append(PublishPartial(lane))
-    if lane == 0:
-        steps.append(AttendReplicated(tuple(range(plan.lane_count))))
-    return tuple(steps)
+    everyone = tuple(range(plan.lane_count))
+    return (*steps, MergePartial(lane, everyone), AttendReplicated(everyone))
+
+
+def copies(plan: BandPlan, lane: int, step: Step, *, pooled: bool) -> tuple[Copy, ...]:
+    """What a lane sends after a step, in order. pooled: whether the layer's bands have pooled keys and values."""
+    others = [other for other in range(plan.lane_count) if other != lane]
+    if isinstance(step, Publish):
+        band = step.band
+        halos = [Copy("halo", lane, target, band, rows) for target, rows in plan.sends[band].items()]
+        return (*halos, *(Copy("pooled", lane, target, band) for target in others if pooled))
+    if isinstance(step, PublishPartial):
+        return tuple(Copy("partial", lane, target) for target in others)
+    if isinstance(step, MergePartial):
+        return tuple(Copy("merged", lane, target) for target in others)
+    return ()
+
+
+def share_of_rows(rows: int, lanes: int, lane: int) -> slice:
+    """The rows of the replicated tokens whose partial attention a lane merges; the shares of all lanes are all rows."""
+    return slice(rows * lane // lanes, rows * (lane + 1) // lanes)
 
 
 def rows_waiting(plan: BandPlan, lane: int) -> int:

@@ -53,8 +53,9 @@ def test_a_band_needs_the_rows_that_its_window_reaches(
         assert sorted(got) == sorted(wanted)
         assert set(plan.needs[index]) <= set(plan.awaits[index])
         assert not together or len(plan.awaits[index]) == len(bands)
-    for band, lanes_of_users in enumerate(plan.users):
-        assert lanes_of_users == {plan.lanes[other] for other, needed in enumerate(plan.needs) if band in needed}
+    for band, sends in enumerate(plan.sends):
+        users = {plan.lanes[other] for other, needed in enumerate(plan.needs) if band in needed}
+        assert set(sends) == users - {plan.lanes[band]}
     for lane in range(plan.lane_count):
         others = {b for i in range(len(bands)) if plan.lanes[i] != lane for b in plan.awaits[i]}
         assert set(plan.borders[lane]) == others & set(plan.bands_of(lane))
@@ -91,10 +92,10 @@ def test_a_plan_in_full() -> None:
     assert plan.needs[2] == {1: Band(6, 8), 2: Band(8, 12), 3: Band(12, 14)}
     assert plan.awaits == ((0, 1), (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4))
     # Keys of bands 2 and 3 lie within two rows of the border between the lanes.
-    assert plan.users == ({0}, {0}, {0, 1}, {0, 1}, {1})
+    assert plan.sends == ({}, {}, {1: Band(10, 12)}, {0: Band(12, 14)}, {})
     assert plan.borders == ((2,), (3,))
     together = BandPlan(plan.image, plan.bands, plan.lanes, plan.window, together=True)
-    assert together.needs == plan.needs and together.users == plan.users
+    assert together.needs == plan.needs and together.sends == plan.sends
     assert together.awaits == ((0, 1, 2, 3, 4),) * 5
     assert together.borders == ((0, 1, 2), (3, 4))
 

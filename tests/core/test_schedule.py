@@ -11,14 +11,18 @@ from clear_core.bands.plan import BandPlan
 from clear_core.bands.schedule import (
     Attend,
     AttendReplicated,
+    Copy,
+    MergePartial,
     Publish,
     PublishPartial,
     PublishReplicated,
     Step,
+    copies,
     rows_waiting,
     schedule,
+    share_of_rows,
 )
-from clear_core.layout import Grid
+from clear_core.layout import Band, Grid
 from clear_core.window import Window
 
 
@@ -40,48 +44,60 @@ class Replay:
     def __init__(self, plan: BandPlan) -> None:
         self.plan = plan
         self.left = [list(schedule(plan, lane)) for lane in range(plan.lane_count)]
-        self.replicated = self.finished = False
+        self.replicated: set[int] = set()  # lanes
+        self.finished: set[int] = set()
         self.published: set[int] = set()
         self.attended: list[int] = []
-        self.kept: dict[int, set[int]] = {}  # by band, the lanes that have not released its keys
-        self.partial: set[int] = set()
+        self.kept: dict[int, dict[int, Band]] = {lane: {} for lane in range(plan.lane_count)}  # rows, by band
+        self.shares: dict[str, set[tuple[int, int]]] = {"partial": set(), "merged": set()}  # source and target
 
     def ready(self, lane: int) -> bool:
         if not self.left[lane]:
             return False
         step = self.left[lane][0]
         if isinstance(step, Attend):
-            return self.replicated and self.published >= set(step.awaits)
-        return not isinstance(step, AttendReplicated) or self.partial >= set(step.awaits)
+            return self.published >= set(step.awaits)
+        kind = {MergePartial: "partial", AttendReplicated: "merged"}.get(type(step))
+        return kind is None or all((other, lane) in self.shares[kind] for other in step.awaits)
 
     def step(self, lane: int) -> Step:
         step = self.left[lane].pop(0)
         if isinstance(step, PublishReplicated):
-            assert lane == 0
-            self.replicated = True
+            self.replicated.add(lane)
         elif isinstance(step, Publish):
             assert self.plan.lanes[step.band] == lane
             assert step.band not in self.published
+            assert lane in self.replicated, "the text attends to the band"
             self.published.add(step.band)
-            self.kept[step.band] = set(self.plan.users[step.band])
+            self.kept[lane][step.band] = self.plan.bands[step.band]
         elif isinstance(step, Attend):
             self._attend(step, lane)
         elif isinstance(step, PublishPartial):
             assert step.lane == lane
-            assert set(self.plan.bands_of(lane)) <= set(self.attended)
-            self.partial.add(lane)
+            assert set(self.plan.bands_of(lane)) <= self.published
+            self.shares["partial"].add((lane, lane))
+        elif isinstance(step, MergePartial):
+            self.shares["merged"].add((lane, lane))
         else:
-            assert sorted(self.attended) == list(range(len(self.plan.bands)))
-            self.finished = True
+            self.finished.add(lane)
+        for copy in copies(self.plan, lane, step, pooled=False):
+            assert copy.source == lane != copy.target
+            if copy.band is not None:
+                assert copy.rows is not None
+                self.kept[copy.target][copy.band] = copy.rows
+            else:
+                self.shares[copy.kind].add((lane, copy.target))
         return step
 
     def _attend(self, step: Attend, lane: int) -> None:
         assert step.band in self.published
         assert self.plan.lanes[step.band] == lane
-        for needed in self.plan.needs[step.band]:
-            assert lane in self.kept[needed], "its keys were released too early"
+        for needed, rows in self.plan.needs[step.band].items():
+            have = self.kept[lane][needed]
+            assert have.start <= rows.start
+            assert rows.stop <= have.stop
         for band in step.releases:
-            self.kept[band].remove(lane)
+            del self.kept[lane][band]
         self.attended.append(step.band)
 
 
@@ -92,8 +108,8 @@ def test_any_interleaving_of_the_lanes_comes_to_an_end(plan: BandPlan, order: ra
         ready = [lane for lane in range(plan.lane_count) if replay.ready(lane)]
         assert ready, f"deadlock before {[left[:1] for left in replay.left]}"
         replay.step(order.choice(ready))
-    assert replay.finished
-    assert len(replay.attended) == len(plan.bands)
+    assert replay.finished == set(range(plan.lane_count))
+    assert sorted(replay.attended) == list(range(len(plan.bands)))
     assert not any(replay.kept.values()), "keys that nobody released"
 
 
@@ -117,6 +133,46 @@ def test_bands_that_other_lanes_await_publish_first(plan: BandPlan) -> None:
 
 
 @given(plan=plans())
+def test_what_needs_no_other_lane_attends_before_what_does(plan: BandPlan) -> None:
+    for lane in range(plan.lane_count):
+        foreign = [
+            any(plan.lanes[other] != lane for other in step.awaits)
+            for step in schedule(plan, lane)
+            if isinstance(step, Attend)
+        ]
+        assert foreign == sorted(foreign)
+
+
+@given(plan=plans())
+def test_the_texts_shares_leave_as_soon_as_the_last_band_has_published(plan: BandPlan) -> None:
+    for lane in range(plan.lane_count):
+        steps = schedule(plan, lane)
+        last = max(index for index, step in enumerate(steps) if isinstance(step, Publish))
+        assert steps[last + 1] == PublishPartial(lane)
+
+
+@given(plan=plans())
+def test_sends_are_the_inverse_of_needs(plan: BandPlan) -> None:
+    sent = {
+        (band, lane): set(range(rows.start, rows.stop))
+        for band, sends in enumerate(plan.sends)
+        for lane, rows in sends.items()
+    }
+    needed: dict[tuple[int, int], set[int]] = {}
+    for band, lane in enumerate(plan.lanes):
+        for other, rows in plan.needs[band].items():
+            if plan.lanes[other] != lane:
+                needed.setdefault((other, lane), set()).update(range(rows.start, rows.stop))
+    assert sent == needed
+
+
+@given(rows=st.integers(0, 50), lanes=st.integers(1, 9))
+def test_the_shares_of_all_lanes_are_all_rows(rows: int, lanes: int) -> None:
+    shares = [share_of_rows(rows, lanes, lane) for lane in range(lanes)]
+    assert [row for share in shares for row in range(rows)[share]] == list(range(rows))
+
+
+@given(plan=plans())
 def test_a_lane_holds_no_more_bands_than_the_window_reaches(plan: BandPlan) -> None:
     """Besides the borders for other lanes: a band publishes only when the next one to attend awaits it."""
     for lane in range(plan.lane_count):
@@ -136,24 +192,33 @@ def test_a_lane_holds_no_more_bands_than_the_window_reaches(plan: BandPlan) -> N
 
 
 def test_the_example_in_the_documentation() -> None:
-    plan = BandPlan.cut(Grid(16, 4), 4, Window(5), shares=(1.0, 1.0))
+    plan = BandPlan.cut(Grid(24, 4), 6, Window(5), shares=(1.0, 1.0))
     assert schedule(plan, 0) == (
         PublishReplicated(),
-        Publish(1),
+        Publish(2),
         Publish(0),
-        Attend(0, (0, 1), ()),
-        Attend(1, (0, 1, 2), (0, 1, 2)),
+        Publish(1),
         PublishPartial(0),
+        Attend(0, (0, 1), ()),
+        Attend(1, (0, 1, 2), (0,)),
+        Attend(2, (1, 2, 3), (1, 2, 3)),
+        MergePartial(0, (0, 1)),
         AttendReplicated((0, 1)),
     )
     assert schedule(plan, 1) == (
-        Publish(2),
+        PublishReplicated(),
         Publish(3),
-        Attend(2, (1, 2, 3), (1,)),
-        Attend(3, (2, 3), (2, 3)),
+        Publish(4),
+        Publish(5),
         PublishPartial(1),
+        Attend(4, (3, 4, 5), ()),
+        Attend(5, (4, 5), (5,)),
+        Attend(3, (2, 3, 4), (2, 3, 4)),
+        MergePartial(1, (0, 1)),
+        AttendReplicated((0, 1)),
     )
-    assert (rows_waiting(plan, 0), rows_waiting(plan, 1)) == (8, 8)
+    assert copies(plan, 0, Publish(2), pooled=False) == (Copy("halo", 0, 1, 2, Band(8, 12)),)
+    assert (rows_waiting(plan, 0), rows_waiting(plan, 1)) == (12, 12)
 
 
 def test_one_lane_of_thin_bands_streams_through_the_image() -> None:

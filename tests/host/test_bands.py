@@ -464,8 +464,8 @@ def test_what_crosses_between_devices_is_the_halo_and_the_text(
     forwards: list[Any] = []
 
     class Watched(module.BandedForward):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
             forwards.append(self)
 
     monkeypatch.setattr(module, "BandedForward", Watched)
@@ -476,9 +476,9 @@ def test_what_crosses_between_devices_is_the_halo_and_the_text(
     copied = [y for mine in lanes for y in range(24) if y not in mine and any(abs(y - z) < radius for z in mine)]
     # Each a row of keys and one of values.
     assert banded.traffic.halo == layers * len(copied) * 2 * width * channels * size
-    # There: query, key and value. Back: out in float32 and its log-sum-exp, one for each of two heads.
-    there, back = 3 * text * channels * size, text * (channels + 2) * 4
-    assert banded.traffic.text == layers * (devices - 1) * (there + back)
+    # An all-reduce: out in float32 and its log-sum-exp, one for each of two heads, then the merged shares.
+    partial, merged = text * (channels + 2) * 4, text * channels * size
+    assert banded.traffic.text == layers * (devices - 1) * (partial + merged)
     assert banded.traffic.pooled == 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.model_management
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ....clear_core.bands.plan import BandPlan
 from ....clear_core.bands.run import BandedForward
+from ....clear_core.bands.transfer import Transfers
 from ...options.bands import BandSettings
 from ...options.clear import ClearSettings
 from ..attention_call import BANDS, FRAME, SETTINGS, Frame
@@ -22,9 +23,10 @@ from ..flux_model import CHROMA, transformer_of
 from ..forward_args import ForwardArgs
 from ..node_text import node_text_sender
 from .cut import CutForward
-from .memory import fitting_count, free_bytes, shape_for_estimate, shape_of
+from .memory import fitting_count, free_bytes, is_offloaded, replica_needs, shape_for_estimate, shape_of
 from .progress import StartProgress, band_progress
 from .replicas import Lane, Replicas, preflight
+from .weights import BlockWeights
 
 _log = logging.getLogger("clear-attention")
 
@@ -75,12 +77,20 @@ def _forward_wrapper(bands: _Bands) -> Callable[..., Any]:
 
 def _prepare_wrapper(settings: BandSettings, replicas: Replicas) -> Callable[..., Any]:
     def clear_prepare(executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
-        out = executor(model, shape_for_estimate(model, noise_shape, settings), conds, *args, **kwargs)
+        # Before the host loads the model: it may have to unload it to copy it, and a copy is made in main memory.
         made = replicas.prepare(model)
+        flux, home = model.get_model_object("diffusion_model"), torch.device(model.load_device)
+        lanes = replicas.lanes(flux, home)
+        out = executor(model, shape_for_estimate(model, noise_shape, settings, lanes), conds, *args, **kwargs)
         if made:
-            comfy.model_management.load_models_gpu(made)
-            flux, home = model.get_model_object("diffusion_model"), torch.device(model.load_device)
-            _log.info("CLEAR Multi-GPU: %s", preflight(replicas.lanes(flux, home)))
+            needs = replica_needs(model, noise_shape, settings, lanes)
+            for device, replica in made.items():
+                need = needs.get(device, 0)
+                # As the host does it: room for two latents where there is some, for one in any case.
+                comfy.model_management.load_models_gpu(
+                    [replica], memory_required=2 * need, minimum_memory_required=need
+                )
+            _log.info("CLEAR Multi-GPU: %s", preflight(lanes))
         return out
 
     return clear_prepare
@@ -94,6 +104,8 @@ class _Bands:
     replicas: Replicas
     show: Callable[[str], None]
     progress: StartProgress | None
+    transfers: Transfers = field(default_factory=Transfers)
+    weights: BlockWeights = field(default_factory=BlockWeights)
 
     def run(self, executor: Any, given: ForwardArgs) -> Tensor:
         """One forward of the model."""
@@ -109,8 +121,9 @@ class _Bands:
         blocks = len(flux.double_blocks) + len(flux.single_blocks)
         block_done = self.progress(plan, blocks) if self.progress is not None else None
         self.replicas.follow_hooks()
-        banded = BandedForward(plan, [lane.device for lane in lanes], self.settings.text_merge)
-        forward = CutForward(executor, given, frame, lanes, block_done)
+        devices = [lane.device for lane in lanes]
+        banded = BandedForward(plan, devices, self.settings.text_merge, transfers=self.transfers)
+        forward = CutForward(executor, given, frame, lanes, self.weights, block_done)
         # Workers that take turns are beyond torch.compile; it would try, and give up on each of them.
         run: Any = torch.compiler.disable(forward.run)
         out = run(banded)
@@ -128,7 +141,9 @@ class _Bands:
 
         if self.settings.bands:
             return plan_of(self.settings.bands)
-        shape, (text, batch) = shape_of(flux, given.x.element_size()), (given.context.shape[1], given.x.shape[0])
+        offloaded = any(is_offloaded(lane.patcher) for lane in lanes)
+        shape = shape_of(flux, given.x.element_size(), given.x.device, offloaded=offloaded)
+        text, batch = given.context.shape[1], given.x.shape[0]
         return plan_of(fitting_count(plan_of, len(lanes), free_bytes(lanes), text, shape, batch))
 
     def _text(self, banded: BandedForward, lanes: Sequence[Lane], missing: Sequence[str]) -> str:
@@ -138,12 +153,26 @@ class _Bands:
         rows = f"{heights[0]}" if len(heights) == 1 else f"{heights[0]} to {heights[-1]}"
         devices = ", ".join(str(lane.device) for lane in lanes[: plan.lane_count])
         lines = [f"{len(plan.bands)} bands of {rows} rows of tokens on {devices}"]
+        if any(_scales_its_input(module) for lane in lanes[:1] for module in lane.flux.modules()):
+            lines.append(_SCALED_BY_BAND)
         if missing:
             lines.append(f"not in this machine: {', '.join(missing)}")
         if plan.lane_count > 1:
             sent, merge = banded.traffic.total / 2**20, self.settings.text_merge
             lines.append(f"{sent:.1f} MB exchanged between devices in each step; text_merge: {merge}")
         return "\n".join(lines)
+
+
+_SCALED_BY_BAND = (
+    "layers that quantise their input take its scale from each band: the image differs from the one without bands by "
+    "the format's rounding"
+)
+
+
+def _scales_its_input(layer: Any) -> bool:
+    """Whether a layer quantises its input by the largest value that it finds there (newer hosts' mixed precision)."""
+    quantised = getattr(layer, "layout_type", None) is not None and not getattr(layer, "_full_precision_mm", True)
+    return quantised and getattr(layer, "input_scale", None) is None
 
 
 def _once(show: Callable[[str], None]) -> Callable[[str], None]:

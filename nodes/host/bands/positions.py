@@ -6,9 +6,9 @@ positions by the image's size does what it would do without bands.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from comfy.ldm.flux.layers import EmbedND
 from torch import Tensor
 
 from ..forward_args import ForwardArgs
+from ..node_text import origin_of
 
 Patch = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -29,7 +30,9 @@ class Positions:
 
     def __init__(self, text: Tensor, image: Tensor) -> None:
         self.text, self.image = text, image
-        self._worker = threading.local()  # each worker is a thread of its own
+        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {text.device: (text, image)}
+        # A worker's part. Each worker is a fiber with context variables of its own.
+        self._part: ContextVar[tuple[list[slice], Tensor]] = ContextVar("part of the positions")
 
     @classmethod
     def of(cls, forward: Callable[..., Any], given: ForwardArgs) -> Positions:
@@ -42,36 +45,46 @@ class Positions:
 
         with suppress(_PositionsKnown):
             given.replaced(control=None, transformer_options=after_post_input(given.options, stop)).call(forward)
+        if not found:
+            raise ValueError(
+                "CLEAR cannot cut the image into bands: this model's forward does not ask for its positions through "
+                f"ComfyUI's `post_input` patches. It comes from {_inner_origin(forward)}. Remove the node that brings "
+                "it, or use one band."
+            )
         return found[0]
 
-    def take(self, spans: list[slice]) -> None:
-        """Call in a worker's thread: the image tokens that it has."""
-        self._worker.spans = spans
-        self._worker.ids = torch.cat([self.image[:, span] for span in spans], dim=1)
+    def take(self, spans: list[slice], device: torch.device) -> None:
+        """Call in a worker's fiber, inside `embedded`: the image tokens that it has."""
+        _, image = self._on[device]
+        self._part.set((spans, torch.cat([image[:, span] for span in spans], dim=1)))
 
     def place(self, args: dict[str, Any]) -> dict[str, Any]:
         """A `post_input` patch that gives a worker its own positions."""
-        ids: Tensor = self._worker.ids
+        _, ids = self._part.get()
         if args["img"].shape[1] != ids.shape[1]:
             raise ValueError(
                 f"CLEAR cannot cut the image into bands: another node changes the number of image tokens "
                 f"({args['img'].shape[1]} instead of {ids.shape[1]}). Remove it, or use one band."
             )
-        device, text = args["img"].device, args["txt"].shape[1]
-        return {**args, "img_ids": ids.to(device), "txt_ids": self.text[:, :text].to(device)}
+        text, _ = self._on[ids.device]
+        return {**args, "img_ids": ids, "txt_ids": text[:, : args["txt"].shape[1]]}
 
     @contextmanager
-    def embedded(self, models: Sequence[Any]) -> Iterator[None]:
-        """For the time of a forward, where another node replaced the position embedder: ask it once, then cut.
+    def embedded(self, lanes: Sequence[tuple[Any, torch.device]]) -> Iterator[None]:
+        """For the time of a forward: positions on every device, and those that another node's embedder makes of them.
 
-        It may derive its scale from the span of the positions that it is given (DyPE does).
-        models: the transformers that run, the one on the input's device first.
+        Such an embedder is asked once for the complete image: it may derive its scale from the span of the positions
+        that it is given (DyPE does). lanes: each lane's transformer and device, the one on the input's device first.
         """
+        for _, device in lanes:
+            if device not in self._on:
+                self._on[device] = self.text.to(device), self.image.to(device)
+        models = [flux for flux, _ in lanes]
         own = models[0].pe_embedder
         if type(own) is EmbedND:
             yield
             return
-        cut = _CutEmbedder(own(torch.cat((self.text, self.image), dim=1)), self.text.shape[1], self._worker)
+        cut = _CutEmbedder(own(torch.cat((self.text, self.image), dim=1)), self.text.shape[1], self._part)
         before = {id(model): (model, model.pe_embedder) for model in models}.values()
         try:
             for model, _ in before:
@@ -85,15 +98,20 @@ class Positions:
 class _CutEmbedder(torch.nn.Module):
     """Stands in for a model's embedder: the complete image's embedding, cut for each worker."""
 
-    def __init__(self, complete: Tensor, text: int, worker: threading.local) -> None:
+    def __init__(self, complete: Tensor, text: int, part: ContextVar[tuple[list[slice], Tensor]]) -> None:
         super().__init__()
-        self._complete, self._text, self._worker = complete, text, worker
+        self._complete, self._text, self._part = complete, text, part
 
     def forward(self, ids: Tensor) -> Tensor:
-        spans: list[slice] = self._worker.spans
+        spans, _ = self._part.get()
         image = [self._complete[:, :, self._text + span.start : self._text + span.stop] for span in spans]
         text = ids.shape[1] - sum(part.shape[2] for part in image)
         return torch.cat((self._complete[:, :, :text], *image), dim=2).to(ids.device)
+
+
+def _inner_origin(forward: Callable[..., Any]) -> str:
+    """The pack whose function does the work of a forward: the host's own calls `forward_orig`, which packs replace."""
+    return origin_of(getattr(getattr(forward, "__self__", None), "forward_orig", forward))
 
 
 def after_post_input(options: Mapping[str, Any], patch: Patch) -> dict[str, Any]:

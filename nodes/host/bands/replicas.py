@@ -1,12 +1,11 @@
 """The devices that share a forward, and the copies of the model's weights on the further ones.
 
-A replica is a ModelPatcher of its own: it has the same patches, object patches and wrappers, its own copy of the
-unpatched weights, and is loaded, moved and freed by ComfyUI's model management like any other model.
+A replica is a ModelPatcher of its own (`replicate`): it has the same patches, its own copy of the unpatched weights,
+and is loaded, moved and freed by ComfyUI's model management like any other model.
 """
 
 from __future__ import annotations
 
-import copy
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -14,46 +13,61 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import comfy.utils
 import torch
 
 from ...options.lanes import DeviceShare, resolve_lanes
 from ..machine import device_name, machine_devices
+from .replicate import match, replicate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lane:
-    """A device's part in a forward. flux: the transformer whose weights lie on it; share: of the rows."""
+    """A device's part in a forward. flux: the transformer whose weights lie on it; share: of the rows.
+
+    patcher: the MODEL that the host loads there; None before a sampling run has been prepared.
+    """
 
     device: torch.device
     flux: Any
     share: float
+    patcher: Any = None
 
 
 class Replicas:
-    """The copies made for one sampling run and kept for the next, while model and patches stay the same."""
+    """The copies made for one sampling run and kept for the next, while the model stays the same."""
 
     def __init__(self, devices: Sequence[DeviceShare]) -> None:
         self._wanted = tuple(devices)
         self._made: dict[torch.device, Any] = {}
-        self._of: object = None
+        self._of: Callable[[], Any] = lambda: None
         self._main: Callable[[], Any] = lambda: None
         self._hooked: dict[torch.device, object] = {}
         self._rates: dict[torch.device, float] = {}
 
-    def prepare(self, model: Any) -> list[Any]:
-        """The replicas for a MODEL that is about to be sampled, made where they are missing; for the host to load."""
+    def prepare(self, model: Any) -> dict[torch.device, Any]:
+        """The replicas for a MODEL that is about to be sampled, by device, made where they are missing.
+
+        Call it before the host loads the model: nothing of a replica is on its device yet, and a host that makes the
+        copy itself unloads the model for it. Raises ValueError for what a copy cannot have.
+        """
         self._main = weakref.ref(model)
         home = torch.device(model.load_device)
-        of = (id(model.model), model.patches_uuid)
-        if self._of != of:
+        devices = [device for device, _ in self._resolved(home)[0] if device != home]
+        if devices and model.injections.get("bypass_lora"):
+            raise ValueError(
+                f"a LoRA in bypass mode works on {home} alone, not on {devices[0]}: load the LoRA with the ordinary "
+                f"loader, or set devices of CLEAR Multi-GPU to {device_name(home)}"
+            )
+        if self._of() is not model.model:
             self._made.clear()
             self._hooked.clear()
-            self._of = of
-        for device, _ in self._resolved(home)[0]:
-            if device != home and device not in self._made:
+            self._of = weakref.ref(model.model)
+        for device in devices:
+            if device not in self._made:
                 self._made[device] = replicate(model, device)
-        return list(self._made.values())
+        for replica in self._made.values():
+            match(replica, model)
+        return dict(self._made)
 
     def lanes(self, flux: Any, home: torch.device) -> list[Lane]:
         """The lanes of a forward whose input lies on `home`."""
@@ -65,8 +79,9 @@ class Replicas:
         lanes = []
         for (device, _), share in zip(resolved, shares, strict=True):
             own = device == home or device not in self._made
-            module = flux if own else self._made[device].model.diffusion_model
-            lanes.append(Lane(home if own else device, module, float(share or 1.0)))
+            patcher = self._main() if own else self._made[device]
+            module = flux if own else patcher.model.diffusion_model
+            lanes.append(Lane(home if own else device, module, float(share or 1.0), patcher))
         return lanes
 
     def follow_hooks(self) -> None:
@@ -124,55 +139,6 @@ def preflight(lanes: Sequence[Lane]) -> str:
         _wait(other)
         found.append(f"{one} to {other} {way}, {block.numel() / (time.perf_counter() - started) / 1e9:.0f} GB/s")
     return "; ".join(found)
-
-
-def replicate(model: Any, device: torch.device) -> Any:
-    """A MODEL like `model` with a copy of its unpatched weights, to be loaded on `device`."""
-    base, backup = model.model, model.backup
-    memo: dict[int, Any] = {}
-    for name, tensor in [*base.named_parameters(), *base.named_buffers()]:
-        own = backup[name].weight if name in backup else tensor.data
-        fresh = own.detach().to(device, copy=True)
-        memo[id(tensor)] = (
-            torch.nn.Parameter(fresh, requires_grad=False) if type(tensor) is torch.nn.Parameter else fresh
-        )
-    # Newer hosts' config answers every question, also how it wants to be copied; nothing changes it, so it is shared.
-    memo[id(base.model_config)] = base.model_config
-    # A patcher that the model refers to is not part of it.
-    for outside in (model, getattr(base, "current_patcher", None)):
-        if outside is not None:
-            memo[id(outside)] = None
-    twin = copy.deepcopy(base, memo)
-    for key, value in model.object_patches_backup.items():
-        comfy.utils.set_attr(twin, key, copy.deepcopy(value))
-    for module in twin.modules():
-        _forget_loading(module)
-    twin.device = device
-    twin.model_loaded_weight_memory = 0
-    twin.model_lowvram = False
-    twin.lowvram_patch_counter = 0
-    twin.current_weight_patches_uuid = None
-    replica = model.clone()
-    replica.model = twin
-    replica.load_device = device
-    replica.offload_device = torch.device("cpu")
-    replica.backup = {}
-    replica.object_patches_backup = {}
-    replica.hook_backup, replica.cached_hook_patches, replica.current_hooks = {}, {}, None
-    replica.parent = None
-    return replica
-
-
-def _forget_loading(module: torch.nn.Module) -> None:
-    """Undo what the host notes on a layer while a model is partly loaded."""
-    for name in ("weight_function", "bias_function"):
-        if hasattr(module, name):
-            setattr(module, name, [])
-    if hasattr(module, "prev_comfy_cast_weights"):
-        module.comfy_cast_weights = module.prev_comfy_cast_weights
-        del module.prev_comfy_cast_weights
-    if hasattr(module, "comfy_patched_weights"):
-        del module.comfy_patched_weights
 
 
 def _rate(device: torch.device) -> float:

@@ -1,0 +1,91 @@
+"""What the lanes of one forward hold of an attention layer while it is under way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..call import AttentionResult
+from ..layout import Band
+from ..pattern import LocalPattern
+from ..pooling import Pooled
+from ..softmax import RunningMerge
+from .schedule import Attend, AttendReplicated, Copy, MergePartial, Step
+from .transfer import Arriving
+
+
+@dataclass(slots=True, eq=False)
+class PartialAttention:
+    """The replicated tokens' attention (out, lse) over the rows of one lane, merged band by band.
+
+    total, count: for text_merge "average", the sum of the text's output over the bands and how many these are.
+    """
+
+    merged: RunningMerge = field(default_factory=RunningMerge)
+    total: Tensor | None = None
+    count: int = 0
+
+    def add(self, result: AttentionResult, text: Tensor | None) -> None:
+        """One more band. result: the tokens over its rows. text: the text over its rows and all replicated tokens."""
+        self.merged.add(result)
+        if text is not None:
+            self.total = text.float() if self.total is None else self.total + text.float()
+            self.count += 1
+
+
+@dataclass(slots=True, eq=False)
+class LaneLayer:
+    """One lane's part of one attention layer. Only its own thread reads it; other lanes deliver into `arriving`.
+
+    pattern: of the complete sequence. replicated: query, key and value of the replicated tokens. keys: keys and
+    values of the lane's own bands, each [batch, heads, rows * width, head_dim], until the lane releases them.
+    halos: those of other lanes' bands, with the rows that have come. pooled: of all bands joined, once they are.
+    """
+
+    pattern: LocalPattern | None = None
+    replicated: tuple[Tensor, Tensor, Tensor] | None = None
+    keys: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    halos: dict[int, tuple[Band, tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    own_pooled: dict[int, Pooled] = field(default_factory=dict)
+    pooled: Pooled | None = None
+    partial: PartialAttention = field(default_factory=PartialAttention)
+    shares: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    merged: Tensor | None = None
+    arriving: dict[Copy, Arriving] = field(default_factory=dict)
+
+    def rows(self, band: int, rows: Band, width: int, first: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of some rows of a band on this lane's device. first: the band's first row."""
+        if band in self.keys:
+            key, value = self.keys[band]
+        else:
+            there, (key, value) = self.halos[band]
+            first = there.start
+        tokens = slice((rows.start - first) * width, (rows.stop - first) * width)
+        return key[:, :, tokens], value[:, :, tokens]
+
+    def release(self, bands: Sequence[int]) -> None:
+        """The lane needs the keys of some bands no more."""
+        for band in bands:
+            self.keys.pop(band, None)
+            self.halos.pop(band, None)
+
+
+class LayerState:
+    """One attention layer on all lanes: bands and lanes whose part has been published. Guarded by the exchange."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = [LaneLayer() for _ in range(lanes)]
+        self.published: set[int] = set()
+        self.partial: set[int] = set()
+        self.merged: set[int] = set()
+        self.left: set[int] = set()
+
+    def ready(self, step: Step) -> bool:
+        """Whether all that a step awaits has been published."""
+        if isinstance(step, Attend):
+            return self.published.issuperset(step.awaits)
+        if isinstance(step, MergePartial):
+            return self.partial.issuperset(step.awaits)
+        return not isinstance(step, AttendReplicated) or self.merged.issuperset(step.awaits)

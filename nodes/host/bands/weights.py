@@ -1,0 +1,251 @@
+"""Weights of a block prepared once for all bands of a lane.
+
+Where a layer's weights are offloaded, paged, quantised or patched while they are in use, the host moves and casts them
+in every call of the layer: with 64 bands, 65 times. A lane goes through the model block by block. So for the time of a
+block, what the host has prepared for a layer is kept and given to every band; the next block's weights travel
+meanwhile, on a stream of their own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import comfy.ops
+import torch
+from torch import Tensor
+
+Prepare = Callable[..., Any]
+"""Like the host's `cast_bias_weight`: a layer's weight and bias, moved, cast, dequantised and patched."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What a layer asks for, without the tensor that it is for: a key."""
+
+    dtype: torch.dtype | None
+    device: torch.device | None
+    arguments: tuple[Any, ...]
+    settings: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, given: Any, arguments: tuple[Any, ...], settings: dict[str, Any]) -> _Request | None:
+        """None for a call whose answer depends on more, such as an input that is quantised itself."""
+        if given is not None and type(given) is not Tensor and type(given).__name__ != "FakeTensor":
+            return None
+        named = tuple(sorted((name, value) for name, value in settings.items() if name != "offloadable"))
+        return cls(*((None, None) if given is None else (given.dtype, given.device)), arguments, named)
+
+    def input(self) -> Tensor | None:
+        """A tensor that asks for the same."""
+        return None if self.dtype is None else torch.empty(0, dtype=self.dtype, device=self.device)
+
+
+@dataclass(slots=True, eq=False)
+class _Prepared:
+    """weight and bias as the host prepared them. release: called when no band needs them any more."""
+
+    weight: Any
+    bias: Any
+    release: Callable[[], None] = lambda: None
+    used: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    """What one lane holds of one block. ready: the event after which what was prepared ahead may be used."""
+
+    layers: dict[tuple[int, _Request], _Prepared] = field(default_factory=dict)
+    ready: Any = None
+
+    def release(self) -> None:
+        for prepared in self.layers.values():
+            prepared.release()
+        self.layers.clear()
+
+
+class BlockWeights:
+    """Keeps prepared weights for the time of a block; remembers between forwards what each layer asks for."""
+
+    def __init__(self) -> None:
+        self._asked: WeakKeyDictionary[torch.nn.Module, list[_Request]] = WeakKeyDictionary()
+        self._streams: dict[torch.device, Any] = {}
+
+    @contextmanager
+    def shared(self, lanes: Sequence[tuple[Any, torch.device]]) -> Iterator[_Lanes]:
+        """For the time of a forward. lanes: each lane's transformer and device.
+
+        Yields what enters a layer of a lane: see `clear_core.bands.run.AroundLayer`.
+        """
+        real = comfy.ops.cast_bias_weight
+        run = _Lanes(self, real, lanes)
+        comfy.ops.cast_bias_weight = run.cast
+        own = [module for module in run.layers.values() if callable(getattr(type(module), "cast_bias_weight", None))]
+        try:
+            for module in own:  # GGUF's layers have a method of that name
+                module.cast_bias_weight = run.method(module)
+            yield run
+        finally:
+            for module in own:
+                module.__dict__.pop("cast_bias_weight", None)
+            # If another pack has put itself on top meanwhile, ours stays below it and does nothing.
+            if comfy.ops.cast_bias_weight == run.cast:
+                comfy.ops.cast_bias_weight = real
+            run.release()
+
+    def remember(self, module: torch.nn.Module, request: _Request) -> None:
+        asked = self._asked.setdefault(module, [])
+        if request not in asked:
+            asked.append(request)
+
+    def forget(self, module: torch.nn.Module, request: _Request) -> None:
+        if request in self._asked.get(module, ()):
+            self._asked[module].remove(request)
+
+    def expected(self, block: torch.nn.Module) -> list[tuple[torch.nn.Module, _Request]]:
+        """What the layers of a block have asked for in the last forward."""
+        return [(layer, request) for layer in block.modules() for request in self._asked.get(layer, ())]
+
+    def stream(self, device: torch.device) -> Any:
+        """The stream on which a device's weights travel, kept: the allocator keeps memory for each stream."""
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return self._streams[device]
+
+
+class _Lanes:
+    """One forward: which block each lane's thread is in."""
+
+    def __init__(self, owner: BlockWeights, real: Prepare, lanes: Sequence[tuple[Any, torch.device]]) -> None:
+        self._owner, self._real = owner, real
+        self._lanes = tuple(lanes)
+        self._blocks = [[*flux.double_blocks, *flux.single_blocks] for flux, _ in self._lanes]
+        self.layers = {id(module): module for flux, _ in self._lanes for module in flux.modules()}
+        self._current: dict[int, _Block] = {}  # by thread
+        self._ahead: dict[int, _Block] = {}  # by lane
+
+    @contextmanager
+    def __call__(self, lane: int, layer: int) -> Iterator[None]:
+        """Around what a lane's workers do in one layer."""
+        device = self._lanes[lane][1]
+        block = self._ahead.pop(lane, None) or _Block()
+        if block.ready is not None:
+            torch.cuda.current_stream(device).wait_event(block.ready)
+        self._current[threading.get_ident()] = block
+        try:
+            self._prepare_ahead(lane, layer + 1)
+            yield
+            for (module, request), prepared in block.layers.items():
+                if not prepared.used:
+                    self._owner.forget(self.layers[module], request)
+        finally:
+            del self._current[threading.get_ident()]
+            block.release()
+
+    def release(self) -> None:
+        """Let go of what was prepared for layers that never came."""
+        for block in self._ahead.values():
+            block.release()
+        self._ahead.clear()
+
+    def cast(self, layer: Any, given: Any = None, *arguments: Any, **settings: Any) -> Any:
+        """Stands in for the host's `cast_bias_weight`."""
+        block = self._current.get(threading.get_ident())
+        given = settings.pop("input", given)
+        # Arguments after the bias's dtype are by name in every host.
+        request = (
+            None
+            if block is None or id(layer) not in self.layers or len(arguments) > 3
+            else _Request.of(given, arguments, settings)
+        )
+        if block is None or request is None:
+            return self._real(layer, given, *arguments, **settings)
+        prepared = block.layers.get((id(layer), request))
+        if prepared is None:
+            self._owner.remember(layer, request)
+            prepared = block.layers[id(layer), request] = self._prepared(layer, given, request)
+        prepared.used = True
+        # In the place of the stream None: the host has nothing to wait for after the call.
+        kept = prepared.weight, prepared.bias
+        return (*kept, None) if settings.get("offloadable") else kept
+
+    def method(self, module: Any) -> Prepare:
+        """Stands in for the method `cast_bias_weight` of a layer of another pack."""
+        method = type(module).cast_bias_weight
+
+        def cast(given: Any = None, *arguments: Any, **settings: Any) -> Any:
+            block = self._current.get(threading.get_ident())
+            given = settings.pop("input", given)
+            request = None if block is None else _Request.of(given, arguments, settings)
+            if block is None or request is None:
+                return method(module, given, *arguments, **settings)
+            prepared = block.layers.get((id(module), request))
+            if prepared is None:
+                found = method(module, given, *arguments, **settings)
+                if len(found) != 2:  # more than a weight and a bias: not ours to keep
+                    return found
+                prepared = block.layers[id(module), request] = _Prepared(*found)
+            prepared.used = True
+            return prepared.weight, prepared.bias
+
+        return cast
+
+    def _prepared(self, layer: Any, given: Any, request: _Request) -> _Prepared:
+        """Have the host prepare a layer's weights."""
+        settings = dict(request.settings)
+        if not hasattr(layer, "_v"):
+            # Not in one of the host's buffers, which the next layer would overwrite.
+            return _Prepared(*self._real(layer, given, *request.arguments, **settings, offloadable=False)[:2])
+        weight, bias, used = self._real(layer, given, *request.arguments, **settings, offloadable=True)
+
+        def unpin() -> None:
+            comfy.ops.uncast_bias_weight(layer, weight, bias, used)
+
+        if getattr(layer, "_v_signature", None) is not None:
+            return _Prepared(weight, bias, unpin)  # in the card's pages, which stay while they are in use
+        copies = weight.clone(), None if bias is None else bias.clone()
+        unpin()
+        return _Prepared(*copies)
+
+    def _prepare_ahead(self, lane: int, layer: int) -> None:
+        """Start to move the next block's weights, where they are not on the lane's device."""
+        device = self._lanes[lane][1]
+        if device.type == "cpu" or not 0 <= layer < len(self._blocks[lane]):
+            return
+        wanted = [
+            (module, request)
+            for module, request in self._owner.expected(self._blocks[lane][layer])
+            if hasattr(module, "_v") or _lies_elsewhere(module, device)
+        ]
+        if not wanted:
+            return
+        ahead = self._ahead[lane] = _Block()
+        with self._on_stream(device, ahead):
+            for module, request in wanted:
+                ahead.layers[id(module), request] = self._prepared(module, request.input(), request)
+
+    def _on_stream(self, device: torch.device, ahead: _Block) -> AbstractContextManager[object]:
+        if not torch.cuda.is_available():
+            return nullcontext()
+        return self._on_cuda_stream(device, ahead)
+
+    @contextmanager
+    def _on_cuda_stream(self, device: torch.device, ahead: _Block) -> Iterator[None]:
+        stream = self._owner.stream(device)
+        # The memory of the block before the last is free once the lane's stream has come as far as this.
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            yield
+            ahead.ready = torch.cuda.Event()
+            ahead.ready.record(stream)
+
+
+def _lies_elsewhere(module: Any, device: torch.device) -> bool:
+    return any(
+        tensor is not None and tensor.device != device
+        for tensor in (getattr(module, "weight", None), getattr(module, "bias", None))
+    )
