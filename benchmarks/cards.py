@@ -27,13 +27,15 @@ ALL = "all layers"
 class Case:
     """weights: "resident", on the cards in bfloat16; "fp8", on the cards in 8 bits; "offloaded", in main memory.
 
-    tokens: rows and columns of the image.
+    tokens: rows and columns of the image. warm: count the second run, when plans are known.
     """
 
     weights: str
     cards: int
     bands: int
     down_factor: int = 1
+    backend: str = "auto"
+    warm: bool = False
     tokens: tuple[int, int] = TOKENS
 
 
@@ -78,12 +80,16 @@ def measure(case: Case) -> Iterator[Row]:
     memory = GIB if case.weights == "offloaded" else 80 * GIB  # a GiB is what the host keeps for activations
     with cards(case.cards, memory=memory) as found:
         model = model_on(found.devices[0], fp8=case.weights == "fp8", depth=1, depth_single_blocks=1)
-        model = run_node(apply, model=model, weights=None, radius=RADIUS, down_factor=case.down_factor)[0]
+        settings = {"radius": RADIUS, "down_factor": case.down_factor, "backend": case.backend}
+        model = run_node(apply, model=model, weights=None, **settings)[0]
         if case.bands:
             devices = ",".join(map(str, found.devices))
             model = run_node(cut, model=model, devices=devices, bands=case.bands)[0]
+        height, width = (2 * side for side in case.tokens)
+        if case.warm:
+            sample_on(model, height, width)
         with counted(found) as ledger:
-            sample_on(model, 2 * case.tokens[0], 2 * case.tokens[1])
+            sample_on(model, height, width)
     for name, counts in [*sorted(ledger.layers.items()), (ALL, ledger.in_forward())]:
         if name == LOADING:
             continue

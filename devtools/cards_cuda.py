@@ -1,7 +1,4 @@
-"""What stands in for `torch.cuda` on a machine without GPUs: devices, streams and events that only keep count.
-
-`torch.cuda.is_available` stays False: PyTorch's fake tensors would otherwise try to start a driver.
-"""
+"""What stands in for `torch.cuda` on a machine without GPUs: devices, streams and events that only keep count."""
 
 from __future__ import annotations
 

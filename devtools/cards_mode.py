@@ -58,6 +58,11 @@ class ThreadedFakeMode(FakeTensorMode):
     def enter_stack(self, value: list[Any]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._of_thread.entered = value
 
+    @property
+    def avoid_device_init(self) -> bool:
+        """Always: `torch.cuda` says that it is available, and there is no driver to start."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [*leaves(args), *leaves(kwargs.values())]
