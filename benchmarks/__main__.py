@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tflops", type=float, default=200.0, metavar="N", help="for --scaling: one device's rate")
     parser.add_argument("--gbps", type=float, default=25.0, metavar="N", help="for --scaling: one link's GB/s")
     parser.add_argument("--memory", action="store_true", help="instead: peak memory by number of bands, computed")
-    parser.add_argument("--cards", action="store_true", help="instead: what ComfyUI loads on 8 to 80 GB, for one size")
+    parser.add_argument("--fit", action="store_true", help="instead: what ComfyUI loads on 8 to 80 GB, for one size")
     parser.add_argument(
         "--page", action="store_true", help="instead: the start of ComfyUI's page, with the pack and without"
     )
@@ -53,8 +53,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.memory:
         return _memory(options, parser, arguments)
-    if options.cards:
-        return _cards(options, arguments)
+    if options.fit:
+        return _fit(options, arguments)
     if options.page:
         return _page(options, arguments)
     every = attention.cases(device, flex=options.flex or device.type == "cuda")
@@ -128,17 +128,17 @@ def _memory(options: argparse.Namespace, parser: argparse.ArgumentParser, argume
     return 0
 
 
-def _cards(options: argparse.Namespace, arguments: list[str]) -> int:
-    from . import cards  # simulated cards replace parts of PyTorch; nothing else here needs them
+def _fit(options: argparse.Namespace, arguments: list[str]) -> int:
+    from . import fit  # simulated cards replace parts of PyTorch; nothing else here needs them
 
     size = (options.sizes or [8192])[0]
-    found = list(cards.rows(size))
+    found = list(fit.rows(size))
     print(
-        f"FLUX.1, {size} x {size} pixels, bands 0, GiB; text encoders and autoencoder were in use before.\nComfyUI's own "
-        "model management on simulated cards, of each of which 0.5 GiB are in use; what a step needs is the memory "
-        "model's. Not on a card.\n"
+        f"FLUX.1, {size} x {size} pixels, bands 0, GiB; text encoders and autoencoder were in use before.\n"
+        "ComfyUI's own model management on simulated cards, of each of which 0.5 GiB are in use; what a step needs is "
+        "the memory model's. Not on a card.\n"
     )
-    print(cards.table(found))
+    print(fit.table(found))
     content: dict[str, object] = {
         "date": date.today().isoformat(),
         "command": "python dev.py bench " + " ".join(arguments),
