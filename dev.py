@@ -5,10 +5,11 @@
     python dev.py run --headless    run the shipped workflow without a page: dense, then with CLEAR
     python dev.py test              style, imports, types, all tests
     python dev.py bench             the benchmarks
+    python dev.py pack DIR          try another node pack beside this one
 
 The first start makes everything it needs below .dev (about five minutes, 4 GB); later starts take seconds.
 Deleting .dev undoes all of it. Needs Python 3.11 or newer and nothing else. CLEAR_HOST names a ComfyUI checkout
-of yours to use instead of the bundled 0.3.75.
+of yours to use instead of the bundled 0.3.75; its packages go into a layer of their own below .dev/hosts.
 """
 
 from __future__ import annotations
@@ -23,19 +24,29 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # `python -I` leaves the script's folder out
 
-from devtools.environment import HOST, LINT, PAGE, PYTHON, find_browser, find_page_types, link_repository, set_up
+from devtools.environment import (
+    HOST,
+    LINT,
+    PAGE,
+    PYTHON,
+    find_browser,
+    find_page_types,
+    host_python,
+    link_repository,
+    set_up,
+)
 from devtools.steps import DevError
 
 # How a run of all tests is spread over processes. A server and a test process take up to 7 GB together.
 PARALLEL: tuple[str, ...] = ("-n", "2", "--dist", "worksteal")
 
 
-def call(*arguments: str) -> int:
-    """Run the environment's Python with the host on its path, in the repository's root. Returns its exit code."""
+def call(*arguments: str, python: Path = PYTHON) -> int:
+    """Run this Python with the host on its path, in the repository's root. Returns its exit code."""
     # The host before the repository: our `nodes/` must not hide the host's `nodes.py`.
     path = os.pathsep.join(str(folder) for folder in (HOST, ROOT, ROOT / "tests"))
     settings = {"CLEAR_HOST": str(HOST), "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
-    process = subprocess.Popen([str(PYTHON), *arguments], cwd=ROOT, env={**os.environ, **settings})
+    process = subprocess.Popen([str(python), *arguments], cwd=ROOT, env={**os.environ, **settings})
     # Ending this process ends the child too.
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     while True:
@@ -69,7 +80,7 @@ def lint() -> int:
     return 0
 
 
-def test(arguments: list[str], soak: bool) -> int:
+def test(arguments: list[str], soak: bool, python: Path) -> int:
     """The checks, then all tests. With arguments only pytest, with these: unfinished work may not pass the checks."""
     if not arguments and lint() != 0:
         print("Tests run after the checks pass. To run some now, name them: python dev.py test tests/...")
@@ -81,7 +92,7 @@ def test(arguments: list[str], soak: bool) -> int:
     if not arguments:
         options += PARALLEL
     print("-- pytest", flush=True)
-    return call("-m", "pytest", *options, *arguments)
+    return call("-m", "pytest", *options, *arguments, python=python)
 
 
 def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -105,6 +116,10 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     tests.add_argument("--soak", action="store_true", help="the long tests too")
     command("lint", "Check style, imports and types only.")
     command("bench", "Run the benchmarks; all arguments go to them.")
+    pack = command("pack", "Try another node pack beside CLEAR: is the image the one that both should give?")
+    pack.add_argument("folder", type=Path, help="the pack's folder, such as custom_nodes/ComfyUI-TeaCache")
+    pack.add_argument("--node", metavar="ID", help="a node of it that takes a MODEL (default: see devtools/packs.py)")
+    pack.add_argument("--inputs", metavar="JSON", help="its widgets that are not at their defaults")
     command("setup", "Make the environment and stop.")
 
     passed_on = arguments.index("bench") + 1 if arguments[:1] == ["bench"] else len(arguments)
@@ -118,6 +133,7 @@ def main(arguments: list[str]) -> int:
     options, rest = parse(arguments)
     try:
         set_up()
+        python = PYTHON if options.command == "lint" else host_python(getattr(options, "folder", None))
         if options.command in ("test", "lint") and not rest:
             find_page_types()
         if options.command == "test":
@@ -131,13 +147,17 @@ def main(arguments: list[str]) -> int:
     if options.command == "run":
         values = {name: getattr(options, name) for name in ("output", "port", "size", "steps", "models")}
         flags = [f"--{name}={value}" for name, value in values.items() if value is not None]
-        return call("-m", "devtools.demo", *(["--headless"] if options.headless else []), *flags)
+        return call("-m", "devtools.demo", *(["--headless"] if options.headless else []), *flags, python=python)
     if options.command == "test":
-        return test(rest, options.soak)
+        return test(rest, options.soak, python)
     if options.command == "lint":
         return lint()
+    if options.command == "pack":
+        values = {"node": options.node, "inputs": options.inputs}
+        flags = [f"--{name}={value}" for name, value in values.items() if value is not None]
+        return call("-m", "devtools.try_pack", str(options.folder.resolve()), *flags, python=python)
     if options.command == "bench":
-        return call("-m", "benchmarks", *rest)
+        return call("-m", "benchmarks", *rest, python=python)
     return 0
 
 

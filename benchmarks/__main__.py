@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--gbps", type=float, default=25.0, metavar="N", help="for --scaling: one link's GB/s")
     parser.add_argument("--memory", action="store_true", help="instead: peak memory by number of bands, computed")
     parser.add_argument("--fit", action="store_true", help="instead: what ComfyUI loads on 8 to 80 GB, for one size")
+    parser.add_argument("--cards", action="store_true", help="instead: what each layer takes, on simulated cards")
     parser.add_argument(
         "--page", action="store_true", help="instead: the start of ComfyUI's page, with the pack and without"
     )
@@ -55,6 +56,8 @@ def main(arguments: list[str]) -> int:
         return _memory(options, parser, arguments)
     if options.fit:
         return _fit(options, arguments)
+    if options.cards:
+        return _cards(options, arguments)
     if options.page:
         return _page(options, arguments)
     every = attention.cases(device, flex=options.flex or device.type == "cuda")
@@ -146,6 +149,28 @@ def _fit(options: argparse.Namespace, arguments: list[str]) -> int:
         "rows": [asdict(row) for row in found],
     }
     _write(options.json, content)
+    return 0
+
+
+def _cards(options: argparse.Namespace, arguments: list[str]) -> int:
+    from . import cards  # PyTorch's fake tensors take a while to import
+
+    height, width = (side * PIXELS_PER_TOKEN for side in cards.TOKENS)
+    print(
+        f"What one forward takes, {width} x {height} px, radius {cards.RADIUS}, by layer. Counted on simulated cards, "
+        "not measured; one thread calls the forward, others are counted."
+    )
+    content: dict[str, object] = {
+        "date": date.today().isoformat(),
+        "command": "python dev.py bench " + " ".join(arguments),
+        "torch": torch.__version__,
+    }
+    rows: list[cards.Row] = []
+    for case in cards.cases():
+        rows += _each([case], cards.measure)
+        content["rows"] = [row.as_dict() for row in rows]
+        _write(options.json, content)
+    print("\n" + cards.table(rows))
     return 0
 
 

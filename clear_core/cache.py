@@ -12,26 +12,40 @@ Value = TypeVar("Value")
 
 
 class BoundedCache(Generic[Key, Value]):
-    """Keeps the `size` most recently used values. Its owner creates it; there is no global cache."""
+    """Keeps the most recently used values. Its owner creates it; there is no global cache.
 
-    def __init__(self, size: int) -> None:
+    size: how many values, or with `weigh` the most that their weights may add up to, for instance in bytes. A value
+        that alone is heavier is not kept.
+    hits, misses: how often `get` found a value, and how often it had to make one.
+    """
+
+    def __init__(self, size: int, weigh: Callable[[Value], int] | None = None) -> None:
+        self.hits = 0
+        self.misses = 0
         self._size = size
-        self._values: OrderedDict[Key, Value] = OrderedDict()
+        self._weigh = weigh or (lambda _: 1)
+        self._weight = 0
+        self._values: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
         self._lock = Lock()
 
     def get(self, key: Key, make: Callable[[], Value]) -> Value:
         """The cached value of `key`, or `make()`, which is then cached."""
         with self._lock:
-            if key in self._values:
+            found = self._values.get(key)
+            if found is not None:
+                self.hits += 1
                 self._values.move_to_end(key)
-                return self._values[key]
+                return found[0]
+            self.misses += 1
         # Outside the lock: two threads may both make the value, but neither waits for the other.
         value = make()
+        weight = self._weigh(value)
         with self._lock:
-            self._values[key] = value
-            self._values.move_to_end(key)
-            while len(self._values) > self._size:
-                self._values.popitem(last=False)
+            if weight <= self._size:
+                self._weight += weight - self._values.pop(key, (value, 0))[1]
+                self._values[key] = (value, weight)
+                while self._weight > self._size:
+                    self._weight -= self._values.popitem(last=False)[1][1]
         return value
 
     def __len__(self) -> int:

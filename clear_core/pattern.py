@@ -67,6 +67,16 @@ class LocalPattern:
         if self.references not in ("window", "all"):
             raise ValueError(f"references must be 'window' or 'all', got {self.references!r}")
 
+    def __hash__(self) -> int:
+        # A plan is looked up by its pattern for every band in every layer: hashing all fields takes four times as long.
+        rows, key_rows = self.query_rows, self.key_rows
+        return hash((
+            None if rows is None else (rows.start, rows.stop),
+            None if key_rows is None else (key_rows.start, key_rows.stop),
+            self.layout.text,
+            self.pooled,
+        ))  # fmt: skip
+
     @classmethod
     def whole(
         cls, layout: TokenLayout, window: Window, *, references: ReferenceView = "window", pooled: int = 0
@@ -134,11 +144,15 @@ class LocalPattern:
 
     @property
     def query_tokens(self) -> int:
-        return _end(self.query_grids, self.text_query_tokens)
+        return self._tokens(self.text_query_tokens, self.query_rows, self.reference_queries)
 
     @property
     def key_tokens(self) -> int:
-        return _end(self.key_grids, self.text_key_tokens)
+        return self._tokens(self.text_key_tokens, self.key_rows, self.reference_keys)
+
+    def _tokens(self, text: int, rows: Band | None, with_references: bool) -> int:
+        image = 0 if rows is None else len(rows) * self.layout.image.width
+        return text + image + (self.layout.reference_tokens if with_references else 0)
 
     @property
     def query_slices(self) -> TokenSlices:

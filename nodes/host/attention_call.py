@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 from torch import Tensor
@@ -20,8 +21,11 @@ SETTINGS, POOLING, FRAME, ACTIVE, STEP = (KEY + end for end in ("_settings", "_p
 Pooling = Callable[[BlockId], Tensor]
 """A block's pooling weight, [f, f]."""
 
-# Arguments of the host's attention that change nothing here: they say how, not what.
-_HARMLESS = frozenset({"attn_precision", "low_precision_attention", "transformer_options", "_inside_attn_wrapper"})
+# Arguments of the host's attention that change nothing here: they say how, not what. Grouped queries (enable_gqa) have
+# fewer heads in the keys, which is no joint attention; with as many heads they are the usual ones.
+_HARMLESS = frozenset(
+    {"attn_precision", "enable_gqa", "low_precision_attention", "transformer_options", "_inside_attn_wrapper"}
+)
 _HANDLED = frozenset({"mask", "skip_reshape", "skip_output_reshape"})
 
 
@@ -90,6 +94,12 @@ class HostAttentionCall:
         return unknown_arguments(self.args, self.kwargs)
 
     @property
+    def scale_gain(self) -> float:
+        """The caller's factor on the scores over the usual 1/sqrt(head_dim); 1 where it gave none."""
+        scale = self.kwargs.get("scale")
+        return 1.0 if scale is None else float(scale) * sqrt(self.query.shape[-1])
+
+    @property
     def is_joint(self) -> bool:
         """Whether it has the form of FLUX's joint attention: heads split, queries and keys from the same tokens."""
         return bool(self.kwargs.get("skip_reshape")) and self.query.ndim == 4 and self.query.shape == self.key.shape
@@ -100,8 +110,10 @@ class HostAttentionCall:
 
     def refusal(self, frame: Frame) -> str:
         """Why CLEAR cannot compute this call over the complete sequence, in a clause; "" where it can."""
-        if self.unknown:
-            return self.unknown
+        # Bands, which have no place for a scale, ask for `unknown`.
+        unknown = unknown_arguments(self.args, {name: self.kwargs[name] for name in self.kwargs if name != "scale"})
+        if unknown:
+            return unknown
         if self.is_joint and self.text_tokens(frame) >= 0:
             return ""
         queries, keys = self.query.shape[-2], self.key.shape[-2]

@@ -11,28 +11,69 @@ import torch
 from ...clear_core.show.cost import Model
 from ..insight.cost import ModelInfo
 from .attention_call import KEY, SETTINGS
+from .overrides import class_owner
 
 FLUX_1, FLUX_2, CHROMA = "FLUX.1", "FLUX.2", "Chroma"
+LONGCAT, OVIS = "LongCat-Image", "Ovis-Image"  # of the class of FLUX.1, in newer hosts
+
+_OWN = (comfy.ldm.chroma.model.Chroma, comfy.ldm.flux.model.Flux)
+_CLASS = "diffusion_model.__class__"
+_WANT = (
+    "Apply CLEAR Attention works on FLUX.1 models (dev, schnell, Krea, Fill, Canny, Depth, Kontext) and, without "
+    "weights, on FLUX.2 and Chroma"
+)
 
 
 def transformer_of(model: Any) -> tuple[Any, str]:
-    """The transformer inside a MODEL and its family: FLUX.1, FLUX.2 or Chroma. Raises ValueError for any other."""
+    """The transformer inside a MODEL and its family, FLUX.1, FLUX.2, Chroma, LongCat-Image or Ovis-Image.
+
+    Raises ValueError for any other, and for one whose class a pack has swapped.
+    """
     diffusion = model.get_model_object("diffusion_model") if hasattr(model, "get_model_object") else model
-    kind, module = type(diffusion).__name__, type(diffusion).__module__
-    want = (
-        "Apply CLEAR Attention works on FLUX.1 models (dev, schnell, Krea, Fill, Canny, Depth, Kontext) and, without "
-        "weights, on FLUX.2 and Chroma"
-    )
-    if kind == "ComfyFluxWrapper" or "nunchaku" in module.lower():
+    kind = _class_of(model, diffusion)
+    if kind.__name__ == "ComfyFluxWrapper" or "nunchaku" in kind.__module__.lower():
         raise ValueError(
-            f"{want}. This one is FLUX in Nunchaku's own runtime, which ignores ComfyUI's attention hooks, so CLEAR "
+            f"{_WANT}. This one is FLUX in Nunchaku's own runtime, which ignores ComfyUI's attention hooks, so CLEAR "
             "would do nothing. Load FLUX with Load Diffusion Model (fp8 or GGUF files work) instead."
         )
-    if type(diffusion) is comfy.ldm.chroma.model.Chroma:
+    if kind is comfy.ldm.chroma.model.Chroma:
         return diffusion, CHROMA
-    if type(diffusion) is comfy.ldm.flux.model.Flux:
-        return diffusion, FLUX_2 if getattr(diffusion.params, "global_modulation", False) else FLUX_1
-    raise ValueError(f"{want}; this model is {type(getattr(model, 'model', model)).__name__} ({kind}).")
+    if kind is comfy.ldm.flux.model.Flux:
+        return diffusion, _family(diffusion.params)
+    if issubclass(kind, _OWN) and class_owner(kind):
+        raise ValueError(_swapped(model, kind))
+    raise ValueError(f"{_WANT}; this model is {type(getattr(model, 'model', model)).__name__} ({kind.__name__}).")
+
+
+def _class_of(model: Any, diffusion: Any) -> type:
+    """The class that the transformer has when this MODEL runs.
+
+    A pack that swaps it by an object patch does so for its own clone, but as long as that clone is loaded the
+    transformer, which all clones share, has the other class.
+    """
+    if not hasattr(model, "get_model_object") or "diffusion_model" in model.object_patches:
+        return type(diffusion)
+    return model.get_model_object(_CLASS)
+
+
+def _family(params: Any) -> str:
+    if getattr(params, "global_modulation", False):
+        return FLUX_2
+    if getattr(params, "yak_mlp", False):
+        return OVIS
+    # FLUX.1 has a pooled prompt, whichever its size.
+    return LONGCAT if params.vec_in_dim is None else FLUX_1
+
+
+def _swapped(model: Any, kind: type) -> str:
+    """Why a model whose class a pack has swapped cannot be used, and what to do."""
+    start = (
+        f"{class_owner(kind)} has swapped the class of this model ({kind.__name__}). Its forward passes by ComfyUI's "
+        "hooks, so CLEAR would do nothing. "
+    )
+    if _CLASS in getattr(model, "object_patches", {}):
+        return f"{start}Connect the model from before that pack's node, or switch the node off."
+    return f"{start}It did so on the loaded model itself: remove or switch off its node, then restart ComfyUI."
 
 
 def model_info(model: Any) -> ModelInfo:

@@ -25,6 +25,9 @@ def origin_of(function: Any) -> str:
     """The pack or module that a callable comes from, so that you can find and remove it."""
     if function is None:
         return "ComfyUI's own"
-    module = getattr(function, "__module__", None) or type(function).__module__
-    parts = str(module).replace("\\", "/").split("custom_nodes/")
-    return parts[-1].replace("/", ".")
+    return pack_of(str(getattr(function, "__module__", None) or type(function).__module__))
+
+
+def pack_of(module: str) -> str:
+    """A module's name without the path to custom_nodes: "RES4LYF.flux.model"."""
+    return module.replace("\\", "/").split("custom_nodes/")[-1].replace("/", ".")

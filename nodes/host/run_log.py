@@ -25,6 +25,8 @@ class RunLog:
         self._forwards = 0
         self._local: Counter[str] = Counter()
         self._dense: Counter[str] = Counter()
+        self._missed: Counter[str] = Counter()
+        self._uncertain: dict[str, int] = {}
         self._notes: dict[str, None] = {}  # in order
         self._logged: set[str] = set()
         self._in_charge = ""
@@ -41,13 +43,15 @@ class RunLog:
             self._forwards = 0
             self._local.clear()
             self._dense.clear()
+            self._missed.clear()
+            self._uncertain.clear()
             self._notes.clear()
             self._in_charge = ""
             self._called = self._finished = False
         self._show(self.text())
 
     def forward(self, in_charge: str) -> None:
-        """The model is about to run once. in_charge: the attention override that the host will call."""
+        """The model is about to run once. in_charge: another node's attention that the host will call, "" for CLEAR."""
         with self._lock:
             self._forwards += 1
             self._in_charge = in_charge
@@ -55,6 +59,11 @@ class RunLog:
     def called(self) -> None:
         """The host called CLEAR's override for a layer, with whatever outcome."""
         self._called = True
+
+    @property
+    def used(self) -> bool:
+        """Whether a layer has called CLEAR's override in this run."""
+        return self._called
 
     def local(self, how: str) -> None:
         """A layer used the window, computed by `how`."""
@@ -70,13 +79,28 @@ class RunLog:
             if warn:
                 _log.warning("CLEAR runs dense here: %s", reason)
 
-    def note(self, text: str) -> None:
-        """Something else that you should know about this run; shown and logged once."""
+    def missed(self, reason: str, layers: int, *, certain: bool = True) -> None:
+        """Layers of a forward that never came to CLEAR.
+
+        certain: False where another's attention may turn out to have all layers of the run, which `end` reports.
+        """
+        new = self._count(self._missed, reason, layers)
+        if new and certain:
+            self._warn_missed(reason, layers)
+        elif new:
+            self._uncertain[reason] = layers
+
+    def _warn_missed(self, reason: str, layers: int) -> None:
+        _log.warning("CLEAR is not used in %d layers: %s", layers, reason)
+
+    def note(self, text: str, *, warn: bool = True) -> None:
+        """Something else that you should know about this run; shown and, unless warn is False, logged once."""
         with self._lock:
             new = text not in self._notes and len(self._notes) < _MAX_REASONS
             self._notes |= {text: None} if new else {}
         if new:
-            _log.warning("CLEAR: %s", text)
+            if warn:
+                _log.warning("CLEAR: %s", text)
             self._show(self.text())
 
     def end(self, *, finished: bool) -> None:
@@ -84,6 +108,9 @@ class RunLog:
         self._finished = finished
         if self._overruled():
             _log.warning("CLEAR was not used: %s took over its attention hook", self._in_charge)
+        elif finished:
+            for reason, layers in self._uncertain.items():
+                self._warn_missed(reason, layers)
         self._show(self.text())
 
     def text(self) -> str:
@@ -92,25 +119,27 @@ class RunLog:
             lines = [self.headline]
             lines += [f"window: {count} layer calls by {how}" for how, count in self._local.items()]
             lines += [f"dense: {count} layer calls, {reason}" for reason, count in self._dense.items()]
-            lines += self._notes
             if self._overruled():
                 lines.append(
                     f"not used: another node's attention ({self._in_charge}) took over. "
                     "Put Apply CLEAR Attention after that node."
                 )
+            else:
+                lines += [f"not used: {count} layer calls, {reason}" for reason, count in self._missed.items()]
+            lines += self._notes
         return "\n".join(lines)
 
     def _overruled(self) -> bool:
-        """The model ran to the end and never called CLEAR's override."""
-        return self._finished and self._forwards > 0 and not self._called
+        """The model ran to the end, and another's override had all of its layers."""
+        return self._finished and self._forwards > 0 and not self._called and bool(self._in_charge)
 
-    def _count(self, counter: Counter[str], key: str) -> bool:
+    def _count(self, counter: Counter[str], key: str, by: int = 1) -> bool:
         with self._lock:
             new = key not in counter
             if new and len(counter) >= _MAX_REASONS:
                 key = "other reasons"
                 new = key not in counter
-            counter[key] += 1
+            counter[key] += by
         if new:
             self._show(self.text())
         return new

@@ -18,6 +18,7 @@ from clear_core.backends.masked import MaskedBackend
 from clear_core.backends.reference import ReferenceBackend
 from clear_core.backends.triton.backend import TritonBackend
 from clear_core.backends.triton.config import KernelConfig, config_for
+from clear_core.backends.triton.launch import WindowKernel
 from clear_core.backends.triton.self_test import KernelVariant
 from clear_core.backends.triton.tile_plan import GridPair, tile_plan
 from clear_core.call import AttentionCall
@@ -174,3 +175,13 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert TritonBackend().unavailable() == "there is no GPU that Triton can use"
+
+
+def test_pooled_keys_are_read_where_they_are() -> None:
+    """Bands share them: a copy for every band would be 402 MB a layer at 8192 px."""
+    layout = TokenLayout(5, Grid(8, 12))
+    call = make_call(LocalPattern.whole(layout, Window(3)), factor=4)
+    kernel = WindowKernel(call, POINTERS)
+    assert call.pooled is not None
+    assert kernel._extra.key.data_ptr() == call.pooled.key.data_ptr()
+    assert kernel._extra.value.data_ptr() == call.pooled.value.data_ptr()

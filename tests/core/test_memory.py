@@ -51,6 +51,25 @@ def test_a_cache_forgets_what_was_used_least_recently() -> None:
     assert len(cache) == 2
 
 
+def test_a_cache_counts_what_it_found_and_what_it_made() -> None:
+    cache: BoundedCache[int, None] = BoundedCache(2)
+    for key in (1, 2, 1, 3, 2):
+        cache.get(key, lambda: None)
+    assert (cache.hits, cache.misses) == (1, 4)
+
+
+def test_a_cache_may_be_bounded_by_the_weight_of_its_values() -> None:
+    """One that is too heavy alone is not kept, and drives out nothing."""
+    cache: BoundedCache[str, bytes] = BoundedCache(10, len)
+    for key, size in (("a", 4), ("b", 5), ("too heavy", 11), ("c", 2)):
+        assert len(cache.get(key, lambda size=size: bytes(size))) == size
+    made: list[str] = []
+    for key in ("b", "c", "too heavy", "a"):
+        cache.get(key, lambda key=key: made.append(key) or bytes(1))
+    assert made == ["too heavy", "a"]
+    assert len(cache) == 4
+
+
 def test_a_value_that_cannot_be_made_is_not_kept() -> None:
     cache: BoundedCache[int, str] = BoundedCache(2)
     with pytest.raises(ZeroDivisionError):

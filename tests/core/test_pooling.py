@@ -32,6 +32,20 @@ def test_the_mean_of_a_constant_is_the_constant_also_in_partial_cells() -> None:
     assert pooled_grid(Grid(7, 6), 4) == Grid(2, 2)
 
 
+def test_partial_cells_copy_nothing_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU such a copy would wait for all work there, in every layer."""
+    copied: list[torch.Size] = []
+    to = torch.Tensor.to
+
+    def watched(tensor: torch.Tensor, *given: object, **named: object) -> torch.Tensor:
+        copied.append(tensor.shape)
+        return to(tensor, *given, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(torch.Tensor, "to", watched)
+    pool(torch.zeros(1, 1, 42, 2), Grid(7, 6), mean_weight(4))
+    assert copied == [torch.Size((4, 4)), torch.Size((1, 1, 2, 2, 2))], "the weight to the CPU, the result to its dtype"
+
+
 def test_low_precision_tokens_are_summed_in_float32() -> None:
     tokens = torch.randn(1, 1, 64, 8).bfloat16()
     exact = pool(tokens.float(), Grid(8, 8), mean_weight(8))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from clear_core import softmax
 from clear_core.call import AttentionResult
-from clear_core.softmax import dense_attention, explicit_attention, merge
+from clear_core.softmax import FusedKernels, dense_attention, explicit_attention, merge
 
 HEADS, QUERIES, KEYS, DIM = 2, 7, 5, 4
 SCALE = 0.6
@@ -119,6 +119,37 @@ def test_only_fully_masked_rows_of_pytorchs_answer_are_replaced(monkeypatch: pyt
     assert (out[:, :, 2] == 0).all()
     assert (out[:, :, [0, 1, 3, 4, 5, 6]] == 7).all()
     assert (dense_attention(query, key, value, SCALE, None, return_lse=False, budget=1).out == 7).all()
+
+
+@pytest.mark.parametrize("unit", [1.0, math.log2(math.e)], ids=["natural", "base 2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_log_sum_exp_of_another_base_is_converted(
+    unit: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ROCm's kernel before PyTorch 2.8 is not to be had here: PyTorch's own, its answer in base 2, stands for it."""
+    calls: list[int] = []
+
+    def kernel(*given: Any, **named: Any) -> tuple[Tensor, ...]:
+        calls.append(given[0].shape[2])
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*given, **named)
+        return out, lse * unit
+
+    monkeypatch.setattr(softmax, "FUSED_KERNELS", FusedKernels(lambda *_: kernel))
+    query, key, value = (tensor.to(dtype) for tensor in tensors())
+    for _ in range(2):
+        result = dense_attention(query, key, value, SCALE, None, return_lse=True, budget=1)
+        expected = written_out(query, key, value, SCALE, None)
+        assert result.lse is not None
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(result.lse.double(), expected.lse, rtol=tolerance, atol=tolerance)
+    assert calls == [8, QUERIES, QUERIES], "it is found once"
+
+
+def test_a_log_sum_exp_that_is_not_understood_is_not_used() -> None:
+    def kernel(query: Tensor, *_: Tensor, scale: float) -> tuple[Tensor, ...]:
+        return query, torch.full(query.shape[:3], 5.0 * scale)
+
+    assert FusedKernels(lambda *_: kernel).attend(*tensors(), SCALE) is None
 
 
 @pytest.mark.parametrize("return_lse", [False, True])

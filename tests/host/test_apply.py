@@ -234,13 +234,20 @@ def test_an_argument_of_a_newer_host_is_not_ignored(model: Any, nodes_api: Any) 
     options = {"clear_attention_frame": frame, "block_type": "double", "block_index": 0}
     common = {"skip_reshape": True, "transformer_options": options}
     assert isinstance(override(attention, q, q, q, 2, mask=None, low_precision_attention=True, **common), Tensor)
-    assert override(attention, q, q, q, 2, mask=None, scale=0.3, **common) == "dense"
-    assert asked[0]["scale"] == 0.3
+    assert override(attention, q, q, q, 2, mask=None, softcap=0.3, **common) == "dense"
+    assert asked[0]["softcap"] == 0.3
     assert override(attention, q, q[:, :, :7], q[:, :, :7], 2, **common) == "dense"
     assert override(attention, q, q, q, 2, skip_reshape=True, transformer_options={}) == "dense"
     merged = override(attention, q, q, q, 2, **common)
     heads_apart = override(attention, q, q, q, 2, skip_output_reshape=True, **common)
     assert torch.equal(heads_apart.transpose(1, 2).flatten(2), merged)
+
+    # A scale of the caller's own, and grouped queries with as many heads in the keys: the same attention.
+    assert torch.equal(override(attention, q, q, q, 2, enable_gqa=True, **common), merged)
+    scaled = override(attention, q, q, q, 2, scale=0.3, **common)
+    assert close(scaled, override(attention, q * 0.3 * 4, q, q, 2, **common), 1e-6)
+    assert not close(scaled, merged, 1e-3)
+    assert override(attention, q, q[:, :1], q[:, :1], 2, enable_gqa=True, **common) == "dense"
 
 
 def test_another_override_gets_what_clear_leaves_and_is_named(model: Any, nodes_api: Any) -> None:

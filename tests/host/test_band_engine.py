@@ -104,6 +104,18 @@ def test_layers_that_scale_their_input_by_its_largest_value(
             handle.remove()
 
 
+def test_layers_that_quantise_their_input_by_band_are_said(
+    model: Any, nodes_api: Any, in_bands: Callable[..., Any], shown: Any
+) -> None:
+    patched = nodes_api.apply(model, radius=3)
+    layer = model.model.diffusion_model.single_blocks[0].linear1
+    run_forward(in_bands(patched, 3), **inputs(20, 16))
+    assert "quantise their input" not in shown["CLEARMultiGPU"][-1]
+    layer.layout_type, layer._full_precision_mm, layer.input_scale = "TensorCoreNVFP4Layout", False, None
+    run_forward(in_bands(patched, 3), **inputs(20, 16))
+    assert "layers that quantise their input take its scale from each band" in shown["CLEARMultiGPU"][-1]
+
+
 def test_a_forward_of_another_pack_that_knows_no_patches_is_named(
     model: Any, nodes_api: Any, in_bands: Callable[..., Any]
 ) -> None:
@@ -117,3 +129,22 @@ def test_a_forward_of_another_pack_that_knows_no_patches_is_named(
     patched.add_object_patch("diffusion_model.forward_orig", types.MethodType(teacache_forward, flux))
     with pytest.raises(ValueError, match="comes from ComfyUI-TeaCache.nodes.*or use one band"):
         run_forward(in_bands(patched, 3), **inputs(20, 16))
+
+
+def test_several_cards_take_bands_enough_to_hide_what_travels(host: Any, nodes_api: Any) -> None:
+    memory = nodes_api.module("nodes.host.bands.memory")
+    pack = nodes_api.module("clear_core.bands.plan")
+    core = nodes_api.module("clear_core.layout")
+    window = nodes_api.module("clear_core.window")
+    shape = nodes_api.module("clear_core.bands.memory").ModelShape()
+
+    def count(lanes: int, rows: int, free: int | None = 10**12) -> int:
+        def plan_of(count: int) -> Any:
+            return pack.BandPlan.cut(core.Grid(rows, 64), count, window.Window(4), shares=[1.0] * lanes)
+
+        return memory.fitting_count(plan_of, lanes, free, 512, shape, 1)
+
+    assert (count(1, 512), count(2, 512), count(4, 512)) == (1, 8, 16)
+    assert count(4, 512, None) == 4, "nothing travels on a CPU"
+    assert count(4, 32) == 8, "bands of four rows at least"
+    assert count(4, 3) == 4

@@ -59,9 +59,10 @@ class LayerOfItsOwn(torch.nn.Linear):
         return torch.nn.functional.linear(input, weight, bias)
 
 
+@pytest.mark.parametrize("stored", [torch.float16, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("bands", [3, 12])
 def test_weights_of_another_dtype_are_cast_once(
-    nodes_api: Any, in_bands: Callable[..., Any], casts: Counter[Any], bands: int
+    nodes_api: Any, in_bands: Callable[..., Any], casts: Counter[Any], bands: int, stored: torch.dtype
 ) -> None:
     model = flux_model()
     flux = model.model.diffusion_model
@@ -71,7 +72,7 @@ def test_weights_of_another_dtype_are_cast_once(
         for name in ("weight", "bias"):
             tensor = getattr(layer, name, None)
             if tensor is not None:
-                setattr(layer, name, torch.nn.Parameter(tensor.to(torch.float16), requires_grad=False))
+                setattr(layer, name, torch.nn.Parameter(tensor.to(stored), requires_grad=False))
     patched = nodes_api.apply(model, radius=3)
     expected = run_forward(patched, **inputs(48, 18))
     used = {layer for layer, count in casts.items() if count}
@@ -152,6 +153,54 @@ def test_nothing_is_kept_after_a_forward_that_fails(
     functions.clear()
     expected = run_forward(patched, **inputs(48, 18))
     assert error(run_forward(banded, **inputs(48, 18)), expected) < 1e-6
+
+
+class Pages:
+    """A host whose layers are paged (dynamic VRAM): pinned pages are in use, and one buffer serves all other layers."""
+
+    def __init__(self) -> None:
+        self.pinned: set[Any] = set()
+        self.most = 0
+        self._buffer = torch.empty(0)
+
+    def cast(self, layer: Any, given: Any = None, offloadable: bool = False, **kwargs: Any) -> Any:
+        assert offloadable, "nobody would unpin it"
+        if layer._v_signature is not None:
+            self.pinned.add(layer)
+            self.most = max(self.most, len(self.pinned))
+            return layer.weight, layer.bias, layer
+        if self._buffer.numel() < layer.weight.numel():
+            self._buffer = torch.empty(layer.weight.numel())
+        weight = self._buffer[: layer.weight.numel()].view_as(layer.weight).copy_(layer.weight)
+        return weight, layer.bias, layer
+
+    def uncast(self, layer: Any, weight: Any, bias: Any, used: Any) -> None:
+        self.pinned.discard(used)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_paged_weights_stay_pinned_for_their_block_and_no_longer(
+    nodes_api: Any, in_bands: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, host: Any, resident: bool
+) -> None:
+    import comfy.ops
+
+    model = flux_model()
+    patched = nodes_api.apply(model, radius=3)
+    expected = run_forward(patched, **inputs(48, 18))
+    flux, pages = model.model.diffusion_model, Pages()
+    linears = [layer for block in flux.single_blocks for layer in block.modules() if isinstance(layer, torch.nn.Linear)]
+    for layer in linears:
+        layer.comfy_cast_weights, layer._v, layer._v_signature = True, object(), 1 if resident else None
+    real = comfy.ops.cast_bias_weight
+    monkeypatch.setattr(
+        comfy.ops,
+        "cast_bias_weight",
+        lambda layer, *args, **kwargs: (pages.cast if hasattr(layer, "_v") else real)(layer, *args, **kwargs),
+    )
+    monkeypatch.setattr(comfy.ops, "uncast_bias_weight", pages.uncast)
+    assert error(run_forward(in_bands(patched, 9), **inputs(48, 18)), expected) < 1e-6
+    assert not pages.pinned
+    assert pages.most == (len(linears) // len(flux.single_blocks) if resident else 0)
 
 
 class Uploads:

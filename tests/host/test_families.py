@@ -89,3 +89,19 @@ def test_no_weights_exist_for_them(host: Any, nodes_api: Any, tmp_path: Path, fa
 def test_chroma_samples_to_the_end(host: Any, nodes_api: Any) -> None:
     output = nodes_api.apply_output(chroma_model(), radius=4)
     assert sample(output.args[0], 16, 20).isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["LongCat-Image", "Ovis-Image"])
+def test_others_of_flux_1s_class_are_experimental(host: Any, nodes_api: Any, tmp_path: Path, family: str) -> None:
+    """LongCat has no pooled prompt. The oldest host has no Ovis, which differs in its MLPs: its parameters say so."""
+    model = flux_model(vec_in_dim=None, guidance_embed=False) if family == "LongCat-Image" else flux_model()
+    if family == "Ovis-Image":
+        model.model.diffusion_model.params.yak_mlp = True
+    given = inputs(23, 33)
+    output = nodes_api.apply_output(model, radius=4)
+    assert f"experimental: {family}" in output.ui["text"][0]
+    assert error(run_forward(output.args[0], **given), run_forward(with_mask(model, Grid(12, 17), 4), **given)) < 1e-5
+    save_file(clear_tensors(flux_model()), tmp_path / "clear_local_3.safetensors")
+    weights = nodes_api.weights(tmp_path / "clear_local_3.safetensors")
+    with pytest.raises(ValueError, match=f"distilled for FLUX.1 and this model is {family}.*Disconnect weights"):
+        nodes_api.apply(model, weights)

@@ -266,6 +266,7 @@ def test_step_caches_skip_steps_and_change_nothing_else(
     out, calls = cached(3.0)
     assert out.isfinite().all()
     assert 0 < calls < 8 * 3
+    assert "not used" not in shown["CLEARApply"][-1]  # a skipped step is no layer that another pack took
 
 
 @pytest.mark.parametrize("bands", [1, 3])
@@ -284,6 +285,24 @@ def test_torch_compile_gives_the_same_and_compiles_once(host: Any, nodes_api: An
     assert before > 0
     assert error(run(compiled, [prompt(9, 1)]), expected) < 1e-5
     assert torch._dynamo.utils.counters["frames"]["total"] == before
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_torch_compile_with_fullgraph_is_refused_in_words(host: Any, nodes_api: Any, whole: bool) -> None:
+    import torch._dynamo
+
+    compiled = nodes_api.apply(flux_model(), radius=RADIUS).clone()
+    if whole:
+        from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+        set_torch_compile_wrapper(compiled, backend="eager", fullgraph=True)
+    else:
+        name = "diffusion_model.single_blocks.0"
+        block = compiled.get_model_object(name)
+        compiled.add_object_patch(name, torch.compile(block, backend="eager", fullgraph=True))
+    with pytest.raises(RuntimeError, match="fullgraph on cannot compile a model with CLEAR.*Turn fullgraph off"):
+        run(compiled, [prompt(9, 1)])
     torch._dynamo.reset()
 
 

@@ -22,13 +22,19 @@ from ...call import AttentionCall, AttentionResult, as_bias
 from ...layout import GridTokens
 from ...pattern import LocalPattern
 from ...softmax import dense_attention, dense_attention_unchecked
+from ...window import Window
 from ..base import pooled_mask_refusal
+from ..geometry import Geometries, Geometry
+from ..on_device import DeviceCache, tensor_bytes
 from ..text import attend_text, empty_result
 from .tiles import AxisRun, KeySpan, TileGroup, tile_groups
 
 _TILE = 16  # tokens a side; measured fastest of 8, 12, 16, 24, 32 on a 2-core CPU at r = 8
 _CPU_BLOCK = 16 * 2**20  # bytes gathered at a time on a CPU: what fits its caches measured fastest
 _ALIGN = 16  # CUDA's kernels need a mask whose rows start at multiples of this many elements
+_Plan = tuple[tuple[TileGroup, ...], ...]
+_PLANS = 256  # a plan takes some 10 kB
+_BIAS_BYTES = 32 * 2**20  # of window masks, which all bands and layers share
 
 
 class SdpaBackend:
@@ -36,7 +42,10 @@ class SdpaBackend:
     summary = "PyTorch's own kernels over gathered tiles: runs everywhere, needs no Triton"
 
     def __init__(self) -> None:
-        self._plans: BoundedCache[LocalPattern, tuple[tuple[TileGroup, ...], ...]] = BoundedCache(16)
+        self.plans: BoundedCache[Geometry, _Plan] = BoundedCache(_PLANS)
+        self.biases: DeviceCache[Tensor] = DeviceCache(_BIAS_BYTES, tensor_bytes)
+        self._geometries = Geometries()
+        self._executed: BoundedCache[LocalPattern, int] = BoundedCache(1024)
 
     def unavailable(self) -> str | None:
         return None
@@ -45,24 +54,29 @@ class SdpaBackend:
         return pooled_mask_refusal(call)
 
     def executed_pairs(self, call: AttentionCall) -> int:
-        pattern = call.pattern
-        boxes = sum(
-            group.tiles * group.queries * sum(group.box_tokens) for groups in self._plan(call) for group in groups
-        )
-        text = pattern.text_query_tokens
-        return text * pattern.key_tokens + (pattern.query_tokens - text) * pattern.shared_keys + boxes
+        return self._executed.get(call.pattern, lambda: self._count_pairs(call.pattern))
 
     def run(self, call: AttentionCall) -> AttentionResult:
         result = empty_result(call)
         attend_text(call, result)
         shared = _shared_keys(call)
-        for queries, groups in zip(call.pattern.query_grids, self._plan(call), strict=True):
+        for queries, groups in zip(call.pattern.query_grids, self.plan(call), strict=True):
             for group in groups:
-                _GroupAttention(call, shared, queries, group).run(result)
+                _GroupAttention(call, shared, queries, group, self.biases).run(result)
         return result
 
-    def _plan(self, call: AttentionCall) -> tuple[tuple[TileGroup, ...], ...]:
-        return self._plans.get(call.pattern, lambda: tile_groups(call.pattern, (_TILE, _TILE)))
+    def plan(self, call: AttentionCall) -> _Plan:
+        """For each query grid, its tiles in groups."""
+        return self._plan(call.pattern)
+
+    def _count_pairs(self, pattern: LocalPattern) -> int:
+        groups = [group for groups in self._plan(pattern) for group in groups]
+        boxes = sum(group.tiles * group.queries * sum(group.box_tokens) for group in groups)
+        text = pattern.text_query_tokens
+        return text * pattern.key_tokens + (pattern.query_tokens - text) * pattern.shared_keys + boxes
+
+    def _plan(self, pattern: LocalPattern) -> _Plan:
+        return self.plans.get(self._geometries.of(pattern), lambda: tile_groups(pattern, (_TILE, _TILE)))
 
 
 class _KeyValue(NamedTuple):
@@ -88,8 +102,16 @@ class _Part(NamedTuple):
 class _GroupAttention:
     """One group of tiles of one query grid: views of its queries and boxes, its masks, and the loop over its parts."""
 
-    def __init__(self, call: AttentionCall, shared: _KeyValue, queries: GridTokens, group: TileGroup) -> None:
-        self.call, self.shared, self.grid, self.group = call, shared, queries, group
+    def __init__(
+        self,
+        call: AttentionCall,
+        shared: _KeyValue,
+        queries: GridTokens,
+        group: TileGroup,
+        biases: DeviceCache[Tensor],
+    ) -> None:
+        """biases: window masks of earlier calls."""
+        self.call, self.shared, self.grid, self.group, self.biases = call, shared, queries, group, biases
         self.keys = shared.key.shape[2] + sum(group.box_tokens)
 
     def run(self, result: AttentionResult) -> None:
@@ -143,10 +165,8 @@ class _GroupAttention:
         query, window, group = self.call.query, self.call.pattern.window, self.group
         if group.fully_visible(window):
             return None
-        visible = group.mask(window, query.device)
-        bias = query.new_zeros(group.queries, -(-self.keys // _ALIGN) * _ALIGN)[:, : self.keys]
-        bias[:, self.keys - visible.shape[1] :].masked_fill_(~visible, -torch.inf)
-        return bias[None, None]
+        key = (group, window, self.keys, query.dtype)
+        return self.biases.get(key, query, lambda: _window_bias(group, window, self.keys, query))
 
     def _parts(self) -> Iterator[_Part]:
         """Cut tile rows, tile columns and heads so that the copies of each part stay within the budget."""
@@ -189,6 +209,14 @@ class _TiledMask:
         keys = keys if mask.shape[3] > 1 else torch.zeros_like(keys)
         tiled = mask[:, :, queries[..., :, None], keys[..., None, :]].movedim(1, 3)
         return as_bias(tiled.expand(self.batch, -1, -1, -1, -1, -1).flatten(0, 2), self.dtype)
+
+
+def _window_bias(group: TileGroup, window: Window, keys: int, query: Tensor) -> Tensor:
+    """The window as an additive bias [1, 1, queries, keys] in a query's dtype; the boxes are the last of the keys."""
+    visible = group.mask(window, query.device)
+    bias = torch.zeros(group.queries, -(-keys // _ALIGN) * _ALIGN, device=query.device, dtype=query.dtype)[:, :keys]
+    bias[:, keys - visible.shape[1] :].masked_fill_(~visible, -torch.inf)
+    return bias[None, None]
 
 
 def _shared_keys(call: AttentionCall) -> _KeyValue:

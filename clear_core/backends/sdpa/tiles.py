@@ -18,6 +18,7 @@ from torch import Tensor
 from ...layout import Band, same_place
 from ...pattern import LocalPattern
 from ...window import Window
+from ..on_device import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,5 +160,9 @@ def _join(run: AxisRun, tile: AxisRun) -> AxisRun | None:
 
 def _distances(span: KeySpan, device: torch.device) -> Tensor:
     """From each query's centre to each key of a span: int64 [queries, keys]."""
-    centres = torch.tensor(span.centres, device=device)
+    first, last = span.centres[0], span.centres[-1]
+    if span.centres == tuple(range(first, last + 1)):  # within one image: made on the device, nothing to copy
+        centres = torch.arange(first, last + 1, device=device)
+    else:
+        centres = upload(torch.tensor(span.centres), device)
     return centres[:, None] - torch.arange(span.length, device=device)[None, :]

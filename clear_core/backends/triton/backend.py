@@ -16,7 +16,11 @@ import torch
 from ...cache import BoundedCache
 from ...call import AttentionCall, AttentionResult
 from ...layout import GridTokens
+from ...pattern import LocalPattern
 from ...softmax import merge
+from ...window import Window
+from ..geometry import Geometries
+from ..on_device import DeviceCache
 from ..text import attend_text, empty_result
 from .config import KernelConfig, config_of, interpreted
 from .launch import WindowKernel
@@ -25,7 +29,11 @@ from .tile_plan import GridPair, TilePlan, tile_plan
 
 _HEAD_DIMS = (16, 32, 64, 128)
 _LARGEST_RADIUS = 2048  # squares of distances around a window stay exact in float32
+_PLAN_BYTES = 64 * 2**20  # of plans, here and on devices; the largest, 16384 px in one piece at r = 32, has 6 MB
 _SMALLEST_SCALE = 1e-6  # what masks a key must stay far below every score after scaling
+
+_PlanKey = tuple[GridPair, Window, tuple[int, int], tuple[int, int]]
+"""A normalised pair of grids, the window, and rows and columns of a tile and of a box."""
 
 
 class TritonBackend:
@@ -33,11 +41,17 @@ class TritonBackend:
     summary = "one fused kernel for cards that have Triton"
 
     def __init__(self) -> None:
-        self._plans: BoundedCache[object, TilePlan] = BoundedCache(32)
+        self.plans: BoundedCache[_PlanKey, TilePlan] = BoundedCache(_PLAN_BYTES, lambda plan: plan.nbytes)
+        self.uploads: DeviceCache[TilePlan] = DeviceCache(_PLAN_BYTES, lambda plan: plan.nbytes)
+        self._geometries = Geometries()
+        self._executed: BoundedCache[tuple[LocalPattern, KernelConfig], int] = BoundedCache(1024)
+        self._installed: bool | None = None
         self._self_test = SelfTest(lambda call: self.run(call))
 
     def unavailable(self) -> str | None:
-        if importlib.util.find_spec("triton") is None:
+        if self._installed is None:  # once: a search of the whole path takes as long as a small kernel
+            self._installed = importlib.util.find_spec("triton") is not None
+        if not self._installed:
             return "Triton is not installed"
         if not torch.cuda.is_available() and not interpreted():
             return "there is no GPU that Triton can use"
@@ -69,15 +83,7 @@ class TritonBackend:
 
     def executed_pairs(self, call: AttentionCall, config: KernelConfig | None = None) -> int:
         pattern, config = call.pattern, config or config_of(call.query)
-        lists = (pattern.text_key_tokens, pattern.shared_keys - pattern.text_key_tokens)
-        shared = sum(-(-length // config.block) for length in lists) * config.block
-        total = pattern.text_query_tokens * pattern.key_tokens
-        for queries in pattern.query_grids:
-            plans = [self._plan(call, queries, keys, config) for keys in pattern.windowed_key_grids]
-            total += sum(plan.executed_pairs() for plan in plans)
-            if plans:
-                total += plans[0].tiles * config.tile[0] * config.tile[1] * shared
-        return total
+        return self._executed.get((pattern, config), lambda: self._count_pairs(pattern, config))
 
     def run(self, call: AttentionCall) -> AttentionResult:
         return self.launch(call, config_of(call.query))
@@ -87,10 +93,16 @@ class TritonBackend:
         result = empty_result(call)
         attend_text(call, result)
         kernel = WindowKernel(call, config)
-        for queries in call.pattern.query_grids:
+        for queries, plans in zip(call.pattern.query_grids, self.plans_on_device(call, config), strict=True):
             lse = None if result.lse is None else result.lse[:, :, queries.span]
-            self._attend_grid(call, kernel, queries, AttentionResult(result.out[:, queries.span], lse), config)
+            target = AttentionResult(result.out[:, queries.span], lse)
+            self._attend_grid(call, kernel, queries, target, plans)
         return result
+
+    def plans_on_device(self, call: AttentionCall, config: KernelConfig) -> list[list[TilePlan]]:
+        """For each query grid its plans, one for each key grid that it sees through the window."""
+        pairs = self._geometries.of(call.pattern).pairs
+        return [[self._plan_on_device(pair, call, config) for pair in with_keys] for with_keys in pairs]
 
     def _attend_grid(
         self,
@@ -98,24 +110,38 @@ class TritonBackend:
         kernel: WindowKernel,
         queries: GridTokens,
         target: AttentionResult,
-        config: KernelConfig,
+        plans: list[TilePlan],
     ) -> None:
-        """One query grid over every key grid, merged where there are several."""
+        """One query grid over every key grid, merged where there are several. plans: one for each key grid."""
         key_grids = call.pattern.windowed_key_grids
         parts = [target] if len(key_grids) == 1 else [_empty_like(target, call.heads) for _ in key_grids]
-        for index, (keys, part) in enumerate(zip(key_grids, parts, strict=True)):
-            kernel.launch(queries, keys, self._plan(call, queries, keys, config), part, lists=index == 0)
+        for index, (keys, part, plan) in enumerate(zip(key_grids, parts, plans, strict=True)):
+            kernel.launch(queries, keys, plan, part, lists=index == 0)
         if len(parts) > 1:
             merged = merge(parts)
             target.out.copy_(merged.out)
             if target.lse is not None and merged.lse is not None:
                 target.lse.copy_(merged.lse)
 
-    def _plan(self, call: AttentionCall, queries: GridTokens, keys: GridTokens, config: KernelConfig) -> TilePlan:
-        pair, window = GridPair(queries.grid, queries.rows, keys.grid, keys.rows), call.pattern.window
-        device = call.query.device
-        key = (pair, window, config.tile, config.box, device)
-        return self._plans.get(key, lambda: tile_plan(pair, window, config.tile, config.box).to(device))
+    def _count_pairs(self, pattern: LocalPattern, config: KernelConfig) -> int:
+        lists = (pattern.text_key_tokens, pattern.shared_keys - pattern.text_key_tokens)
+        shared = sum(-(-length // config.block) for length in lists) * config.block
+        total = pattern.text_query_tokens * pattern.key_tokens
+        for pairs in self._geometries.of(pattern).pairs:
+            plans = [self._plan(pair, pattern.window, config) for pair in pairs]
+            total += sum(plan.executed_pairs() for plan in plans)
+            if plans:
+                total += plans[0].tiles * config.tile[0] * config.tile[1] * shared
+        return total
+
+    def _plan(self, pair: GridPair, window: Window, config: KernelConfig) -> TilePlan:
+        key = (pair, window, config.tile, config.box)
+        return self.plans.get(key, lambda: tile_plan(*key))
+
+    def _plan_on_device(self, pair: GridPair, call: AttentionCall, config: KernelConfig) -> TilePlan:
+        window, device = call.pattern.window, call.query.device
+        key = (pair, window, config.tile, config.box)
+        return self.uploads.get(key, call.query, lambda: self._plan(pair, window, config).to(device))
 
 
 def _empty_like(result: AttentionResult, heads: int) -> AttentionResult:

@@ -37,7 +37,10 @@ class WindowKernel:
         self._keys = _KeyValue(_last_contiguous(call.key), _last_contiguous(call.value))
         self._text = self._keys.cut(call.pattern.key_slices.text)
         self._extra = self._keys.cut(call.pattern.shared_references)
-        if call.pooled is not None:
+        if call.pooled is not None and not self._extra.key.shape[2]:
+            # As they are: they may be a sixteenth of a large image, and every band of it would copy them.
+            self._extra = _KeyValue(_last_contiguous(call.pooled.key), _last_contiguous(call.pooled.value))
+        elif call.pooled is not None:
             self._extra = _KeyValue(
                 torch.cat((call.pooled.key, self._extra.key), dim=2),
                 torch.cat((call.pooled.value, self._extra.value), dim=2),

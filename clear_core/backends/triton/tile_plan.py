@@ -11,7 +11,8 @@ The boxes of a tile lie in strips:
         . . P P P P . .
 
 Everything follows from geometry, in time and memory linear in the image, for one pair of grids at a time:
-the image with itself, a band with its halo, or the image with a reference of another size.
+the image with itself, a band with its halo, or the image with a reference of another size. Pairs that are equal once
+normalised (`geometry`) have equal plans.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...layout import Band, Grid, same_place
+from ...layout import Band, same_place
 from ...window import Window
+from ..geometry import GridPair
+from ..on_device import upload
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,18 +57,12 @@ class TilePlan:
         """(query, key) pairs that the kernel computes: every box completely, the padding of tiles included."""
         return self.boxes.shape[0] * self.box[0] * self.box[1] * self.tile[0] * self.tile[1]
 
+    @property
+    def nbytes(self) -> int:
+        return self.ranges.nbytes + self.boxes.nbytes
+
     def to(self, device: torch.device) -> TilePlan:
-        return TilePlan(self.tile, self.box, self.ranges.to(device), self.boxes.to(device))
-
-
-@dataclass(frozen=True, slots=True)
-class GridPair:
-    """The rows of one grid that are queries and the rows of one grid that are keys, every column of both."""
-
-    query: Grid
-    query_rows: Band
-    key: Grid
-    key_rows: Band
+        return TilePlan(self.tile, self.box, upload(self.ranges, device), upload(self.boxes, device))
 
 
 class _Strips(NamedTuple):

@@ -59,6 +59,7 @@ class CutForward:
         self._block_done = block_done
         self._mask: Tensor | None = given.get("attention_mask")
         self._masks: dict[torch.device, Tensor | None] = {}
+        self._copies: dict[torch.device, ForwardArgs] = {}
         self._height, self._width = given.x.shape[-2:]
         patch = self._flux.patch_size
         x = comfy.ldm.common_dit.pad_to_patch_size(given.x, (patch, patch))
@@ -67,10 +68,13 @@ class CutForward:
     def run(self, banded: BandedForward) -> Tensor:
         """The forward's output, as without bands: [batch, channels, height, width] on the input's device."""
         positions = Positions.of(self._original, self._given)
-        # Every layer of every worker reads it: one copy for each device.
-        self._masks = {lane.device: _on(lane.device, self._mask) for lane in self._lanes[: banded.plan.lane_count]}
         lanes = [(lane.flux, lane.device) for lane in self._lanes]
-        with positions.embedded([flux for flux, _ in lanes]), self._weights.shared(lanes) as around_layer:
+        # Every worker of a device reads the same: one copy for each device, not one for each band.
+        for device in {device for _, device in lanes[: banded.plan.lane_count]}:
+            self._masks[device] = _on(device, self._mask)
+            moved = {name: _on(device, self._given.get(name)) for name in _TENSORS}
+            self._copies[device] = self._given.replaced(**moved)
+        with positions.embedded(lanes), self._weights.shared(lanes) as around_layer:
             parts = banded.run(
                 Forwards(partial(self._replicated, positions), partial(self._band, positions), around_layer)
             )
@@ -79,33 +83,34 @@ class CutForward:
 
     def _replicated(self, positions: Positions, worker: ReplicatedWorker) -> Tensor:
         """Text and references; one image token stands in for the image."""
-        frame, patch = self._frame, self._flux.patch_size
+        frame, patch, given = self._frame, self._flux.patch_size, self._copy(worker)
         start, references = frame.image.tokens, sum(grid.tokens for grid in frame.references)
-        positions.take([slice(0, 1), slice(start, start + references)])
+        positions.take([slice(0, 1), slice(start, start + references)], given.x.device)
         # A real one: zeros would become NaN in layers that scale their input by its largest value.
-        one_token = self._given.x[..., :patch, :patch]
-        return self._call(worker, positions, self._given.replaced(x=one_token, control=None))
+        one_token = given.x[..., :patch, :patch]
+        return self._call(worker, positions, given.replaced(x=one_token, control=None))
 
     def _band(self, positions: Positions, worker: BandWorker) -> Tensor:
         """Rows of the image; one text token stands in for the text, none for the references."""
         rows, width, patch = worker.rows, self._frame.image.width, self._flux.patch_size
-        tokens = slice(rows.start * width, rows.stop * width)
-        positions.take([tokens])
-        band = self._given.replaced(
-            x=self._given.x[..., rows.start * patch : rows.stop * patch, :],
-            context=self._given.context[:, :1],
+        given, tokens = self._copy(worker), slice(rows.start * width, rows.stop * width)
+        positions.take([tokens], given.x.device)
+        band = given.replaced(
+            x=given.x[..., rows.start * patch : rows.stop * patch, :],
+            context=given.context[:, :1],
             ref_latents=None,
-            control=_control_of(self._given.get("control"), tokens, self._lanes[worker.lane].device),
+            control=_control_of(given.get("control"), tokens, given.x.device),
         )
         return self._call(worker, positions, band)
 
+    def _copy(self, worker: Worker) -> ForwardArgs:
+        """The complete forward's arguments on a worker's device; ControlNet residuals stay where they are."""
+        return self._copies[self._lanes[worker.lane].device]
+
     def _call(self, worker: ReplicatedWorker | BandWorker, positions: Positions, given: ForwardArgs) -> Tensor:
         """Run the host's forward on a worker's lane."""
-        lane = self._lanes[worker.lane]
-        on_device = {name: _on(lane.device, given.get(name)) for name in _TENSORS}
-        options = self._options(worker, positions)
-        forward = getattr(lane.flux, self._original.__name__)
-        return given.replaced(**on_device, transformer_options=options).call(forward)
+        forward = getattr(self._lanes[worker.lane].flux, self._original.__name__)
+        return given.replaced(transformer_options=self._options(worker, positions)).call(forward)
 
     def _options(self, worker: ReplicatedWorker | BandWorker, positions: Positions) -> dict[str, Any]:
         """The host's options for one worker: blocks that pause, positions of its own."""

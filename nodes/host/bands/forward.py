@@ -151,12 +151,26 @@ class _Bands:
         rows = f"{heights[0]}" if len(heights) == 1 else f"{heights[0]} to {heights[-1]}"
         devices = ", ".join(str(lane.device) for lane in lanes[: plan.lane_count])
         lines = [f"{len(plan.bands)} bands of {rows} rows of tokens on {devices}"]
+        if any(_scales_its_input(module) for lane in lanes[:1] for module in lane.flux.modules()):
+            lines.append(_SCALED_BY_BAND)
         if missing:
             lines.append(f"not in this machine: {', '.join(missing)}")
         if plan.lane_count > 1:
             sent, merge = banded.traffic.total / 2**20, self.settings.text_merge
             lines.append(f"{sent:.1f} MB exchanged between devices in each step; text_merge: {merge}")
         return "\n".join(lines)
+
+
+_SCALED_BY_BAND = (
+    "layers that quantise their input take its scale from each band: the image differs from the one without bands by "
+    "the format's rounding"
+)
+
+
+def _scales_its_input(layer: Any) -> bool:
+    """Whether a layer quantises its input by the largest value that it finds there (newer hosts' mixed precision)."""
+    quantised = getattr(layer, "layout_type", None) is not None and not getattr(layer, "_full_precision_mm", True)
+    return quantised and getattr(layer, "input_scale", None) is None
 
 
 def _once(show: Callable[[str], None]) -> Callable[[str], None]:

@@ -27,6 +27,7 @@ from ..attention_call import SETTINGS
 from .replicas import Lane
 
 _LEAST_ROWS = 4  # thinner bands save no more: the rows that wait for their halo are as many as the window reaches
+_TO_OVERLAP = 4  # bands a lane
 RESERVE = 512 * 2**20  # bytes left to the driver, the page's previews and the like
 
 
@@ -95,8 +96,15 @@ def most_bands(grid: Grid) -> int:
 def fitting_count(
     plan_of: Callable[[int], BandPlan], lanes: int, free: int | None, text: int, shape: ModelShape, batch: int
 ) -> int:
-    """The least number of bands that fits into `free` bytes: one a lane, two, four, ..."""
+    """The least number of bands that fits into `free` bytes, doubled until it does.
+
+    On several cards four a lane at least: its borders publish first and attend last, and the two in between hide what
+    travels meanwhile. free: None on a CPU, where nothing is to be saved and nothing travels.
+    """
     count = lanes
+    if lanes > 1 and free is not None:
+        rows = plan_of(lanes).image.height
+        count = max(lanes, min(_TO_OVERLAP * lanes, rows // _LEAST_ROWS))
     while free is not None:
         plan = plan_of(count)
         if banded_bytes(plan, text, shape, batch) <= free or 2 * count * _LEAST_ROWS > plan.image.height:

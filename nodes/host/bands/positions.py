@@ -30,6 +30,7 @@ class Positions:
 
     def __init__(self, text: Tensor, image: Tensor) -> None:
         self.text, self.image = text, image
+        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {text.device: (text, image)}
         # A worker's part. Each worker is a fiber with context variables of its own.
         self._part: ContextVar[tuple[list[slice], Tensor]] = ContextVar("part of the positions")
 
@@ -52,9 +53,10 @@ class Positions:
             )
         return found[0]
 
-    def take(self, spans: list[slice]) -> None:
-        """Call in a worker's fiber: the image tokens that it has."""
-        self._part.set((spans, torch.cat([self.image[:, span] for span in spans], dim=1)))
+    def take(self, spans: list[slice], device: torch.device) -> None:
+        """Call in a worker's fiber, inside `embedded`: the image tokens that it has."""
+        _, image = self._on[device]
+        self._part.set((spans, torch.cat([image[:, span] for span in spans], dim=1)))
 
     def place(self, args: dict[str, Any]) -> dict[str, Any]:
         """A `post_input` patch that gives a worker its own positions."""
@@ -64,16 +66,20 @@ class Positions:
                 f"CLEAR cannot cut the image into bands: another node changes the number of image tokens "
                 f"({args['img'].shape[1]} instead of {ids.shape[1]}). Remove it, or use one band."
             )
-        device, text = args["img"].device, args["txt"].shape[1]
-        return {**args, "img_ids": ids.to(device), "txt_ids": self.text[:, :text].to(device)}
+        text, _ = self._on[ids.device]
+        return {**args, "img_ids": ids, "txt_ids": text[:, : args["txt"].shape[1]]}
 
     @contextmanager
-    def embedded(self, models: Sequence[Any]) -> Iterator[None]:
-        """For the time of a forward, where another node replaced the position embedder: ask it once, then cut.
+    def embedded(self, lanes: Sequence[tuple[Any, torch.device]]) -> Iterator[None]:
+        """For the time of a forward: positions on every device, and those that another node's embedder makes of them.
 
-        It may derive its scale from the span of the positions that it is given (DyPE does).
-        models: the transformers that run, the one on the input's device first.
+        Such an embedder is asked once for the complete image: it may derive its scale from the span of the positions
+        that it is given (DyPE does). lanes: each lane's transformer and device, the one on the input's device first.
         """
+        for _, device in lanes:
+            if device not in self._on:
+                self._on[device] = self.text.to(device), self.image.to(device)
+        models = [flux for flux, _ in lanes]
         own = models[0].pe_embedder
         if type(own) is EmbedND:
             yield

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,20 +18,26 @@ from ....clear_core.pattern import LocalPattern
 from ....clear_core.pooling import Pooled, pool_key_value
 from ....clear_core.scale import proportional_gain, softmax_scale
 from ...options.clear import ClearSettings
-from ..attention_call import ACTIVE, FRAME, OVERRIDE, STEP, HostAttentionCall, Pooling
+from ..attention_call import ACTIVE, FRAME, STEP, HostAttentionCall, Pooling
 from ..bands.attend import attend_in_bands
 from ..forward_args import ForwardArgs
-from ..node_text import origin_of
 from ..retry import is_out_of_memory, with_less_memory
 from ..run_log import RunLog
+from .compiled import explained
 from .out_of_memory import advise
+from .positions import check_positions
+from .takeover import TALLY, Tally
+from .weight_patches import Patches, merged_over
 
 
-def run_wrapper(run_log: RunLog, *, can_be_cut: bool) -> Callable[..., Any]:
-    """The OUTER_SAMPLE wrapper. can_be_cut: whether the model's forward can run in bands."""
+def run_wrapper(run_log: RunLog, patches: Patches, *, can_be_cut: bool) -> Callable[..., Any]:
+    """The OUTER_SAMPLE wrapper. patches: CLEAR's weights. can_be_cut: whether the model's forward can run in bands."""
 
     def clear_run(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
         run_log.begin()
+        mixed = merged_over(executor.class_obj.model_patcher, patches)
+        if mixed:
+            run_log.note(_MERGED_OVER.format(mixed))
         finished = False
         try:
             out = executor(noise, *args, **kwargs)
@@ -47,6 +53,11 @@ def run_wrapper(run_log: RunLog, *, can_be_cut: bool) -> Callable[..., Any]:
     return clear_run
 
 
+_MERGED_OVER = (
+    "a merge of models after this node changed {} of CLEAR's tensors: they are a part of the merge, not CLEAR's alone. "
+    "Put Apply CLEAR Attention after the merge to have them in full"
+)
+
 _HOOKS_LOST = (
     "LoRAs from hooks have no full effect on offloaded layers: ComfyUI applies them before the CLEAR weights are "
     "blended in. Load those LoRAs with LoRA loader nodes, or free memory so that the model fits completely"
@@ -57,7 +68,7 @@ _APPLY_MODEL = ("x", "t", "c_concat", "c_crossattn", "control", "transformer_opt
 
 
 def schedule_wrapper(settings: ClearSettings, run_log: RunLog) -> Callable[..., Any]:
-    """The APPLY_MODEL wrapper: whether the window is on in this step."""
+    """The APPLY_MODEL wrapper: whether the window is on in this step, and which layers came to it."""
 
     def clear_schedule(executor: Any, *args: Any, **kwargs: Any) -> Any:
         given, base = ForwardArgs.of(executor.original, args, kwargs, _APPLY_MODEL), executor.class_obj
@@ -66,7 +77,17 @@ def schedule_wrapper(settings: ClearSettings, run_log: RunLog) -> Callable[..., 
             run_log.note(_HOOKS_LOST)
         # Asked here, not when the node ran: a node further down may have changed the schedule.
         active = settings.whole_schedule or _in_range(settings, base.model_sampling, float(given.get("t").max()))
-        return given.replaced(transformer_options={**given.options, ACTIVE: active}).call(executor)
+        options, tally = given.options, Tally()
+        changed = given.replaced(transformer_options={**options, ACTIVE: active, TALLY: tally})
+        try:
+            out = changed.call(executor)
+        except Exception as error:
+            told = explained(error)
+            if told is error:
+                raise
+            raise told from error
+        tally.report(run_log, base.diffusion_model, options)
+        return out
 
     return clear_schedule
 
@@ -77,12 +98,25 @@ def _in_range(settings: ClearSettings, sampling: Any, sigma: float) -> bool:
     return after and (settings.end_percent >= 1 or sigma >= float(sampling.percent_to_sigma(settings.end_percent)))
 
 
-def frame_wrapper(run_log: RunLog) -> Callable[..., Any]:
-    """The DIFFUSION_MODEL wrapper: the grids of this forward."""
+def frame_wrapper(
+    settings: ClearSettings, run_log: RunLog, own: Callable[..., Any], embedder: Any = None
+) -> Callable[..., Any]:
+    """The DIFFUSION_MODEL wrapper: the grids of this forward, and what other packs have put into the model.
+
+    own: CLEAR's override. embedder: CLEAR's, where `ntk_factor` is not 1.
+    """
+
+    def look_around(transformer: Any, options: Mapping[str, Any]) -> None:
+        tally: Tally = options.get(TALLY) or Tally()
+        run_log.forward(tally.forward(transformer, options, own))
+        check_positions(transformer, embedder, settings.ntk_factor, run_log)
+
+    # It asks where functions come from, which torch.compile would try to trace.
+    look: Any = torch.compiler.disable(look_around)
 
     def clear_frame(executor: Any, *args: Any, **kwargs: Any) -> Any:
         given = ForwardArgs.of(executor.original, args, kwargs)
-        run_log.forward(origin_of(given.options.get(OVERRIDE)))
+        look(executor.class_obj, given.options)
         options = {**given.options, FRAME: given.frame(executor.class_obj)}
         return given.replaced(transformer_options=options).call(executor)
 
@@ -96,10 +130,14 @@ def attention_override(
     previous: Callable[..., Any] | None,
 ) -> Callable[..., Any]:
     def clear_attention(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Any:
-        run_log.called()
         # Steps at high resolution are long: look for a cancelled prompt in every layer.
         comfy.model_management.throw_exception_if_processing_interrupted()
         call = HostAttentionCall(func, q, k, v, heads, args, kwargs)
+        tally: Tally | None = call.options.get(TALLY)
+        if call.frame is not None:
+            run_log.called()
+            if tally is not None:
+                tally.layer(call.options)
         if call.frame is not None and call.options.get(STEP) is not None:
             return attend_in_bands(settings, pooling, run_log, call, call.options[STEP])
         outcome = _attend(settings, pooling, run_log, call)
@@ -157,7 +195,7 @@ def _attend_locally(
     """The call's result through the window. Raises CallError or BackendError where no backend can compute it."""
     cells = 0 if pooled is None else pooled.tokens
     pattern = LocalPattern.whole(layout, settings.window, references=settings.references, pooled=cells)
-    scale = softmax_scale(
+    scale = call.scale_gain * softmax_scale(
         call.query.shape[-1], layout.tokens, proportional=settings.proportional, down_factor=settings.down_factor
     )
     mask = call.mask
