@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import TypeVar
@@ -34,6 +35,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tflops", type=float, default=200.0, metavar="N", help="for --scaling: one device's rate")
     parser.add_argument("--gbps", type=float, default=25.0, metavar="N", help="for --scaling: one link's GB/s")
     parser.add_argument("--memory", action="store_true", help="instead: peak memory by number of bands, computed")
+    parser.add_argument("--fit", action="store_true", help="instead: what ComfyUI loads on 8 to 80 GB, for one size")
     parser.add_argument("--cards", action="store_true", help="instead: what each layer takes, on simulated cards")
     parser.add_argument(
         "--page", action="store_true", help="instead: the start of ComfyUI's page, with the pack and without"
@@ -52,6 +54,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.memory:
         return _memory(options, parser, arguments)
+    if options.fit:
+        return _fit(options, arguments)
     if options.cards:
         return _cards(options, arguments)
     if options.page:
@@ -110,8 +114,9 @@ def _memory(options: argparse.Namespace, parser: argparse.ArgumentParser, argume
     if not sizes:
         parser.error(f"--sizes has none of {sorted(memory.BANDS)}")
     print(
-        f"Peak activation memory of one step of FLUX.1, bfloat16, {TEXT_TOKENS} text tokens, one device, radius "
-        f"{memory.RADIUS}; weights not counted.\nComputed from the sizes and lives of all tensors, not on a card."
+        f"Peak memory of one step of FLUX.1, bfloat16, {TEXT_TOKENS} text tokens, one device, radius {memory.RADIUS}: "
+        "activations, followed and predicted;\nall that is needed beside the weights; the same with fp8 weights. "
+        "Computed from the sizes and lives of all tensors, not on a card."
     )
     bench = memory.Bench()
     rows = _each(sizes, lambda size: memory.measure(size, bench))
@@ -121,6 +126,27 @@ def _memory(options: argparse.Namespace, parser: argparse.ArgumentParser, argume
         "command": "python dev.py bench " + " ".join(arguments),
         "torch": torch.__version__,
         "rows": [row.as_dict() for row in rows],
+    }
+    _write(options.json, content)
+    return 0
+
+
+def _fit(options: argparse.Namespace, arguments: list[str]) -> int:
+    from . import fit  # simulated cards replace parts of PyTorch; nothing else here needs them
+
+    size = (options.sizes or [8192])[0]
+    found = list(fit.rows(size))
+    print(
+        f"FLUX.1, {size} x {size} pixels, bands 0, GiB; text encoders and autoencoder were in use before.\n"
+        "ComfyUI's own model management on simulated cards, of each of which 0.5 GiB are in use; what a step needs is "
+        "the memory model's. Not on a card.\n"
+    )
+    print(fit.table(found))
+    content: dict[str, object] = {
+        "date": date.today().isoformat(),
+        "command": "python dev.py bench " + " ".join(arguments),
+        "torch": torch.__version__,
+        "rows": [asdict(row) for row in found],
     }
     _write(options.json, content)
     return 0

@@ -1,9 +1,9 @@
 """Peak activation memory of one step of FLUX.1, computed without doing the arithmetic.
 
 The host's own model at full width runs under PyTorch's FakeTensorMode, bfloat16, through the nodes: every tensor has
-its size and its life, none has content. A dispatch mode follows the storages. Weights are not counted. `stock` is
-the model without CLEAR and with its attention stubbed, so without its workspace; `tiled` counts all that attention
-takes, with the backend that gathers, which takes the most.
+its size and its life, none has content. A dispatch mode follows the storages. `stock` is the model without CLEAR and
+with its attention stubbed, so without its workspace; `tiled` counts what a backend may take at most. What has no
+tensors here is added: the weights of a block in use, which fp8 weights are cast to, and cuBLAS's workspace.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from clear_core.bands.memory import ModelShape, banded_bytes, stock_bytes
+from clear_core.bands.memory import ModelShape, activation_bytes, banded_bytes, stock_bytes
 from clear_core.bands.plan import BandPlan
 from clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS
 from clear_core.layout import Grid
@@ -29,14 +29,20 @@ from devtools.inprocess import import_host, node_class, run_node
 from devtools.models import FULL_SIZE, flux_model
 
 RADIUS = 16
-BLOCKS = (2, 2)
+BLOCKS = (1, 2)
 """Double and single blocks. All of a kind are alike, and none keeps anything, so the peak is that of 19 and 38."""
-BANDS = {1024: (4,), 2048: (4, 8, 16), 4096: (8, 16, 32), 8192: (8, 16, 32, 64), 16384: (32, 64, 128)}
+BANDS = {1024: (4,), 2048: (4, 16), 4096: (8, 32), 8192: (8, 64), 16384: (128,)}
+FP8_GIB = 11.08
+"""FLUX.1's weights in fp8."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """kind: "stock", with one band, or "tiled". predicted_gib: by `clear_core.bands.memory`, which the nodes go by."""
+    """kind: "stock", with one band, or "tiled".
+
+    peak_activation_gib: followed. predicted_gib: the same by `clear_core.bands.memory`, which the nodes go by.
+    needed_gib: by that, with the weights in use and workspaces: all that a card needs beside the weights.
+    """
 
     pixels: int
     bands: int
@@ -44,6 +50,7 @@ class Row:
     radius: int
     peak_activation_gib: float
     predicted_gib: float
+    needed_gib: float
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -89,24 +96,25 @@ class Bench:
             shape = {**FULL_SIZE, "depth": blocks[0], "depth_single_blocks": blocks[1]}
             self._model = flux_model(dtype=torch.bfloat16, **shape)
         self._apply, self._bands = node_class("apply", "CLEARApply"), node_class("multi_gpu", "CLEARMultiGPU")
-        # On a CPU the backend gathers less at a time than on a card, for its caches: here it does as on a card.
         sdpa: Any = importlib.import_module("clear_pack.clear_core.backends.sdpa.backend")
-        sdpa._CPU_BLOCK = 2**40
+        sdpa.SdpaBackend.run = _within_budget
 
     def stock(self, pixels: int) -> Row:
         model = self._model.clone()
         model.model_options["transformer_options"]["optimized_attention_override"] = _nothing
         grid = Grid(pixels // PIXELS_PER_TOKEN, pixels // PIXELS_PER_TOKEN)
         predicted = stock_bytes(grid, TEXT_TOKENS, ModelShape())
-        return Row(pixels, 1, "stock", 0, self._peak(model, pixels) / 2**30, predicted / 2**30)
+        return Row(pixels, 1, "stock", 0, self._peak(model, pixels) / 2**30, predicted / 2**30, predicted / 2**30)
 
     def tiled(self, pixels: int, bands: int) -> Row:
         clear = run_node(self._apply, model=self._model, weights=None, radius=RADIUS, backend="sdpa")[0]
         model = run_node(self._bands, model=clear, devices="cpu", bands=bands)[0]
         grid = Grid(pixels // PIXELS_PER_TOKEN, pixels // PIXELS_PER_TOKEN)
         plan = BandPlan.cut(grid, bands, Window(RADIUS))
-        predicted = banded_bytes(plan, TEXT_TOKENS, ModelShape())
-        return Row(pixels, bands, "tiled", RADIUS, self._peak(model, pixels) / 2**30, predicted / 2**30)
+        predicted = activation_bytes(plan, 0, TEXT_TOKENS, ModelShape())
+        needed = banded_bytes(plan, TEXT_TOKENS, ModelShape())
+        peak = self._peak(model, pixels)
+        return Row(pixels, bands, "tiled", RADIUS, peak / 2**30, predicted / 2**30, needed / 2**30)
 
     def _peak(self, model: Any, pixels: int) -> int:
         import comfy.sampler_helpers
@@ -135,12 +143,29 @@ def measure(pixels: int, bench: Bench) -> Iterator[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    lines = [f"{'image':>7} {'kind':<6} {'bands':>6} {'peak GiB':>9} {'predicted':>10}"]
+    head = f"{'image':>7} {'kind':<6} {'bands':>6} {'peak GiB':>9} {'predicted':>10} {'all needed':>11}"
+    lines = [f"{head} {'+ fp8 weights':>14}"]
     for row in rows:
         lines.append(
-            f"{row.pixels:>7} {row.kind:<6} {row.bands:>6} {row.peak_activation_gib:>9.2f} {row.predicted_gib:>10.2f}"
+            f"{row.pixels:>7} {row.kind:<6} {row.bands:>6} {row.peak_activation_gib:>9.2f} {row.predicted_gib:>10.2f} "
+            f"{row.needed_gib:>11.2f} {FP8_GIB + row.needed_gib:>14.2f}"
         )
     return "\n".join(lines)
+
+
+def _within_budget(backend: Any, call: Any) -> Any:
+    """What a backend takes at most: its budget and the text's own keys, values and rows (tests/core/test_memory.py).
+
+    Its tiles one by one would take minutes and come to the same.
+    """
+    del backend
+    text = 4 * call.pattern.layout.text * call.query.shape[1] * call.query.shape[3]
+    scratch = call.query.new_empty(call.budget // call.query.element_size() + text)
+    out = call.query.new_empty(call.batch, call.query.shape[2], call.query.shape[1] * call.query.shape[3])
+    lse = call.query.new_empty(call.query.shape[:3], dtype=torch.float32) if call.return_lse else None
+    del scratch
+    result: Any = importlib.import_module("clear_pack.clear_core.call")
+    return result.AttentionResult(out, lse)
 
 
 def _nothing(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, **kwargs: Any) -> Tensor:

@@ -1,8 +1,8 @@
 """How much memory a forward takes besides the model's weights: the stock forward, and one in bands.
 
-Activations are counted by hand from what is alive at the peak, in a single-stream block; `python dev.py bench --memory`
-computes the same with the host's own model: from 4096 px on these are between that and 7% more (at most half a percent
-less), for smaller images up to 22% more. Weights that a lane prepares for a block and cuBLAS's workspace come on top.
+Activations are counted by hand from what is alive while bands wait in a block; `python dev.py bench --memory` computes
+the same with the host's own model: from 4096 px on these are between that and 7% more (at most half a percent less),
+for smaller images up to 22% more. Weights that a lane prepares for a block and cuBLAS's workspace come on top.
 """
 
 from __future__ import annotations
@@ -50,22 +50,25 @@ class ModelShape:
 
     @property
     def waiting(self) -> int:
-        """Bytes a token takes while its block waits for its neighbours: the first projection (q, k, v and the MLP's
-        first half), q and k normalised, both again after RoPE, and a copy of v."""
+        """Bytes a token takes while its single-stream block waits for its neighbours: the first projection (q, k, v and
+        the MLP's first half), q and k normalised, both again after RoPE, and a copy of v."""
         return round((3 + self.mlp_ratio + 4 + 1) * self.token)
 
     @property
-    def block(self) -> int:
-        """Bytes of the weights of a double-stream block, the larger kind, in the activations' type.
-
-        Text and image each: modulation 6 c x c, query, key, value and output 4, the MLP 2 mlp_ratio.
-        """
-        return round(2 * (6 + 4 + 2 * self.mlp_ratio) * self.channels) * self.token
+    def waiting_double(self) -> int:
+        """The same in a double-stream block: q, k and v, q and k after RoPE, and copies of k and v."""
+        return 7 * self.token
 
     @property
-    def fixed(self) -> int:
-        """Bytes that a lane takes whatever the image's size."""
-        return self.prepared * self.block + self.matrix_workspace
+    def single_block(self) -> int:
+        """Bytes of a single-stream block's weights in the activations' type, for c channels: modulation 3 c x c; query,
+        key, value and output 4; the MLP 2 mlp_ratio."""
+        return round((7 + 2 * self.mlp_ratio) * self.channels) * self.token
+
+    @property
+    def double_block(self) -> int:
+        """The same of a double-stream block: text and image each have a modulation of 6 c x c, and the rest."""
+        return round(2 * (10 + 2 * self.mlp_ratio) * self.channels) * self.token
 
 
 def stock_bytes(image: Grid, text: int, shape: ModelShape, batch: int = 1) -> int:
@@ -82,15 +85,22 @@ def banded_bytes(plan: BandPlan, text: int, shape: ModelShape, batch: int = 1) -
 
 def lane_bytes(plan: BandPlan, lane: int, text: int, shape: ModelShape, batch: int = 1) -> int:
     """Peak of a forward in bands on one lane, in bytes: activations, prepared weights, workspaces."""
-    return activation_bytes(plan, lane, text, shape, batch) + shape.fixed
+    single = activation_bytes(plan, lane, text, shape, batch) + shape.prepared * shape.single_block
+    double = _activations(plan, lane, text, shape, shape.waiting_double, batch) + shape.prepared * shape.double_block
+    return max(single, double) + shape.matrix_workspace
 
 
 def activation_bytes(plan: BandPlan, lane: int, text: int, shape: ModelShape, batch: int = 1) -> int:
-    """What of `lane_bytes` depends on the image: the activations and what a backend gathers."""
+    """The activations of `lane_bytes` alone, at their peak, and what a backend gathers."""
+    return _activations(plan, lane, text, shape, shape.waiting, batch)
+
+
+def _activations(plan: BandPlan, lane: int, text: int, shape: ModelShape, waiting: int, batch: int) -> int:
+    """waiting: bytes of a token in a block that waits for its neighbours."""
     width, mine = plan.image.width, plan.bands_of(lane)
     tokens = sum(len(plan.bands[band]) for band in mine) * width + text
     kept = tokens * (shape.token + shape.positions)
-    waiting = (rows_waiting(plan, lane) * width + text) * shape.waiting
+    held = (rows_waiting(plan, lane) * width + text) * waiting
     seen = max(sum(len(rows) for rows in plan.needs[band].values()) for band in mine)
     gathered = 2 * (seen * width + text) * shape.token
-    return round(_MARGIN * batch * (kept + waiting + gathered)) + _WORKSPACE
+    return round(_MARGIN * batch * (kept + held + gathered)) + _WORKSPACE

@@ -140,7 +140,7 @@ def test_what_would_fit_is_said_and_the_error_stays_the_hosts(
         (4, "at 8192 x 8192 px: with 64 bands it would take 3.2 GiB besides the weights"),
         (
             2,
-            "at 8192 x 8192 px: even with 128 bands it would take 4.3 GiB besides the weights, and the card has 1.5",
+            "at 8192 x 8192 px: even with 128 bands it would take 4.0 GiB besides the weights, and the card has 1.5",
         ),
     ],
 )

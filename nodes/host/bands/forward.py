@@ -23,7 +23,7 @@ from ..flux_model import CHROMA, transformer_of
 from ..forward_args import ForwardArgs
 from ..node_text import node_text_sender
 from .cut import CutForward
-from .memory import fitting_count, free_bytes, is_offloaded, replica_needs, shape_for_estimate, shape_of
+from .memory import plan_that_fits, replica_needs, shape_for_estimate
 from .progress import StartProgress, band_progress
 from .replicas import Lane, Replicas, preflight
 from .weights import BlockWeights
@@ -141,10 +141,8 @@ class _Bands:
 
         if self.settings.bands:
             return plan_of(self.settings.bands)
-        offloaded = any(is_offloaded(lane.patcher) for lane in lanes)
-        shape = shape_of(flux, given.x.element_size(), given.x.device, offloaded=offloaded)
         text, batch = given.context.shape[1], given.x.shape[0]
-        return plan_of(fitting_count(plan_of, len(lanes), free_bytes(lanes), text, shape, batch))
+        return plan_that_fits(plan_of, lanes, flux, given.x.element_size(), text, batch)
 
     def _text(self, banded: BandedForward, lanes: Sequence[Lane], missing: Sequence[str]) -> str:
         """What the node shows."""
