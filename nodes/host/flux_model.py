@@ -51,7 +51,7 @@ def _class_of(model: Any, diffusion: Any) -> type:
     A pack that swaps it by an object patch does so for its own clone, but as long as that clone is loaded the
     transformer, which all clones share, has the other class.
     """
-    if not hasattr(model, "get_model_object") or "diffusion_model" in model.object_patches:
+    if not hasattr(model, "get_model_object") or "diffusion_model" in getattr(model, "object_patches", {}):
         return type(diffusion)
     return model.get_model_object(_CLASS)
 

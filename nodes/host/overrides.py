@@ -24,6 +24,11 @@ def forward_owner(transformer: Any) -> str:
     return _owner(getattr(transformer, "_orig_mod", transformer), _FORWARDS)
 
 
+def entry_owner(transformer: Any) -> str:
+    """The pack whose `forward` is called for the model, where ComfyUI's calls the wrappers; "" for ComfyUI's."""
+    return foreign([getattr(transformer, "_orig_mod", transformer).forward])
+
+
 def block_owner(transformer: Any) -> str:
     """The pack whose code the first of a transformer's replaced blocks runs; "" where all are ComfyUI's."""
     model = getattr(transformer, "_orig_mod", transformer)

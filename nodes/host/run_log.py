@@ -72,12 +72,8 @@ class RunLog:
     def dense(self, reason: str, *, asked: bool = False) -> None:
         """A layer ran dense. asked: the settings say so; it is shown but not logged as a warning."""
         new = self._count(self._dense, reason)
-        if new and not asked:
-            with self._lock:
-                warn = reason not in self._logged and len(self._logged) < _MAX_REASONS
-                self._logged.add(reason) if warn else None
-            if warn:
-                _log.warning("CLEAR runs dense here: %s", reason)
+        if new and not asked and self._first(reason):
+            _log.warning("CLEAR runs dense here: %s", reason)
 
     def missed(self, reason: str, layers: int, *, certain: bool = True) -> None:
         """Layers of a forward that never came to CLEAR.
@@ -91,7 +87,15 @@ class RunLog:
             self._uncertain[reason] = layers
 
     def _warn_missed(self, reason: str, layers: int) -> None:
-        _log.warning("CLEAR is not used in %d layers: %s", layers, reason)
+        if self._first(reason):
+            _log.warning("CLEAR is not used in %d layers: %s", layers, reason)
+
+    def _first(self, reason: str) -> bool:
+        """Whether a reason is new to the log, in all runs."""
+        with self._lock:
+            first = reason not in self._logged and len(self._logged) < _MAX_REASONS
+            self._logged.add(reason) if first else None
+        return first
 
     def note(self, text: str, *, warn: bool = True) -> None:
         """Something else that you should know about this run; shown and logged once. warn: False for what is fine."""

@@ -22,6 +22,7 @@ from clear_core.scale import softmax_scale
 from devtools.models import chroma_model, clear_tensors, flux2_model, flux_model, inputs, run_forward, sample
 
 from core.naive import visible
+from host import packs
 from host.oracle import with_mask
 
 POSITION = {"percent": 0.4, "head": -1, "x": 0.4, "y": 0.7}
@@ -328,6 +329,12 @@ def test_the_forward_ends_at_the_block_and_the_model_stays_as_it_was(
     assert "CLEAR was not used" not in caplog.text
     assert (str(patched.model_options), str(patched.wrappers), patched.patches) == before
     assert torch.equal(sample(patched, 20, 26), expected)
+
+
+def test_a_pack_whose_forward_never_reaches_the_block_is_named(model: Any, probe: Any) -> None:
+    without_hooks = packs.load("teacache", "teacache.nodes").apply(model)
+    with pytest.raises(ValueError, match="or the forward of teacache.nodes skips or replaces the block"):
+        probe(without_hooks, latent())
 
 
 def test_bands_are_left_out_and_the_node_says_so(model: Any, nodes_api: Any, probe: Any, show: Any) -> None:

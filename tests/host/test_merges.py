@@ -189,6 +189,12 @@ def test_a_second_model_that_has_clear_itself(model: Any, weights: Any, nodes_ap
     )
 
 
+def test_a_merge_in_bands(model: Any, weights: Any, nodes_api: Any) -> None:
+    patched = nodes_api.apply(merge(ratio=0.6)(with_lora(model, lora(1)), another()), weights)
+    (banded,) = nodes_api.execute("CLEARMultiGPU", model=patched, devices="cpu,cpu", bands=3, text_merge="exact")
+    assert error(sample(banded, 20, 12), sample(patched, 20, 12)) < 1e-5
+
+
 def test_a_weight_that_another_node_sets_before_is_replaced_too(model: Any, weights: Any, nodes_api: Any) -> None:
     key = "diffusion_model.double_blocks.0.img_attn.proj.weight"
     changed = with_lora(model, lora(1))

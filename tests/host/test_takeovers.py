@@ -62,6 +62,30 @@ def test_a_swapped_class_after_clear_is_named(
     assert warnings() == [f"CLEAR is not used in 3 layers: {reason}"]
 
 
+def test_what_was_logged_once_is_shown_in_every_run(
+    model: Any, nodes_api: Any, shown: Any, warnings: Callable[[], list[str]]
+) -> None:
+    patched = packs.load("reflux", "RES4LYF.flux.model").by_object_patch(nodes_api.apply(model, radius=2))
+    for _ in range(2):
+        sampled(patched)
+        assert missed(shown["CLEARApply"][-1])[0].startswith("not used: 6 layer calls")
+    assert len(warnings()) == 1
+
+
+def test_a_step_cache_around_another_packs_forward_is_no_takeover(
+    model: Any, nodes_api: Any, shown: Any, warnings: Callable[[], list[str]]
+) -> None:
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    cached = EasyCacheNode.execute(model, 3.0, 0.0, 1.0, False).args[0]
+    patched = packs.load("teacache", "teacache.nodes").apply(nodes_api.apply(cached, radius=2), "named")
+    sample(patched, 16, 18, steps=8)
+    text = shown["CLEARApply"][-1]
+    (line,) = [line for line in text.splitlines() if line.startswith("window:")]
+    assert 0 < int(line.split()[1]) < 8 * 3
+    assert not missed(text) and not warnings()
+
+
 def test_bands_that_a_swapped_class_ignores_are_mentioned(model: Any, nodes_api: Any, shown: Any) -> None:
     patched = nodes_api.apply(model, radius=2)
     (banded,) = nodes_api.execute("CLEARMultiGPU", model=patched, devices="cpu", bands=3, text_merge="exact")

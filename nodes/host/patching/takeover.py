@@ -14,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ..attention_call import BANDS, KEY, OVERRIDE
 from ..node_text import origin_of
-from ..overrides import block_owner, foreign, forward_owner
+from ..overrides import block_owner, entry_owner, foreign, forward_owner
 from ..run_log import RunLog
 
 TALLY = KEY + "_tally"
@@ -55,20 +55,20 @@ class Tally:
         blocks += [("single", index) for index in range(len(model.single_blocks))]
         missing = [block for block in blocks if block not in self._layers]
         if None in self._layers:  # a forward that does not name its blocks
-            missing = missing[: len(blocks) - self._calls]
+            missing = missing[: max(0, len(blocks) - self._calls)]
         if not missing:
             if self._owner:
                 run_log.note(f"the model has the forward of {self._owner}; every layer came to CLEAR", warn=False)
             return
         # A cache answers for whole forwards, with what an earlier forward of the same run came to.
-        cached = not self._calls and run_log.used and (self._forwards or not forward_owner(model))
+        cached = not self._calls and run_log.used and (self._forwards or not entry_owner(model))
         if (cached and not self._in_charge) or _replaced_by_host(missing, options):
             return
         run_log.missed(self._reason(model, options), len(missing), certain=bool(self._calls) or not self._in_charge)
 
     def _reason(self, model: Any, options: Mapping[str, Any]) -> str:
-        owner = self._owner or forward_owner(model)
         if not self._forwards:
+            owner = entry_owner(model)
             wrappers = (options.get("wrappers") or {}).get(WrappersMP.DIFFUSION_MODEL) or {}
             too = "; CLEAR Multi-GPU cuts nothing either" if BANDS in wrappers else ""
             if owner:
@@ -82,6 +82,7 @@ class Tally:
             return (
                 f"another node's attention ({self._in_charge}) computed them. Put Apply CLEAR Attention after that node"
             )
+        owner = self._owner or forward_owner(model)
         if owner and not self._calls:
             return (
                 f"the model has the forward of {owner}, which gives the model's blocks no transformer_options, so no "
