@@ -27,6 +27,7 @@ from ..base import pooled_mask_refusal
 from ..geometry import Geometries, Geometry
 from ..on_device import DeviceCache, tensor_bytes
 from ..text import attend_text, empty_result
+from .gather import GatherBuffer
 from .tiles import AxisRun, KeySpan, TileGroup, tile_groups
 
 _TILE = 16  # tokens a side; measured fastest of 8, 12, 16, 24, 32 on a 2-core CPU at r = 8
@@ -126,11 +127,18 @@ class _GroupAttention:
         queries = self._tiles(self.call.query)
         key_boxes, value_boxes = _boxes(self.call.key, self), _boxes(self.call.value, self)
         window, mask = self._window_bias(), None if self.call.mask is None else _TiledMask(self)
+        keys, values = GatherBuffer(self.shared.key), GatherBuffer(self.shared.value)
         for part in self._parts():
             bias = _add_biases(window, None if mask is None else mask.bias(part))
-            key = (self.shared.key[:, part.heads], [box[part.index] for box in key_boxes])
-            value = (self.shared.value[:, part.heads], [box[part.index] for box in value_boxes])
-            attended = self._attend(queries[part.index], key, value, bias)
+            query = queries[part.index]
+            tiles = query.shape[2], query.shape[3]
+            # Without names of their own, which would keep a part of another shape alive while the next one is made.
+            attended = self._attend(
+                query,
+                keys.fill(part.heads, tiles, [box[part.index] for box in key_boxes]),
+                values.fill(part.heads, tiles, [box[part.index] for box in value_boxes]),
+                bias,
+            )
             _scatter(attended.out, out[part.index])
             if lse is not None and attended.lse is not None:
                 _scatter(attended.lse, lse[part.index])
@@ -144,16 +152,14 @@ class _GroupAttention:
         image = _grid_view(tokens, self.grid)[:, :, y.start : y.stop, x.start : x.stop]
         return image.unflatten(3, (x.count, x.length)).unflatten(2, (y.count, y.length)).movedim(4, 3)
 
-    def _attend(
-        self, query: Tensor, key: tuple[Tensor, list[Tensor]], value: tuple[Tensor, list[Tensor]], bias: Tensor | None
-    ) -> AttentionResult:
-        """Gather and attend. A function of its own so that one part's copies are gone before the next one's."""
-        call, tiles = self.call, query.shape[:4]
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> AttentionResult:
+        """Attend one part. A function of its own so that the copy of its queries is gone before the next one's."""
+        call = self.call
         attend = dense_attention if call.may_mask_rows else dense_attention_unchecked
         return attend(
             query.movedim(1, 3).flatten(4, 5).flatten(0, 2),
-            _gather(*key, tiles),
-            _gather(*value, tiles),
+            key,
+            value,
             call.scale,
             bias,
             return_lse=call.return_lse,
@@ -235,23 +241,6 @@ def _add_biases(window: Tensor | None, mask: Tensor | None) -> Tensor | None:
     if window is None:
         return mask
     return window if mask is None else mask + window
-
-
-def _gather(shared: Tensor, boxes: list[Tensor], tiles: tuple[int, ...]) -> Tensor:
-    """Copy the shared tokens and each tile's boxes side by side: [batch * tiles, heads, keys, head_dim].
-
-    tiles: [batch, heads, tile rows, tile columns].
-    """
-    batch, heads, rows, columns = tiles
-    count = shared.shape[2]
-    keys = count + sum(box.shape[4] * box.shape[5] for box in boxes)
-    buffer = shared.new_empty(batch, rows, columns, heads, keys, shared.shape[3])
-    buffer[..., :count, :] = shared[:, None, None]
-    for box in boxes:
-        size = box.shape[4] * box.shape[5]
-        buffer[..., count : count + size, :].unflatten(4, box.shape[4:6]).copy_(box.movedim(1, 3))
-        count += size
-    return buffer.flatten(0, 2)
 
 
 def _scatter(result: Tensor, tiles: Tensor) -> None:
