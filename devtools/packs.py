@@ -15,6 +15,8 @@ OWN: tuple[Trial, ...] = (
     Trial("FreSca"),
     Trial("RescaleCFG"),
     Trial("DifferentialDiffusion"),
+    Trial("ScaleROPE", {"scale_x": 0.7, "scale_y": 0.7}),
+    Trial("ModelSamplingFlux"),
 )
 
 TRIALS: dict[str, tuple[Trial, ...]] = {
