@@ -156,7 +156,7 @@ def windowed(radius: int) -> Iterator[None]:
     def note_grid(module: Any, arguments: tuple[Any, ...]) -> None:
         nonlocal grid
         if hasattr(module, "double_blocks") and arguments and isinstance(arguments[0], Tensor):
-            grid = (arguments[0].shape[-2] // 2, arguments[0].shape[-1] // 2)  # of a tile, where a pack cuts some
+            grid = (-(-arguments[0].shape[-2] // 2), -(-arguments[0].shape[-1] // 2))  # of a tile, where a pack cuts
 
     def masked(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **more: Any) -> Any:
         axis = 2 if more.get("skip_reshape") else 1

@@ -15,12 +15,20 @@ OWN: tuple[Trial, ...] = (
     Trial("FreSca"),
     Trial("RescaleCFG"),
     Trial("DifferentialDiffusion"),
+    Trial("ScaleROPE", {"scale_x": 0.7, "scale_y": 0.7}),
+    Trial("ModelSamplingFlux"),
+    Trial("ContextWindowsManual", {"context_length": 30, "context_overlap": 4, "dim": 2}),
 )
 
 TRIALS: dict[str, tuple[Trial, ...]] = {
     "Comfy-WaveSpeed": (Trial("ApplyFBCacheOnModel", {"residual_diff_threshold": 0.1}),),
     "ComfyUI-DyPE": (Trial("DyPE_FLUX", {"width": 8 * WIDTH, "height": 8 * HEIGHT, "base_resolution": 256}),),
     "ComfyUI-Fluxtapoz": (Trial("ConfigureModifiedFlux"), Trial("PAGAttention")),
+    "ComfyUI-KJNodes": (
+        Trial("ModelPatchTorchSettings"),
+        Trial("PatchModelPatcherOrder"),
+        Trial("TorchCompileModelFluxAdvancedV2", {"backend": "eager"}),
+    ),
     "ComfyUI-MagCache": (Trial("MagCache", {"model_type": "flux"}),),
     "ComfyUI-NAG": (Trial("NAGGuider"),),
     "ComfyUI-TeaCache": (Trial("TeaCache", {"model_type": "flux", "cache_device": "cpu"}),),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from devtools.pack_trial import Outcome, Trial, try_node
 
 
@@ -27,6 +30,20 @@ class Scales(AnotherPacksNode):
         assert mode == "a"
         patched = model.clone()
         patched.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * scale)
+        return (patched,)
+
+
+class Crops(AnotherPacksNode):
+    """Runs the model on a part of the image with an odd number of rows, which the host pads to whole tokens."""
+
+    def patch(self, model: Any, scale: float, mode: str) -> tuple[Any]:
+        def part(apply_model: Any, given: dict[str, Any]) -> Tensor:
+            out = torch.zeros_like(given["input"])
+            out[..., :31, :] = apply_model(given["input"][..., :31, :], given["timestep"], **given["c"])
+            return out
+
+        patched = model.clone()
+        patched.set_model_unet_function_wrapper(part)
         return (patched,)
 
 
@@ -61,6 +78,11 @@ def test_a_node_that_composes_is_exact_in_every_order(pack: dict[str, Any]) -> N
         assert outcome.error is not None and outcome.error < 1e-6, outcome
         assert outcome.dense is not None and outcome.dense > 1e-3, outcome
         assert ": exact (" in str(outcome)
+
+
+def test_a_part_of_odd_size_has_the_hosts_number_of_tokens(pack: dict[str, Any]) -> None:
+    found = outcomes(pack, Crops)
+    assert all(": exact (" in str(outcome) for outcome in found.values()), list(map(str, found.values()))
 
 
 def test_a_node_that_takes_the_hook_loses_the_window_only_behind_apply(pack: dict[str, Any]) -> None:
