@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import comfy.ldm.common_dit
@@ -78,7 +79,9 @@ class CutForward:
             parts = banded.run(
                 Forwards(partial(self._replicated, positions), partial(self._band, positions), around_layer)
             )
-        out = torch.cat([part.to(self._given.x.device) for part in parts], dim=-2)
+        # One copy for each device: its bands lie next to each other.
+        joined = [torch.cat(list(own), dim=-2) for _, own in groupby(parts, key=lambda part: part.device)]
+        out = torch.cat([part.to(self._given.x.device) for part in joined], dim=-2)
         return out[..., : self._height, : self._width]
 
     def _replicated(self, positions: Positions, worker: ReplicatedWorker) -> Tensor:
