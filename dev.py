@@ -117,7 +117,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     command("lint", "Check style, imports and types only.")
     command("bench", "Run the benchmarks; all arguments go to them.")
     pack = command("pack", "Try another node pack beside CLEAR: is the image the one that both should give?")
-    pack.add_argument("folder", type=Path, help="the pack's folder, such as custom_nodes/ComfyUI-TeaCache")
+    pack.add_argument("folder", type=Path, nargs="?", help="the pack's folder (default: ComfyUI's own nodes)")
     pack.add_argument("--node", metavar="ID", help="a node of it that takes a MODEL (default: see devtools/packs.py)")
     pack.add_argument("--inputs", metavar="JSON", help="its widgets that are not at their defaults")
     command("setup", "Make the environment and stop.")
@@ -155,7 +155,8 @@ def main(arguments: list[str]) -> int:
     if options.command == "pack":
         values = {"node": options.node, "inputs": options.inputs}
         flags = [f"--{name}={value}" for name, value in values.items() if value is not None]
-        return call("-m", "devtools.try_pack", str(options.folder.resolve()), *flags, python=python)
+        folder = [str(options.folder.resolve())] if options.folder is not None else []
+        return call("-m", "devtools.try_pack", *folder, *flags, python=python)
     if options.command == "bench":
         return call("-m", "benchmarks", *rest, python=python)
     return 0

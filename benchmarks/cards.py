@@ -1,7 +1,8 @@
 """What a forward in bands takes of the cards, layer by layer: counted on simulated cards, nothing is timed.
 
 The host's own sampling and the nodes run on fake tensors (`devtools.cards`), with the fused kernel counted as one. The
-image is tall and narrow and the model small: what is counted depends on the number of bands and of cards only.
+image is tall and narrow, and the model has one block of each kind, all of which are alike: what is counted depends on
+the number of bands and of cards only.
 """
 
 from __future__ import annotations
@@ -24,11 +25,18 @@ ALL = "all layers"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """weights: "resident", on the cards in bfloat16; "fp8", on the cards in 8 bits; "offloaded", in main memory."""
+    """weights: "resident", on the cards in bfloat16; "fp8", on the cards in 8 bits; "offloaded", in main memory.
+
+    tokens: rows and columns of the image. warm: count the second run, when plans are known.
+    """
 
     weights: str
     cards: int
     bands: int
+    down_factor: int = 1
+    backend: str = "auto"
+    warm: bool = False
+    tokens: tuple[int, int] = TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,7 @@ class Row:
 
 def cases(bands: tuple[int, ...] = BANDS) -> list[Case]:
     """Resident weights on one, two and four cards; the others on one."""
-    kinds = [("resident", 1), ("resident", 2), ("resident", 4), ("fp8", 1), ("offloaded", 1)]
+    kinds = [("resident", 1), ("fp8", 1), ("offloaded", 1), ("resident", 2), ("resident", 4)]
     return [Case(weights, count, number) for weights, count in kinds for number in bands if number or count == 1]
 
 
@@ -71,13 +79,17 @@ def measure(case: Case) -> Iterator[Row]:
     apply, cut = node_class("apply", "CLEARApply"), node_class("multi_gpu", "CLEARMultiGPU")
     memory = GIB if case.weights == "offloaded" else 80 * GIB  # a GiB is what the host keeps for activations
     with cards(case.cards, memory=memory) as found:
-        model = model_on(found.devices[0], fp8=case.weights == "fp8")
-        model = run_node(apply, model=model, weights=None, radius=RADIUS)[0]
+        model = model_on(found.devices[0], fp8=case.weights == "fp8", depth=1, depth_single_blocks=1)
+        settings = {"radius": RADIUS, "down_factor": case.down_factor, "backend": case.backend}
+        model = run_node(apply, model=model, weights=None, **settings)[0]
         if case.bands:
             devices = ",".join(map(str, found.devices))
             model = run_node(cut, model=model, devices=devices, bands=case.bands)[0]
+        height, width = (2 * side for side in case.tokens)
+        if case.warm:
+            sample_on(model, height, width)
         with counted(found) as ledger:
-            sample_on(model, 2 * TOKENS[0], 2 * TOKENS[1])
+            sample_on(model, height, width)
     for name, counts in [*sorted(ledger.layers.items()), (ALL, ledger.in_forward())]:
         if name == LOADING:
             continue

@@ -73,6 +73,32 @@ def dense_attention_unchecked(
     return AttentionResult(out, lse)
 
 
+def split_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, splits: int) -> AttentionResult | None:
+    """Attention over all keys in parts of the keys that run side by side, merged by log-sum-exp (flash decoding).
+
+    For few queries and many keys: a fused kernel has a program for each head and block of queries, and these may be
+    fewer than the multiprocessors. Shapes as in `dense_attention`, every key visible. None without a fused kernel.
+    """
+    length = key.shape[2] // splits
+    outs, lses = [], []
+    for item in range(query.shape[0]):  # one at a time, so that the parts of its keys are a batch without a copy
+        own = slice(item, item + 1)
+        whole, rest = slice(0, length * splits), slice(length * splits, None)
+        q, k, v = query[own], key[own], value[own]
+        keys, values = (x[:, :, whole].unflatten(2, (splits, length)).movedim(2, 1).flatten(0, 1) for x in (k, v))
+        parts = [FUSED_KERNELS.attend(q.expand(splits, -1, -1, -1), keys, values, scale)]
+        if length * splits < key.shape[2]:
+            parts.append(FUSED_KERNELS.attend(q, k[:, :, rest], v[:, :, rest], scale))
+        done = [(part.out, part.lse) for part in parts if part is not None and part.lse is not None]
+        if len(done) < len(parts):
+            return None
+        out, lse = (torch.cat(tensors) for tensors in zip(*done, strict=True))
+        total = lse.logsumexp(0)
+        outs.append(((lse - total).exp()[..., None] * out).sum(0).to(query.dtype))
+        lses.append(total)
+    return AttentionResult(torch.stack(outs), torch.stack(lses))
+
+
 Kernel = Callable[..., tuple[Tensor, ...]]
 
 

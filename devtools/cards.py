@@ -101,6 +101,7 @@ def cards(count: int, *, memory: int = 80 * GIB, home: int = 0) -> Iterator[Card
         stack.enter_context(patch.object(torch.backends.cuda, "can_use_flash_attention", _can_use_flash_attention))
         for package in [name.removesuffix(".registry") for name in sys.modules if name.endswith(_REGISTRY)]:
             stack.enter_context(_backends(found, package))
+        stack.enter_context(patch.object(torch.cuda, "is_available", lambda: True))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(found.mode)
         found.cuda.set_device(home)
@@ -119,12 +120,18 @@ def _backends(cards: Cards, package: str) -> Iterator[None]:
     """
     registry, launch = (importlib.import_module(f"{package}.{name}") for name in ("registry", "triton.launch"))
     triton = importlib.import_module(f"{package}.triton.backend").TritonBackend
+    on_device = importlib.import_module(f"{package}.on_device")
 
     def launched(kernel: Any, queries: Any, keys: Any, plan: Any, target: Any, *, lists: bool) -> None:
         tensors = (kernel._query, *kernel._keys, *kernel._text, *kernel._extra, plan.ranges, plan.boxes, *target)
         cards.mode.launch(WINDOW_KERNEL, *(tensor for tensor in tensors if tensor is not None))
 
+    def kept(cache: Any, key: Any, used_with: Tensor, make: Callable[[], Any]) -> Any:
+        """As for real tensors. Fake ones are not kept as a rule: they would outlive their mode."""
+        return cache.cache.get((key, *on_device._place(used_with.device)), make)
+
     with ExitStack() as stack:
+        stack.enter_context(patch.object(on_device.DeviceCache, "get", kept))
         stack.enter_context(patch.object(launch.WindowKernel, "launch", launched))
         stack.enter_context(patch.object(triton, "unavailable", lambda backend: None))
         stack.enter_context(patch.object(triton, "self_test_failure", lambda backend, variant: None))

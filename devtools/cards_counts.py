@@ -174,7 +174,10 @@ class Ledger:
 
         @wraps(forward)
         def counted(block: Any, *args: Any, **kwargs: Any) -> Any:
-            before = self._block.set(f"{kind} {kwargs['transformer_options']['block_index']}")
+            index = kwargs.get("transformer_options", {}).get("block_index")
+            if index is None:  # a ControlNet has the same blocks
+                return forward(block, *args, **kwargs)
+            before = self._block.set(f"{kind} {index}")
             try:
                 return forward(block, *args, **kwargs)
             finally:

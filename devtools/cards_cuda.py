@@ -1,7 +1,4 @@
-"""What stands in for `torch.cuda` on a machine without GPUs: devices, streams and events that only keep count.
-
-`torch.cuda.is_available` stays False: PyTorch's fake tensors would otherwise try to start a driver.
-"""
+"""What stands in for `torch.cuda` on a machine without GPUs: devices, streams and events that only keep count."""
 
 from __future__ import annotations
 
@@ -164,6 +161,7 @@ class FakeCuda:
             **{name: getattr(self, name) for name in kept.split()},
             "Stream": lambda device=None, priority=0, **kwargs: FakeStream(self, device, priority),
             "Event": lambda *args, **kwargs: FakeEvent(self, *args, **kwargs),
+            "is_initialized": lambda: True,
             "device_count": lambda: self.cards,
             "get_device_name": lambda device=None: "Simulated card",
             "get_device_capability": lambda device=None: (9, 0),

@@ -58,10 +58,16 @@ class ThreadedFakeMode(FakeTensorMode):
     def enter_stack(self, value: list[Any]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._of_thread.entered = value
 
+    @property
+    def avoid_device_init(self) -> bool:
+        """Always: `torch.cuda` says that it is available, and there is no driver to start."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [*leaves(args), *leaves(kwargs.values())]
-        if func not in _OWN and not any(map(_is_of_a_card, given)):
+        inside = getattr(self._of_thread, "inside", False)
+        if not inside and func not in _OWN and not any(map(_is_of_a_card, given)):
             # No fake tensor goes in and none comes out. So plans and noise levels, which are computed on the CPU, are
             # what they are without cards.
             return func(*args, **kwargs)
@@ -69,7 +75,7 @@ class ThreadedFakeMode(FakeTensorMode):
             if func not in _OWN and any(isinstance(leaf, Tensor) and type(leaf) is not FakeTensor for leaf in given):
                 # PyTorch's mode would compute some operations on real tensors, and there is no card to do it on.
                 args, kwargs = tree_map(self._without_content, (args, kwargs))
-            if getattr(self._of_thread, "inside", False) or func.namespace == "prim":
+            if inside or func.namespace == "prim":
                 return self._answered(func, types, args, kwargs)
             if is_composite(func):
                 with self:  # PyTorch's mode would take the outcome from its cache, and not show the parts
@@ -146,8 +152,8 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: 
     """One fused kernel, as on a card, heads innermost; PyTorch's mode would write the softmax out."""
     if not isinstance(query, FakeTensor):
         return aten.scaled_dot_product_attention(query, key, value, *args, **kwargs)
-    batch, heads, queries, _ = query.shape
-    return query.new_empty(batch, queries, heads, value.shape[-1]).transpose(1, 2)
+    *batch, heads, queries, _ = query.shape
+    return query.new_empty(*batch, queries, heads, value.shape[-1]).transpose(-3, -2)
 
 
 def _value(tensor: Tensor) -> bool | int | float:
@@ -174,6 +180,7 @@ _PINNED = "_cards_pinned"
 _OWN: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: _value,
     aten.nonzero.default: _nonzero,
+    aten.pin_memory.default: _pinned,
     aten._pin_memory.default: _pinned,
     aten.is_pinned.default: _is_pinned,
     aten.scaled_dot_product_attention.default: _attention,

@@ -36,7 +36,37 @@ def model_on(device: torch.device, *, dtype: torch.dtype = torch.bfloat16, fp8: 
     return model
 
 
-def sample_on(
+def control_net_on(device: torch.device, model: Any, kind: str) -> Any:
+    """A ControlNet for a MODEL of `model_on`.
+
+    kind: "instantx" (latent in, double and single blocks) or "xlabs" (picture in, double blocks).
+    """
+    import comfy.controlnet
+    import comfy.ops
+    from comfy.ldm.flux.controlnet import ControlNetFlux
+
+    instant = kind == "instantx"
+    config: dict[str, Any] = {**model.model.model_config.unet_config, "dtype": torch.bfloat16, "device": "cpu"}
+    config |= {"depth": 1, "depth_single_blocks": 1 if instant else 0}
+    if instant:
+        config |= {"latent_input": True, "num_union_modes": 3, "control_latent_channels": 16}
+    net = ControlNetFlux(operations=comfy.ops.disable_weight_init, **config)
+    ratio = 1 if instant else 8
+    return comfy.controlnet.ControlNet(
+        net, compression_ratio=ratio, load_device=device, manual_cast_dtype=None, extra_conds=["y", "guidance"]
+    )
+
+
+class _Noise:
+    """As RandomNoise gives it."""
+
+    seed = 5
+
+    def generate_noise(self, latent: dict[str, Tensor]) -> Tensor:
+        return torch.randn(latent["samples"].shape)
+
+
+def sampling_inputs(
     model: Any,
     height: int,
     width: int,
@@ -47,20 +77,32 @@ def sample_on(
     cfg: float = 1.0,
     cond: dict[str, Any] | None = None,
     negative_text: int = 0,
-) -> Tensor:
-    """The final latent of `height` x `width` cells, on the model's device.
+) -> dict[str, Any]:
+    """The inputs of SamplerCustomAdvanced for a latent of `height` x `width` cells.
 
     cond: what nodes put into both conditionings. negative_text: tokens of the negative prompt; 0 for as many.
     """
     import comfy.samplers
 
     def prompt(tokens: int) -> list[Any]:
-        return [[torch.randn(1, tokens, 24), {"pooled_output": torch.randn(1, 12), "guidance": 3.5, **(cond or {})}]]
+        rest = {"pooled_output": torch.randn(1, 12), "guidance": 3.5, **(cond or {})}
+        return [[torch.randn(1, tokens, 24), rest]]
 
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(prompt(text), prompt(negative_text or text))
     guider.set_cfg(cfg)
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
-    noise = torch.randn(batch, 16, height, width)
-    sampler = comfy.samplers.sampler_object("euler")
-    return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=5)
+    return {
+        "noise": _Noise(),
+        "guider": guider,
+        "sampler": comfy.samplers.sampler_object("euler"),
+        "sigmas": comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps),
+        "latent_image": {"samples": torch.zeros(batch, 16, height, width)},
+    }
+
+
+def sample_on(model: Any, height: int, width: int, **options: Any) -> Tensor:
+    """The final latent on the model's device, as a sampler node has it. Options are those of `sampling_inputs`."""
+    given = sampling_inputs(model, height, width, **options)
+    latent = given["latent_image"]["samples"]
+    noise = given["noise"].generate_noise(given["latent_image"])
+    return given["guider"].sample(noise, latent, given["sampler"], given["sigmas"], disable_pbar=True, seed=5)

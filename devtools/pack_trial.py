@@ -53,10 +53,9 @@ class Outcome:
         if self.refusal is not None:
             return f"{self.order}: refused: {self.refusal}"
         assert self.error is not None and self.dense is not None
-        if self.error <= _EXACT:
-            return f"{self.order}: exact ({self.error:.1e})"
-        lost = self.dense <= _EXACT
-        return f"{self.order}: {'dense, the window is lost' if lost else 'differs'} ({self.error:.1e})"
+        if self.dense <= _EXACT:  # first: where the node brings an attention of its own, no mask reaches it
+            return f"{self.order}: dense, the window is lost ({self.error:.1e})"
+        return f"{self.order}: {'exact' if self.error <= _EXACT else 'differs'} ({self.error:.1e})"
 
 
 def try_node(nodes: Mapping[str, Any], trial: Trial) -> Iterator[Outcome]:
@@ -118,7 +117,8 @@ def _value(kind: Any) -> Any:
         return _prompt()
     if "default" in options:
         return options["default"]
-    return kind[0][0] if isinstance(kind[0], (list, tuple)) else None
+    choices = kind[0] if isinstance(kind[0], (list, tuple)) else options.get("options")
+    return choices[0] if choices else None
 
 
 def _prompt() -> list[Any]:

@@ -25,8 +25,8 @@ def band_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=MAX_BANDS,
-            tooltip="Number of bands. 0: one per device, or more if memory requires it. More bands than devices save "
-            "memory: 64 for 8192 px.",
+            tooltip="Number of bands. 0: one on a single device, four per GPU on several, more if memory requires it. "
+            "More bands save memory: 64 for 8192 px.",
         ),
         make(
             io.Combo.Input,

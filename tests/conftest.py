@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
 HOST = Path(os.environ.get("CLEAR_HOST", ROOT / ".dev" / "host"))
@@ -45,7 +45,9 @@ _spec.loader.exec_module(sys.modules["clear_core"])
 collect_ignore = [] if importlib.util.find_spec("triton") else ["core/test_triton.py"]
 
 # Slow machines are no failures; examples are the same in every run.
-settings.register_profile("clear", deadline=None, derandomize=True, max_examples=60)
+settings.register_profile(
+    "clear", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("clear")
 
 

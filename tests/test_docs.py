@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from devtools.packs import OWN, TRIALS
+
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -58,3 +60,12 @@ def test_every_test_that_reliability_names_exists() -> None:
         for path, name in named
         if not path.is_file() or f"def {name}" not in path.read_text(encoding="utf-8")
     ]
+
+
+def test_every_node_that_is_tried_is_in_the_list_of_hosts() -> None:
+    text = (ROOT / "docs" / "hosts.md").read_text(encoding="utf-8")
+    section = text.split("## Node packs tried\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in section.splitlines() if line.startswith("|")]
+    named = {(pack.split()[0], node) for pack, nodes, _ in rows for node in re.findall(r"`(\w+)`", nodes)}
+    tried = {(pack, trial.node) for pack, trials in TRIALS.items() for trial in trials}
+    assert tried | {("ComfyUI", trial.node) for trial in OWN} == named

@@ -173,7 +173,7 @@ def same_mode(device: torch.device) -> Callable[[], AbstractContextManager[objec
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     autocast = {kind: _autocast(kind) for kind in ("cpu", "cuda")}
     dispatch = list(_get_current_dispatch_mode_stack())
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" and torch.cuda.is_available() else None
 
     def enter() -> AbstractContextManager[object]:
         stack = ExitStack()

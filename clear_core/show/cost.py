@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..backends import AUTO, BACKENDS, Backend, BackendError, choose_backend
-from ..backends.triton.config import config_for
+from ..backends.triton.config import chip_of, config_for
 from ..backends.triton.tile_plan import GridPair, TilePlan, tile_plan
 from ..bands.memory import ModelShape, banded_bytes, stock_bytes
 from ..bands.plan import BandPlan
@@ -267,8 +267,6 @@ def _backend_cost(backend: Backend, call: AttentionCall) -> BackendCost:
 
 def image_tiles(call: AttentionCall) -> TilePlan:
     """The image with itself, cut as the fused kernel would on the call's device."""
-    device = call.query.device
-    nvidia = device.type == "cuda" and torch.version.hip is None
-    config = config_for(torch.cuda.get_device_capability(device) if nvidia else (0, 0), call.query.element_size())
+    config = config_for(chip_of(call.query.device), call.query.element_size())
     grid = call.pattern.layout.image
     return tile_plan(GridPair(grid, grid.rows, grid, grid.rows), call.pattern.window, config.tile, config.box)

@@ -26,6 +26,7 @@ Pooling = Callable[[BlockId], Tensor]
 _HARMLESS = frozenset(
     {"attn_precision", "enable_gqa", "low_precision_attention", "transformer_options", "_inside_attn_wrapper"}
 )
+_NAMES = frozenset({"block_type", "block_index"})
 _HANDLED = frozenset({"mask", "skip_reshape", "skip_output_reshape"})
 
 
@@ -114,6 +115,8 @@ class HostAttentionCall:
         unknown = unknown_arguments(self.args, {name: self.kwargs[name] for name in self.kwargs if name != "scale"})
         if unknown:
             return unknown
+        if not self.options.keys() >= _NAMES:
+            return "the model's forward does not say which block attends (block_type, block_index): another pack's"
         if self.is_joint and self.text_tokens(frame) >= 0:
             return ""
         queries, keys = self.query.shape[-2], self.key.shape[-2]
@@ -148,7 +151,12 @@ def unknown_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
 
 
 def block_of(options: Mapping[str, Any]) -> BlockId:
-    """The block that is attending."""
+    """The block that is attending. Raises ValueError where the model's forward, another pack's, does not say it."""
+    if not options.keys() >= _NAMES:
+        raise ValueError(
+            "The model's forward does not say which block attends (block_type, block_index in transformer_options). It "
+            "is another pack's, or another pack calls the blocks: remove its node or update it."
+        )
     return BlockId(options["block_type"], options["block_index"])
 
 

@@ -38,6 +38,7 @@ from .attention_call import (
 )
 from .bands.forward import BANDS
 from .flux_model import transformer_of
+from .overrides import forward_owner
 
 _PROBE = "clear_probe"
 
@@ -75,7 +76,10 @@ class ProbeResult:
 
 @dataclass(slots=True, eq=False)
 class _Probe:
-    """What the hooks of one probe share. image: the token grid of the whole latent. row: None until it is read."""
+    """What the hooks of one probe share. image: the token grid of the whole latent. row: None until it is read.
+
+    owner: the pack whose forward the model had, "" for ComfyUI's.
+    """
 
     request: ProbeRequest
     settings: ClearSettings
@@ -83,6 +87,7 @@ class _Probe:
     image: Grid
     row: AttentionRow | None = None
     left_dense: str = ""
+    owner: str = ""
 
     def read(self, frame: Frame, q: Tensor, k: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Take the row out of one layer's attention call. q, k: [batch, heads, tokens, head_dim], after RoPE."""
@@ -153,8 +158,9 @@ def probe_attention(
     if probe.row is None:
         raise ValueError(
             f"block {_name(request.block)} did not run its attention at {request.percent:g} of the "
-            "schedule: either positive has no part of the prompt for this time, or another node skips or replaces the "
-            "block. Remove that node or choose another percent or block."
+            "schedule: either positive has no part of the prompt for this time, or "
+            f"{f'the forward of {probe.owner}' if probe.owner else 'another node'} skips or replaces the block. Remove "
+            "that node or choose another percent or block."
         )
     return ProbeResult(
         probe.row,
@@ -210,6 +216,7 @@ def _wrapper(probe: _Probe, channels: int) -> Callable[..., Any]:
     """The DIFFUSION_MODEL wrapper: passes the token grids to the override, and stops the forward when it is done."""
 
     def clear_probe(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        probe.owner = forward_owner(executor.class_obj)
         call = inspect.signature(executor.original).bind(*args, **kwargs)
         arguments = call.arguments
         options = arguments.get("transformer_options") or {}

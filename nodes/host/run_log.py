@@ -94,13 +94,12 @@ class RunLog:
         _log.warning("CLEAR is not used in %d layers: %s", layers, reason)
 
     def note(self, text: str, *, warn: bool = True) -> None:
-        """Something else that you should know about this run; shown and, unless warn is False, logged once."""
+        """Something else that you should know about this run; shown and logged once. warn: False for what is fine."""
         with self._lock:
             new = text not in self._notes and len(self._notes) < _MAX_REASONS
             self._notes |= {text: None} if new else {}
         if new:
-            if warn:
-                _log.warning("CLEAR: %s", text)
+            _log.log(logging.WARNING if warn else logging.INFO, "CLEAR: %s", text)
             self._show(self.text())
 
     def end(self, *, finished: bool) -> None:

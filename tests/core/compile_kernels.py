@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from clear_core.backends.triton.config import KernelConfig, config_for
+from clear_core.backends.triton.config import Chip, KernelConfig, config_for
 from clear_core.backends.triton.kernel import window_kernel
 
 CHIPS = {80: "sm_80", 86: "sm_86", 89: "sm_89", 90: "sm_90a", 100: "sm_100a", 120: "sm_120a"}
@@ -64,35 +64,62 @@ def source(config: KernelConfig, dtype: str, head_dim: int) -> ASTSource:
 
 
 def main() -> None:
-    ptxas = next((Path(triton.__file__).parent / "backends" / "nvidia" / "bin").glob("ptxas*"))
-    for chip, architecture in CHIPS.items():
+    for chip in CHIPS:
         for dtype in TYPES if chip in (80, 90) else ("bf16",):
-            config = config_for(divmod(chip, 10), TYPES[dtype])
-            kernel: Any = triton.compile(
-                source(config, dtype, 128),
-                target=GPUTarget("cuda", chip, 32),
-                options={"num_warps": config.warps, "num_stages": config.stages},
-            )
-            with tempfile.TemporaryDirectory() as folder:
-                text = Path(folder) / "kernel.ptx"
-                text.write_text(kernel.asm["ptx"])
-                command = [ptxas, "-v", "-arch", architecture, text, "-o", Path(folder) / "kernel.cubin"]
-                said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-            found = re.search(r"(\d+) bytes spill stores", said)
-            print(
-                json.dumps(
-                    {
-                        "chip": chip,
-                        "dtype": dtype,
-                        "shared": kernel.metadata.shared,
-                        "spilled": int(found[1]) if found else None,
-                        "serialised": "serialized" in said,
-                        "wgmma": kernel.asm["ptx"].count("wgmma.mma_async"),
-                        "bulk_copies": kernel.asm["ptx"].count("cp.async.bulk.tensor"),
-                    }
-                ),
-                flush=True,
-            )
+            report_nvidia(chip, dtype, descriptors=True)
+    for chip in (90, 120):  # with a Triton that has no descriptors
+        report_nvidia(chip, "bf16", descriptors=False)
+    report_amd("gfx1100")
+
+
+def report_nvidia(chip: int, dtype: str, *, descriptors: bool) -> None:
+    config = config_for(Chip(divmod(chip, 10), descriptors=descriptors), TYPES[dtype])
+    kernel = compiled(config, dtype, GPUTarget("cuda", chip, 32))
+    ptxas = next((Path(triton.__file__).parent / "backends" / "nvidia" / "bin").glob("ptxas*"))
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "kernel.ptx"
+        text.write_text(kernel.asm["ptx"])
+        command = [ptxas, "-v", "-arch", CHIPS[chip], text, "-o", Path(folder) / "kernel.cubin"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    found = re.search(r"(\d+) bytes spill stores", said)
+    report(
+        chip=chip,
+        dtype=dtype,
+        descriptors=descriptors,
+        shared=kernel.metadata.shared,
+        spilled=int(found[1]) if found else None,
+        serialised="serialized" in said,
+        wgmma=kernel.asm["ptx"].count("wgmma.mma_async"),
+        bulk_copies=kernel.asm["ptx"].count("cp.async.bulk.tensor"),
+        narrow=narrow_products(kernel.asm["ttir"]),
+    )
+
+
+def report_amd(chip: str) -> None:
+    kernel = compiled(config_for(Chip(amd=chip), 2), "bf16", GPUTarget("hip", chip, 32))
+    code = kernel.asm["amdgcn"]
+    found = re.search(r"\.vgpr_spill_count: (\d+)", code)
+    report(
+        chip=chip,
+        dtype="bf16",
+        shared=kernel.metadata.shared,
+        spilled=int(found[1]) if found else None,
+        wmma=code.count("v_wmma"),
+    )
+
+
+def narrow_products(code: str) -> int:
+    """How often a token's number in a list is multiplied by its stride in 32 bits, which overflow at 2^31 elements."""
+    return len(re.findall(r"arith\.muli [^\n]*%(?:tk|tv|ek|ev)_n\b[^\n]* : i32\b", code))
+
+
+def compiled(config: KernelConfig, dtype: str, target: GPUTarget) -> Any:
+    options = {"num_warps": config.warps, "num_stages": config.stages}
+    return triton.compile(source(config, dtype, 128), target=target, options=options)
+
+
+def report(**found: object) -> None:
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ Run by `test_triton.py` in a process of its own: whether Triton interprets is se
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+import triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,11 +20,11 @@ from clear_core.backends import BackendError, choose_backend
 from clear_core.backends.masked import MaskedBackend
 from clear_core.backends.reference import ReferenceBackend
 from clear_core.backends.triton.backend import TritonBackend
-from clear_core.backends.triton.config import KernelConfig, config_for
+from clear_core.backends.triton.config import Chip, KernelConfig, chip_of, config_for, has_descriptors
 from clear_core.backends.triton.launch import WindowKernel
-from clear_core.backends.triton.self_test import KernelVariant
+from clear_core.backends.triton.self_test import KernelVariant, SelfTest
 from clear_core.backends.triton.tile_plan import GridPair, tile_plan
-from clear_core.call import AttentionCall
+from clear_core.call import AttentionCall, AttentionResult
 from clear_core.layout import Band, Grid, TokenLayout
 from clear_core.pattern import LocalPattern, ReferenceView
 from clear_core.pooling import pool_key_value
@@ -31,6 +34,14 @@ assert os.environ.get("TRITON_INTERPRET") == "1", "run by test_triton.py, which 
 
 POINTERS = KernelConfig((4, 8), (4, 4), 16, 4, 1, descriptors=False)
 DESCRIPTORS = replace(POINTERS, descriptors=True)
+
+
+class OnTheSecond(torch.Tensor):
+    """A tensor that says it is on the second GPU."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda:1")
 
 
 def make_call(
@@ -94,6 +105,11 @@ def test_reference_images_of_other_sizes(config: KernelConfig, references: Refer
     check(make_call(LocalPattern.whole(layout, Window(4), references=references), factor=factor), config)
 
 
+def test_text_over_parts_of_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clear_core.backends.text.key_splits", lambda *_: 3)
+    check(make_call(LocalPattern.whole(TokenLayout(9, Grid(5, 8)), Window(3)), batch=2), POINTERS)
+
+
 def test_full_tiles_skip_the_mask() -> None:
     pattern = LocalPattern.whole(TokenLayout(3, Grid(15, 25)), Window(13))
     grids = GridPair(pattern.layout.image, pattern.query_rows, pattern.layout.image, pattern.key_rows)
@@ -103,17 +119,81 @@ def test_full_tiles_skip_the_mask() -> None:
     check(make_call(pattern), DESCRIPTORS)
 
 
-@pytest.mark.parametrize(("dtype", "return_lse"), [(torch.float32, True), (torch.float16, False)])
-def test_the_self_test_passes(dtype: torch.dtype, return_lse: bool) -> None:
-    variant = KernelVariant(torch.device("cpu"), dtype, 16, return_lse)
+@pytest.mark.parametrize(
+    ("dtype", "heads", "return_lse"),
+    [(torch.float32, 1, True), (torch.float16, 2, False), (torch.float16, 3, True)],
+)
+def test_the_self_test_passes(dtype: torch.dtype, heads: int, return_lse: bool) -> None:
+    variant = KernelVariant(torch.device("cpu"), dtype, 16, heads, return_lse)
     assert TritonBackend().self_test_failure(variant) is None
+
+
+def test_the_self_test_is_of_what_the_call_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[KernelVariant] = []
+    monkeypatch.setattr(TritonBackend, "self_test_failure", lambda _, variant: asked.append(variant))
+    pattern = LocalPattern.whole(TokenLayout(2, Grid(4, 4)), Window(2))
+    tokens = torch.zeros(1, 24, pattern.key_tokens, 16, dtype=torch.float16).as_subclass(OnTheSecond)
+    for lse in (False, True):
+        TritonBackend().refusal(AttentionCall(tokens, tokens, tokens, pattern, scale=1.0, return_lse=lse))
+    device = torch.device("cuda:1")
+    assert asked == [KernelVariant(device, torch.float16, 16, 24, lse) for lse in (False, True)]
+
+
+HALF = KernelVariant(torch.device("cpu"), torch.float16, 16, 2, return_lse=True)
 
 
 def test_a_kernel_that_fails_its_self_test_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clear_core.backends.triton.launch._LOG2_E", 1.0)
-    failure = TritonBackend().self_test_failure(KernelVariant(torch.device("cpu"), torch.float16, 16, return_lse=True))
+    failure = TritonBackend().self_test_failure(HALF)
     assert failure is not None
     assert "its self-test failed on this card: relative error" in failure
+
+
+def spoiled(spoil: Callable[[AttentionCall, AttentionResult], None]) -> str | None:
+    """What the self-test says to a kernel that is right but for what `spoil` does to its result."""
+
+    def run(call: AttentionCall) -> AttentionResult:
+        result = ReferenceBackend().run(call)
+        spoil(call, result)
+        return result
+
+    return SelfTest(run).failure(HALF)
+
+
+def edge(index: int, *, columns: bool = False) -> Callable[[AttentionCall, AttentionResult], None]:
+    """The answers of one row or column of the image are half a percent too large."""
+
+    def spoil(call: AttentionCall, result: AttentionResult) -> None:
+        (grid,) = call.pattern.query_grids
+        image = result.out[:, grid.span].unflatten(1, grid.shape)
+        (image[:, :, index] if columns else image[:, index]).mul_(1.005)
+
+    return spoil
+
+
+def test_the_self_test_sees_what_is_wrong_in_few_queries() -> None:
+    assert spoiled(lambda *_: None) is None
+    for spoil, where in (
+        (edge(0), "the top edge"),
+        (edge(-1), "the bottom edge"),
+        (edge(0, columns=True), "the left edge"),
+        (edge(-1, columns=True), "the right edge"),
+    ):
+        failure = spoiled(spoil)
+        assert (failure is not None and f"in {where}, allowed" in failure) or (failure and "the corners" in failure)
+
+    def text_in_base_2(call: AttentionCall, result: AttentionResult) -> None:
+        assert result.lse is not None
+        result.lse[:, :, call.pattern.query_slices.text] *= 1.4427
+
+    failure = spoiled(text_in_base_2)
+    assert failure is not None and "in the log-sum-exp of the text" in failure
+
+    def not_a_number(_: AttentionCall, result: AttentionResult) -> None:
+        result.out[0, -1, 0] = torch.nan
+
+    failure = spoiled(not_a_number)
+    assert failure is not None and "relative error nan" in failure
 
 
 def test_a_kernel_that_does_not_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +201,32 @@ def test_a_kernel_that_does_not_compile_is_refused(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("no such instruction\nand more")
 
     monkeypatch.setattr(TritonBackend, "run", broken)
-    failure = TritonBackend().self_test_failure(KernelVariant(torch.device("cpu"), torch.float32, 16, return_lse=False))
+    failure = TritonBackend().self_test_failure(HALF)
     assert failure == "its kernel does not run on this card (RuntimeError: no such instruction)"
+
+
+@pytest.mark.parametrize("words", ["Triton Error [CUDA]: out of memory", "CUDA error: unspecified launch failure"])
+def test_a_failure_that_passes_is_not_remembered(words: str) -> None:
+    failures = [RuntimeError(words)]
+
+    def run(call: AttentionCall) -> AttentionResult:
+        if failures:
+            raise failures.pop()
+        return ReferenceBackend().run(call)
+
+    test = SelfTest(run)
+    assert test.failure(HALF) == f"its self-test could not run this time (RuntimeError: {words})"
+    assert test.failure(HALF) is None
+
+
+def test_no_room_for_the_self_test_is_an_out_of_memory_error() -> None:
+    """Which the caller answers by making room and trying again."""
+
+    def run(_: AttentionCall) -> AttentionResult:
+        raise torch.OutOfMemoryError("none left")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        SelfTest(run).failure(HALF)
 
 
 @pytest.mark.parametrize("config", [POINTERS, DESCRIPTORS], ids=["pointers", "descriptors"])
@@ -149,10 +253,12 @@ def test_no_nan_comes_of_large_numbers_or_fully_masked_rows(dtype: torch.dtype) 
     assert result.lse[..., 5 * 5 :].isfinite().all()
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
-def test_the_tables_own_configurations_are_exact(capability: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "chip", [Chip((8, 0)), Chip((9, 0)), Chip((9, 0), descriptors=False), Chip(amd="gfx1100")], ids=str
+)
+def test_the_tables_own_configurations_are_exact(chip: Chip) -> None:
     pattern = LocalPattern.whole(TokenLayout(70, Grid(9, 21)), Window(6))
-    check(make_call(pattern, factor=4), config_for(capability, 2))
+    check(make_call(pattern, factor=4), config_for(chip, 2))
 
 
 def test_what_it_cannot_do_is_refused_in_words() -> None:
@@ -185,3 +291,52 @@ def test_pooled_keys_are_read_where_they_are() -> None:
     assert call.pooled is not None
     assert kernel._extra.key.data_ptr() == call.pooled.key.data_ptr()
     assert kernel._extra.value.data_ptr() == call.pooled.value.data_ptr()
+
+
+def test_a_triton_without_descriptors_reads_by_computed_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyTorch 2.7 brings it, the first for RTX 50xx. Nothing may import what that Triton does not have."""
+    monkeypatch.setattr("clear_core.backends.triton.config.has_descriptors", lambda: False)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (12, 0))
+    monkeypatch.setitem(sys.modules, "triton.tools.tensor_descriptor", None)
+    config = config_for(chip_of(torch.device("cuda")), 2)
+    assert not config.descriptors
+    check(make_call(LocalPattern.whole(TokenLayout(3, Grid(5, 7)), Window(3))), config)
+
+
+def test_this_tritons_descriptors_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert has_descriptors() == (tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 4))
+    monkeypatch.setitem(sys.modules, "triton.tools", None)
+    monkeypatch.delitem(sys.modules, "triton.tools.tensor_descriptor", raising=False)
+    assert not has_descriptors()
+
+
+def test_it_launches_on_the_device_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors that say they are on the second GPU while the first is the current one; the launch is only recorded."""
+    current = [0]
+    launched: list[int] = []
+
+    class Current:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            current.append(self.device.index)
+
+        def __exit__(self, *_: object) -> None:
+            current.pop()
+
+    class Recorded:
+        def __getitem__(self, grid: tuple[int, int]) -> Callable[..., None]:
+            return lambda *_, **__: launched.append(current[-1])
+
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    monkeypatch.setattr("clear_core.backends.triton.kernel.window_kernel", Recorded())
+    pattern = LocalPattern.whole(TokenLayout(2, Grid(4, 4)), Window(2))
+    grid = pattern.layout.image
+    plan = tile_plan(GridPair(grid, grid.rows, grid, grid.rows), pattern.window, POINTERS.tile, POINTERS.box)
+    tokens = torch.zeros(1, 2, pattern.key_tokens, 16).as_subclass(OnTheSecond)
+    kernel = WindowKernel(AttentionCall(tokens, tokens, tokens, pattern, scale=1.0), POINTERS)
+    (image,) = pattern.query_grids
+    kernel.launch(image, image, plan, AttentionResult(torch.empty(1, grid.tokens, 32), None), lists=True)
+    assert launched == [1] and current == [0]

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from itertools import pairwise
 from math import sqrt
+from typing import Any
 
 import pytest
 import torch
@@ -18,12 +19,13 @@ from clear_core.attention import local_attention
 from clear_core.backends import AUTO, BACKENDS, BackendError, backend_names, choose_backend
 from clear_core.backends.masked import MaskedBackend
 from clear_core.backends.sdpa.backend import SdpaBackend
+from clear_core.backends.text import key_splits
 from clear_core.call import AttentionCall, AttentionResult
 from clear_core.layout import Band, Grid, TokenLayout
 from clear_core.pattern import LocalPattern
 from clear_core.pooling import Pooled, pool_key_value
 from clear_core.scale import softmax_scale
-from clear_core.softmax import dense_attention, merge
+from clear_core.softmax import dense_attention, merge, split_attention
 from clear_core.window import Window
 
 from core import naive
@@ -211,6 +213,50 @@ def test_bands_of_rows_are_the_image_in_one(bands: int) -> None:
 def test_merging_needs_the_log_sum_exp() -> None:
     with pytest.raises(ValueError, match="return_lse=True"):
         merge([AttentionResult(torch.zeros(1, 1, 2), None)])
+
+
+@pytest.mark.parametrize("return_lse", [False, True])
+def test_text_queries_over_parts_of_the_keys_are_the_reference(
+    monkeypatch: pytest.MonkeyPatch, return_lse: bool
+) -> None:
+    """As on a GPU with more multiprocessors than the text has programs."""
+    parts: list[int] = []
+
+    def watched(*given: Any) -> AttentionResult | None:
+        parts.append(given[-1])
+        return split_attention(*given)
+
+    monkeypatch.setattr("clear_core.backends.text.split_attention", watched)
+    monkeypatch.setattr("clear_core.backends.text._multiprocessors", lambda _: 4)
+    monkeypatch.setattr("clear_core.backends.text._FEWEST_KEYS", 50)
+    pattern = LocalPattern.whole(TokenLayout(11, Grid(14, 15)), Window(4))
+    query, key, value = tensors(pattern)
+    results = [
+        local_attention(query, key, value, pattern, backend=name, return_lse=return_lse)
+        for name in ("reference", "sdpa")
+    ]
+    assert parts == [4]
+    assert relative(results[1].out, results[0].out) < 1e-6
+    if return_lse:
+        torch.testing.assert_close(results[1].lse, results[0].lse, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "multiprocessors", "keys", "splits"),
+    [
+        (96, 132, 262_656, 3),  # H100, FLUX's text at 8192 px
+        (96, 132, 4_608, 2),  # at 1024 px
+        (96, 132, 2_000, 1),
+        (96, 0, 262_656, 1),  # a CPU
+        (24, 188, 262_656, 8),
+        (264, 132, 262_656, 1),
+        (0, 132, 262_656, 8),
+    ],
+)
+def test_keys_are_split_where_the_gpu_has_more_to_give(
+    blocks: int, multiprocessors: int, keys: int, splits: int
+) -> None:
+    assert key_splits(blocks, multiprocessors, keys) == splits
 
 
 def test_keys_that_are_not_in_the_band_are_not_attended() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from clear_core import softmax
 from clear_core.call import AttentionResult
-from clear_core.softmax import FusedKernels, dense_attention, explicit_attention, merge
+from clear_core.softmax import FusedKernels, dense_attention, explicit_attention, merge, split_attention
 
 HEADS, QUERIES, KEYS, DIM = 2, 7, 5, 4
 SCALE = 0.6
@@ -119,6 +119,36 @@ def test_only_fully_masked_rows_of_pytorchs_answer_are_replaced(monkeypatch: pyt
     assert (out[:, :, 2] == 0).all()
     assert (out[:, :, [0, 1, 3, 4, 5, 6]] == 7).all()
     assert (dense_attention(query, key, value, SCALE, None, return_lse=False, budget=1).out == 7).all()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("splits", [1, 2, 3, 5])
+def test_parts_of_the_keys_that_run_side_by_side_are_all_of_them(batch: int, splits: int) -> None:
+    query, key, value = tensors(batch)
+    packed = torch.stack((key, value)).permute(0, 1, 3, 2, 4).contiguous().permute(0, 1, 3, 2, 4)
+    for keys, values in ((key, value), (packed[0], packed[1])):
+        result = split_attention(query, keys, values, SCALE, splits)
+        assert result is not None
+        check(result, written_out(query, key, value, SCALE, None))
+
+
+def test_keys_are_not_copied_to_be_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a packed projection gives them; at 8192 px a copy would be 1.6 GB."""
+    seen: list[bool] = []
+    packed = torch.randn(1, 8, 3, HEADS, DIM).permute(2, 0, 3, 1, 4)
+
+    def find(query: Tensor, key: Tensor, value: Tensor) -> Any:
+        seen.append(key.data_ptr() == packed[1].data_ptr() and value.data_ptr() == packed[2].data_ptr())
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    monkeypatch.setattr(softmax, "FUSED_KERNELS", FusedKernels(find))
+    split_attention(*packed, SCALE, 4)
+    assert seen[0]
+
+
+def test_without_a_fused_kernel_nothing_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(softmax, "FUSED_KERNELS", FusedKernels(lambda *_: None))
+    assert split_attention(*tensors(), SCALE, 2) is None
 
 
 @pytest.mark.parametrize("unit", [1.0, math.log2(math.e)], ids=["natural", "base 2"])

@@ -227,7 +227,7 @@ def test_a_merge_after_clear_is_the_users_and_is_said(
         key, rows = host_name(name)
         assert error(got[key][rows], 0.6 * (tensor + change(file, name)) + 0.4 * base[key][rows]) < 1e-6
     sample(merged, 8, 8)
-    words = "a merge of models after this node changed 8 of CLEAR's tensors"
+    words = "a merge of models after this node changed 8 tensors that hold CLEAR's weights"
     assert words not in shown["CLEARApply"][0] and words in shown["CLEARApply"][-1]
     assert words in caplog.text
     for harmless in (patched, merge(ratio=1.0)(patched, other)):

@@ -71,6 +71,12 @@ def test_a_node_that_takes_the_hook_loses_the_window_only_behind_apply(pack: dic
     assert ": exact (" in str(found["node, Apply"])
 
 
+def test_a_node_with_an_attention_of_its_own_is_not_taken_for_exact() -> None:
+    assert "the window is lost" in str(Outcome("Apply, node", error=0.0, dense=0.0))
+    assert str(Outcome("Apply, node", error=0.0, dense=0.1)) == "Apply, node: exact (0.0e+00)"
+    assert str(Outcome("Apply, node", error=2e-2, dense=0.1)) == "Apply, node: differs (2.0e-02)"
+
+
 def test_an_error_is_told_with_its_text(pack: dict[str, Any]) -> None:
     found = outcomes(pack, Breaks)
     assert found["Apply, node"].refusal == "RuntimeError: patched already"

@@ -99,6 +99,42 @@ def test_a_forward_that_gives_the_blocks_no_options_is_named(
     assert len(warnings()) == 1
 
 
+def test_a_forward_of_another_pack_that_passes_everything_on_is_shown(
+    model: Any, nodes_api: Any, shown: Any, warnings: Callable[[], list[str]]
+) -> None:
+    pack = packs.load("teacache", "teacache.nodes")
+    out = sampled(pack.apply(nodes_api.apply(model, radius=2), "named"))
+    assert error(out, sampled(with_mask(flux_model(), GRID, 2))) < 1e-5
+    text = shown["CLEARApply"][-1]
+    assert "the model has the forward of teacache.nodes; every layer came to CLEAR" in text.splitlines()
+    assert not missed(text) and not warnings()
+
+
+def test_a_forward_that_does_not_name_its_blocks_runs_dense_and_is_named(
+    model: Any, nodes_api: Any, shown: Any, warnings: Callable[[], list[str]]
+) -> None:
+    pack = packs.load("teacache", "teacache.nodes")
+    assert error(sampled(pack.apply(nodes_api.apply(model, radius=2), "unnamed")), sampled(flux_model())) < 1e-6
+    text = shown["CLEARApply"][-1]
+    assert "dense: 6 layer calls, the model's forward does not say which block attends" in text
+    assert "the model has the forward of teacache.nodes" in text
+    assert not missed(text) and len(warnings()) == 1
+
+
+def test_layers_that_the_hosts_own_guidance_skips_are_no_takeover(
+    model: Any, nodes_api: Any, shown: Any, warnings: Callable[[], list[str]]
+) -> None:
+    from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+
+    patched = nodes_api.apply(model, radius=2)
+    skipping = SkipLayerGuidanceDiT.execute(patched, 3.0, 0.0, 1.0, double_layers="0", single_layers="1").args[0]
+    sampled(skipping)
+    text = shown["CLEARApply"][-1]
+    # Two steps of three layers, and in each the forward that guides: without double block 0 and single block 1.
+    assert "window: 8 layer calls" in text
+    assert not missed(text) and not warnings()
+
+
 @pytest.mark.parametrize("layers", [{("single", 0), ("single", 1)}, {("double", 0)}])
 def test_a_part_of_the_layers_taken_over_is_counted_and_named(
     model: Any, nodes_api: Any, shown: Any, warnings: Callable[[], list[str]], layers: set[tuple[str, int]]

@@ -22,7 +22,7 @@ from ...window import Window
 from ..geometry import Geometries
 from ..on_device import DeviceCache
 from ..text import attend_text, empty_result
-from .config import KernelConfig, config_of, interpreted
+from .config import Configs, KernelConfig, interpreted
 from .launch import WindowKernel
 from .self_test import KernelVariant, SelfTest
 from .tile_plan import GridPair, TilePlan, tile_plan
@@ -43,6 +43,7 @@ class TritonBackend:
     def __init__(self) -> None:
         self.plans: BoundedCache[_PlanKey, TilePlan] = BoundedCache(_PLAN_BYTES, lambda plan: plan.nbytes)
         self.uploads: DeviceCache[TilePlan] = DeviceCache(_PLAN_BYTES, lambda plan: plan.nbytes)
+        self._configs = Configs()
         self._geometries = Geometries()
         self._executed: BoundedCache[tuple[LocalPattern, KernelConfig], int] = BoundedCache(1024)
         self._installed: bool | None = None
@@ -73,7 +74,7 @@ class TritonBackend:
         if call.pattern.query_grids and not call.pattern.windowed_key_grids:
             return "there are no keys to see through the window"
         if call.query.device.type == "cuda":
-            variant = KernelVariant(call.query.device, call.query.dtype, call.head_dim, call.return_lse)
+            variant = KernelVariant(call.query.device, call.query.dtype, call.head_dim, call.heads, call.return_lse)
             return self.self_test_failure(variant)
         return None
 
@@ -82,11 +83,11 @@ class TritonBackend:
         return self._self_test.failure(variant)
 
     def executed_pairs(self, call: AttentionCall, config: KernelConfig | None = None) -> int:
-        pattern, config = call.pattern, config or config_of(call.query)
+        pattern, config = call.pattern, config or self._configs.of(call.query)
         return self._executed.get((pattern, config), lambda: self._count_pairs(pattern, config))
 
     def run(self, call: AttentionCall) -> AttentionResult:
-        return self.launch(call, config_of(call.query))
+        return self.launch(call, self._configs.of(call.query))
 
     def launch(self, call: AttentionCall, config: KernelConfig) -> AttentionResult:
         """Run with a configuration that need not be the default one."""

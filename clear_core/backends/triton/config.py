@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 
 import torch
+
+from ...cache import BoundedCache
+
+_RDNA3 = "gfx11"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,31 +29,65 @@ class KernelConfig:
     descriptors: bool
 
 
-def config_for(capability: tuple[int, int], element_size: int) -> KernelConfig:
-    """The configuration for a chip (its CUDA capability) and an element size in bytes.
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """What a configuration depends on.
+
+    capability: of an NVIDIA chip; (0, 0) for others, which read by computed addresses. amd: the name of an AMD chip,
+    such as gfx1100. descriptors: whether this Triton can read through descriptors; before 3.4 it cannot.
+    """
+
+    capability: tuple[int, int] = (0, 0)
+    amd: str = ""
+    descriptors: bool = True
+
+
+class Configs:
+    """The configurations of this machine's devices, found once: a call on a GPU is short."""
+
+    def __init__(self) -> None:
+        self._found: BoundedCache[tuple[torch.device, int], KernelConfig] = BoundedCache(64)
+
+    def of(self, tensor: torch.Tensor) -> KernelConfig:
+        """The configuration for a tensor's device and dtype."""
+        size = tensor.element_size()
+        return self._found.get((tensor.device, size), lambda: config_for(chip_of(tensor.device), size))
+
+
+def config_for(chip: Chip, element_size: int) -> KernelConfig:
+    """The configuration for a chip and an element size in bytes.
 
     It depends on nothing that changes from image to image. Chosen by what the compiler reports (no register
-    spills, shared memory within every chip's limit, matrix instructions not serialised), not yet by timing.
+    spills, or the fewest; shared memory within every chip's limit, matrix instructions not serialised), not yet by
+    timing.
     """
     if element_size == 4:  # for exactness, not for speed: IEEE products do not use the matrix units
         return KernelConfig((4, 4), (4, 4), 16, 8, 1, descriptors=False)
-    if capability >= (9, 0):
-        return KernelConfig((8, 16), (8, 8), 64, 8, 3, descriptors=True)
+    if chip.amd.startswith(_RDNA3):  # 256 registers a thread: larger tiles spill hundreds of them
+        return KernelConfig((8, 8), (4, 8), 32, 8, 2, descriptors=False)
+    # Computed addresses take registers, which on consumer chips (12.0) do not suffice for the larger boxes.
+    if chip.capability >= (9, 0) and (chip.descriptors or chip.capability < (12, 0)):
+        return KernelConfig((8, 16), (8, 8), 64, 8, 3, descriptors=chip.descriptors)
     return KernelConfig((8, 16), (4, 8), 64, 8, 2, descriptors=False)
 
 
-def config_of(tensor: torch.Tensor) -> KernelConfig:
-    """The configuration for a tensor's device and dtype."""
-    return config_for(_capability(tensor.device), tensor.element_size())
+def chip_of(device: torch.device) -> Chip:
+    """The chip of a device. The interpreter, on a CPU, works as the newest one."""
+    if device.type != "cuda":
+        return Chip((9, 0)) if interpreted() else Chip()
+    if torch.version.hip is not None:
+        return Chip(amd=torch.cuda.get_device_properties(device).gcnArchName)
+    return Chip(torch.cuda.get_device_capability(device), descriptors=has_descriptors())
+
+
+def has_descriptors() -> bool:
+    """Whether this Triton has descriptors made on the host: from 3.4 on. PyTorch 2.7, the first for sm_120, has 3.3."""
+    try:
+        return importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
+    except ImportError:  # there is no Triton, or none with tools
+        return False
 
 
 def interpreted() -> bool:
     """Whether Triton runs kernels in its interpreter, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _capability(device: torch.device) -> tuple[int, int]:
-    """The chip's CUDA capability; (0, 0) for other chips, which read by computed addresses."""
-    if device.type != "cuda" or torch.version.hip is not None:
-        return (9, 0) if interpreted() else (0, 0)
-    return torch.cuda.get_device_capability(device)

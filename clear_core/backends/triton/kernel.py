@@ -66,7 +66,8 @@ def _load_block(source, b, h, n, count, s_b, s_h, s_n, BLOCK: tl.constexpr, D: t
         return source.load([b, h, n, 0]).reshape(BLOCK, D)
     else:
         index = tl.arange(0, BLOCK)
-        start = source + b.to(tl.int64) * s_b + h.to(tl.int64) * s_h + n * s_n
+        # 64 bits for where the block begins: references seen completely may have more elements than 32 bits count.
+        start = source + b.to(tl.int64) * s_b + h.to(tl.int64) * s_h + (tl.zeros([], tl.int64) + n) * s_n
         offsets = (index * s_n)[:, None] + tl.arange(0, D)[None, :]
         return tl.load(start + offsets, mask=(n + index < count)[:, None], other=0.0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -67,38 +68,39 @@ class WindowKernel:
         tma = config.descriptors and all(source.fits_descriptor() for source in sources)
         out, lse = target
         window_kernel: Any = kernel.window_kernel
-        window_kernel[(plan.tiles, call.batch * call.heads)](
-            *(source.descriptor() if tma else source.tokens for source in sources),
-            plan.ranges,
-            plan.boxes,
-            out,
-            out if lse is None else lse,
-            *(stride for source in sources for stride in source.tokens.stride()[:3]),
-            *out.stride()[:2],
-            *((0, 0) if lse is None else lse.stride()[:2]),
-            text.key.shape[2],
-            extra.key.shape[2],
-            *queries.shape,
-            *keys.shape,
-            queries.rows.start,
-            keys.rows.start,
-            queries.grid.height,
-            keys.grid.height,
-            call.pattern.window.radius,
-            call.scale * _LOG2_E,
-            HEADS=call.heads,
-            D=call.head_dim,
-            TILE_H=config.tile[0],
-            TILE_W=config.tile[1],
-            KEY_H=config.box[0],
-            KEY_W=config.box[1],
-            BLOCK=config.block,
-            TMA=tma,
-            IEEE=self._query.dtype == torch.float32,
-            LSE=lse is not None,
-            num_warps=config.warps,
-            num_stages=config.stages,
-        )
+        with _current(call.query.device):
+            window_kernel[(plan.tiles, call.batch * call.heads)](
+                *(source.descriptor() if tma else source.tokens for source in sources),
+                plan.ranges,
+                plan.boxes,
+                out,
+                out if lse is None else lse,
+                *(stride for source in sources for stride in source.tokens.stride()[:3]),
+                *out.stride()[:2],
+                *((0, 0) if lse is None else lse.stride()[:2]),
+                text.key.shape[2],
+                extra.key.shape[2],
+                *queries.shape,
+                *keys.shape,
+                queries.rows.start,
+                keys.rows.start,
+                queries.grid.height,
+                keys.grid.height,
+                call.pattern.window.radius,
+                call.scale * _LOG2_E,
+                HEADS=call.heads,
+                D=call.head_dim,
+                TILE_H=config.tile[0],
+                TILE_W=config.tile[1],
+                KEY_H=config.box[0],
+                KEY_W=config.box[1],
+                BLOCK=config.block,
+                TMA=tma,
+                IEEE=self._query.dtype == torch.float32,
+                LSE=lse is not None,
+                num_warps=config.warps,
+                num_stages=config.stages,
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,6 +140,11 @@ def _list_source(tokens: Tensor, other: Tensor, block: int) -> _Source:
     """A list as a source. An empty one is never read, but its address must be valid: the first token of `other`."""
     present = tokens if tokens.shape[2] else other[:, :, :1]
     return _Source(present, (present.shape[2],), (block,))
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device, whatever device its arguments are on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _last_contiguous(tokens: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from weakref import WeakKeyDictionary
 
 import comfy.ops
 import torch
-from torch import Tensor
 
 Prepare = Callable[..., Any]
 """Like the host's `cast_bias_weight`: a layer's weight and bias, moved, cast, dequantised and patched."""
@@ -25,24 +24,41 @@ Prepare = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What a layer asks for, without the tensor that it is for: a key."""
+    """What a layer asks for, without the input that it is for: a key. other: further settings, by name."""
 
     dtype: torch.dtype | None
     device: torch.device | None
-    arguments: tuple[Any, ...]
-    settings: tuple[tuple[str, Any], ...]
+    bias_dtype: torch.dtype | None
+    other: tuple[tuple[str, Any], ...]
 
     @classmethod
-    def of(cls, given: Any, arguments: tuple[Any, ...], settings: dict[str, Any]) -> _Request | None:
-        """None for a call whose answer depends on more, such as an input that is quantised itself."""
-        if given is not None and type(given) is not Tensor and type(given).__name__ != "FakeTensor":
-            return None
-        named = tuple(sorted((name, value) for name, value in settings.items() if name != "offloadable"))
-        return cls(*((None, None) if given is None else (given.dtype, given.device)), arguments, named)
+    def of(
+        cls,
+        given: Any = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        bias_dtype: torch.dtype | None = None,
+        offloadable: bool = False,
+        **other: Any,
+    ) -> _Request:
+        """The input's dtype and device stand in for those that are not named, as in the host."""
+        if given is not None:
+            dtype = dtype or _dtype(given)
+            bias_dtype, device = bias_dtype or dtype, device or given.device
+        return cls(dtype, device, bias_dtype, tuple(sorted(other.items())))
 
-    def input(self) -> Tensor | None:
-        """A tensor that asks for the same."""
-        return None if self.dtype is None else torch.empty(0, dtype=self.dtype, device=self.device)
+    def settings(self) -> dict[str, Any]:
+        """The same by name."""
+        return {"dtype": self.dtype, "device": self.device, "bias_dtype": self.bias_dtype, **dict(self.other)}
+
+
+def _dtype(given: Any) -> torch.dtype:
+    """An input's dtype; of a quantised one the dtype that it was made from, which hosts keep in different places."""
+    details = getattr(given, "params", None)
+    kept = getattr(given, "_layout_params", None)
+    if isinstance(kept, dict) and "orig_dtype" in kept:
+        return kept["orig_dtype"]
+    return getattr(details, "orig_dtype", given.dtype)
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +82,9 @@ class _Block:
         for prepared in self.layers.values():
             prepared.release()
         self.layers.clear()
+
+
+_OFFLOADABLE = 4  # its position after the layer
 
 
 class BlockWeights:
@@ -152,55 +171,51 @@ class _Lanes:
             block.release()
         self._ahead.clear()
 
-    def cast(self, layer: Any, given: Any = None, *arguments: Any, **settings: Any) -> Any:
+    def cast(self, layer: Any, *arguments: Any, **settings: Any) -> Any:
         """Stands in for the host's `cast_bias_weight`."""
         block = self._current.get(threading.get_ident())
-        given = settings.pop("input", given)
-        # Arguments after the bias's dtype are by name in every host.
-        request = (
-            None
-            if block is None or id(layer) not in self.layers or len(arguments) > 3
-            else _Request.of(given, arguments, settings)
-        )
-        if block is None or request is None:
-            return self._real(layer, given, *arguments, **settings)
+        if block is None or id(layer) not in self.layers:
+            return self._real(layer, *arguments, **settings)
+        if "input" in settings:
+            arguments, settings = (settings["input"], *arguments), {**settings}
+            del settings["input"]
+        request = _Request.of(*arguments, **settings)
         prepared = block.layers.get((id(layer), request))
         if prepared is None:
             self._owner.remember(layer, request)
-            prepared = block.layers[id(layer), request] = self._prepared(layer, given, request)
+            prepared = block.layers[id(layer), request] = self._prepared(layer, request)
         prepared.used = True
         # In the place of the stream None: the host has nothing to wait for after the call.
         kept = prepared.weight, prepared.bias
-        return (*kept, None) if settings.get("offloadable") else kept
+        offloadable = settings.get("offloadable", len(arguments) > _OFFLOADABLE and arguments[_OFFLOADABLE])
+        return (*kept, None) if offloadable else kept
 
     def method(self, module: Any) -> Prepare:
         """Stands in for the method `cast_bias_weight` of a layer of another pack."""
         method = type(module).cast_bias_weight
 
-        def cast(given: Any = None, *arguments: Any, **settings: Any) -> Any:
+        def cast(*arguments: Any, **settings: Any) -> Any:
             block = self._current.get(threading.get_ident())
-            given = settings.pop("input", given)
-            request = None if block is None else _Request.of(given, arguments, settings)
-            if block is None or request is None:
-                return method(module, given, *arguments, **settings)
-            prepared = block.layers.get((id(module), request))
-            if prepared is None:
-                found = method(module, given, *arguments, **settings)
+            if block is None or "input" in settings:
+                return method(module, *arguments, **settings)
+            key = id(module), _Request.of(*arguments, **settings)
+            if key not in block.layers:
+                found = method(module, *arguments, **settings)
                 if len(found) != 2:  # more than a weight and a bias: not ours to keep
                     return found
-                prepared = block.layers[id(module), request] = _Prepared(*found)
-            prepared.used = True
-            return prepared.weight, prepared.bias
+                block.layers[key] = _Prepared(*found)
+            block.layers[key].used = True
+            return block.layers[key].weight, block.layers[key].bias
 
         return cast
 
-    def _prepared(self, layer: Any, given: Any, request: _Request) -> _Prepared:
+    def _prepared(self, layer: Any, request: _Request) -> _Prepared:
         """Have the host prepare a layer's weights."""
-        settings = dict(request.settings)
+        settings = request.settings()
         if not hasattr(layer, "_v"):
             # Not in one of the host's buffers, which the next layer would overwrite.
-            return _Prepared(*self._real(layer, given, *request.arguments, **settings, offloadable=False)[:2])
-        weight, bias, used = self._real(layer, given, *request.arguments, **settings, offloadable=True)
+            return _Prepared(*self._real(layer, **settings, offloadable=False)[:2])
+        weight, bias, used = self._real(layer, **settings, offloadable=True)
 
         def unpin() -> None:
             comfy.ops.uncast_bias_weight(layer, weight, bias, used)
@@ -226,7 +241,7 @@ class _Lanes:
         ahead = self._ahead[lane] = _Block()
         with self._on_stream(device, ahead):
             for module, request in wanted:
-                ahead.layers[id(module), request] = self._prepared(module, request.input(), request)
+                ahead.layers[id(module), request] = self._prepared(module, request)
 
     def _on_stream(self, device: torch.device, ahead: _Block) -> AbstractContextManager[object]:
         if not torch.cuda.is_available():

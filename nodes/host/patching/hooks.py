@@ -54,8 +54,8 @@ def run_wrapper(run_log: RunLog, patches: Patches, *, can_be_cut: bool) -> Calla
 
 
 _MERGED_OVER = (
-    "a merge of models after this node changed {} of CLEAR's tensors: they are a part of the merge, not CLEAR's alone. "
-    "Put Apply CLEAR Attention after the merge to have them in full"
+    "a merge of models after this node changed {} tensors that hold CLEAR's weights: these are part of the merge, not "
+    "CLEAR's alone. Put Apply CLEAR Attention after the merge to have them in full"
 )
 
 _HOOKS_LOST = (

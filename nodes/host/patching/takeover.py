@@ -7,7 +7,7 @@ further in fill, and what is missing from it afterwards went elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
@@ -26,7 +26,8 @@ class Tally:
 
     def __init__(self) -> None:
         self._forwards = 0
-        self._layers: set[Any] = set()
+        self._layers: set[tuple[str, int] | None] = set()
+        self._calls = 0
         self._in_charge = ""
         self._owner = ""
 
@@ -43,19 +44,27 @@ class Tally:
 
     def layer(self, options: Mapping[str, Any]) -> None:
         """A layer came to CLEAR's override; in bands it comes once for each band."""
-        self._layers.add((options.get("block_type"), options.get("block_index")))
+        self._calls += 1
+        named = "block_type" in options and "block_index" in options
+        self._layers.add((options["block_type"], options["block_index"]) if named else None)
 
     def report(self, run_log: RunLog, transformer: Any, options: Mapping[str, Any]) -> None:
-        """After the call: tell the run log of layers that are missing."""
+        """After the call: tell the run log of layers that are missing, or whose forward it was."""
         model = getattr(transformer, "_orig_mod", transformer)
-        missing = len(model.double_blocks) + len(model.single_blocks) - len(self._layers)
-        # A cache answers for whole forwards, with what an earlier forward of the same run came to.
-        if missing <= 0 or (not self._layers and not self._in_charge and run_log.used and not self._bypassed(model)):
+        blocks = [("double", index) for index in range(len(model.double_blocks))]
+        blocks += [("single", index) for index in range(len(model.single_blocks))]
+        missing = [block for block in blocks if block not in self._layers]
+        if None in self._layers:  # a forward that does not name its blocks
+            missing = missing[: len(blocks) - self._calls]
+        if not missing:
+            if self._owner:
+                run_log.note(f"the model has the forward of {self._owner}; every layer came to CLEAR", warn=False)
             return
-        run_log.missed(self._reason(model, options), missing, certain=bool(self._layers) or not self._in_charge)
-
-    def _bypassed(self, model: Any) -> bool:
-        return not self._forwards and bool(forward_owner(model))
+        # A cache answers for whole forwards, with what an earlier forward of the same run came to.
+        cached = not self._calls and run_log.used and (self._forwards or not forward_owner(model))
+        if (cached and not self._in_charge) or _replaced_by_host(missing, options):
+            return
+        run_log.missed(self._reason(model, options), len(missing), certain=bool(self._calls) or not self._in_charge)
 
     def _reason(self, model: Any, options: Mapping[str, Any]) -> str:
         owner = self._owner or forward_owner(model)
@@ -73,7 +82,7 @@ class Tally:
             return (
                 f"another node's attention ({self._in_charge}) computed them. Put Apply CLEAR Attention after that node"
             )
-        if owner and not self._layers:
+        if owner and not self._calls:
             return (
                 f"the model has the forward of {owner}, which gives the model's blocks no transformer_options, so no "
                 "attention hook runs. Update that pack or remove its node; the order of the nodes does not matter"
@@ -84,5 +93,15 @@ class Tally:
 
 def _replacing(options: Mapping[str, Any]) -> str:
     """The packs that replace blocks of the model."""
-    replaced = (options.get("patches_replace") or {}).get("dit") or {}
-    return foreign(replaced.values())
+    return foreign(_replaced(options).values())
+
+
+def _replaced_by_host(blocks: Iterable[tuple[str, int]], options: Mapping[str, Any]) -> bool:
+    """Whether ComfyUI's own nodes replace all these blocks, such as those that skip layers for guidance."""
+    replaced = _replaced(options)
+    found = [replaced.get((f"{kind}_block", index)) for kind, index in blocks]
+    return None not in found and not foreign(found)
+
+
+def _replaced(options: Mapping[str, Any]) -> Mapping[tuple[str, int], Any]:
+    return (options.get("patches_replace") or {}).get("dit") or {}

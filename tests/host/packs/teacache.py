@@ -31,16 +31,31 @@ def forward_orig(
     vec = vec + self.vector_in(y)
     txt = self.txt_in(txt)
     pe = self.pe_embedder(torch.cat((txt_ids, img_ids), dim=1))
-    for block in self.double_blocks:
-        img, txt = block(img=img, txt=txt, vec=vec, pe=pe, attn_mask=attn_mask)
+    options = options_for_blocks(transformer_options)
+    for index, block in enumerate(self.double_blocks):
+        img, txt = block(img=img, txt=txt, vec=vec, pe=pe, attn_mask=attn_mask, **options("double", index))
     joint = torch.cat((txt, img), 1)
-    for block in self.single_blocks:
-        joint = block(joint, vec=vec, pe=pe, attn_mask=attn_mask)
+    for index, block in enumerate(self.single_blocks):
+        joint = block(joint, vec=vec, pe=pe, attn_mask=attn_mask, **options("single", index))
     return self.final_layer(joint[:, txt.shape[1] :], vec)
 
 
-def apply(model: Any) -> Any:
+def options_for_blocks(options: dict[str, Any]) -> Any:
+    """What each block gets besides tensors: nothing, the options, or the options with the block's name."""
+    passed = options.get("teacache_passes", "nothing")
+
+    def of(kind: str, index: int) -> dict[str, Any]:
+        if passed == "nothing":
+            return {}
+        named = {"block_type": kind, "block_index": index} if passed == "named" else {}
+        return {"transformer_options": {**options, **named}}
+
+    return of
+
+
+def apply(model: Any, passes: str = "nothing") -> Any:
     patched = model.clone()
+    patched.model_options["transformer_options"]["teacache_passes"] = passes
     flux = patched.get_model_object("diffusion_model")
 
     def wrapper(function: Any, given: dict[str, Any]) -> Tensor:
