@@ -50,12 +50,15 @@ class GridPair:
 class Geometry:
     """What the mask of a pattern depends on; patterns of equal geometry have equal masks and plans.
 
+    queries: rows and columns of each query grid, also of one that sees no key through the window. keys: tokens.
     pairs: for each query grid, it with each key grid that it sees through the window; normalised.
     text_queries, text_keys, references, pooled: tokens among the queries that see all keys, and among the keys that
     all queries see; references are those without a window.
     """
 
     window: Window
+    queries: tuple[tuple[int, int], ...]
+    keys: int
     pairs: tuple[tuple[GridPair, ...], ...]
     text_queries: int
     text_keys: int
@@ -79,6 +82,8 @@ def geometry_of(pattern: LocalPattern) -> Geometry:
     references = pattern.shared_references
     return Geometry(
         pattern.window,
+        tuple(query.shape for query in pattern.query_grids),
+        pattern.key_tokens,
         tuple(
             tuple(GridPair(query.grid, query.rows, key.grid, key.rows).normalised() for key in keys)
             for query in pattern.query_grids

@@ -106,7 +106,7 @@ def test_a_step_in_bands_plans_each_geometry_once(image: Grid, bands: int, share
     assert step.calls == LAYERS * (2 * len(plan.bands) + 1)
     for cache in (step.sdpa.plans, step.triton.uploads.cache):
         assert cache.hits > 0.99 * (cache.hits + cache.misses)
-    # The text; the first bands, the inner ones and the last ones, of up to two heights.
+    # First bands, inner ones and last ones, of up to two heights. The text adds: alone, and over bands of each height.
     kinds = {geometry_of(step_pattern(plan, band)) for band in range(len(plan.bands))}
     pairs = {pair for kind in kinds for pairs in kind.pairs for pair in pairs}
     assert len(pairs) == len(kinds) <= 16
@@ -114,7 +114,7 @@ def test_a_step_in_bands_plans_each_geometry_once(image: Grid, bands: int, share
     uploads = step.triton.uploads.cache.misses
     assert len(pairs) <= uploads <= plan.lane_count * len(pairs)
     assert step.triton.plans.misses <= plan.lane_count * len(pairs)
-    assert step.sdpa.plans.misses <= plan.lane_count * (len(kinds) + 2)
+    assert step.sdpa.plans.misses <= plan.lane_count * (len(kinds) + 3)
     step.run(plan, 1)
     assert step.triton.uploads.cache.misses == uploads, "nothing is copied in a second step"
 
@@ -194,6 +194,19 @@ def test_other_geometries_are_told_apart() -> None:
         replace(pair, key=Grid(19, 9)),
     ]
     assert len({each.normalised() for each in (pair, *others)}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("backend", [SdpaBackend(), MaskedBackend()], ids=["sdpa", "masked"])
+def test_calls_without_a_window_are_told_apart_by_their_tokens(backend: SdpaBackend | MaskedBackend) -> None:
+    """No pair of grids tells them apart: queries that see the text alone, and text queries over rows of the image."""
+    for size in ((9, 8), (2, 5), (1, 3)):
+        grid = Grid(*size)
+        whole = LocalPattern.whole(TokenLayout(4, grid), Window(3))
+        for pattern in (replace(whole, key_rows=None), replace(whole, query_rows=None)):
+            query = torch.randn(1, 2, pattern.query_tokens, 8)
+            key, value = torch.randn(2, 1, 2, pattern.key_tokens, 8)
+            call = AttentionCall(query, key, value, pattern, scale=0.3)
+            torch.testing.assert_close(backend.run(call).out, ReferenceBackend().run(call).out, rtol=1e-5, atol=1e-5)
 
 
 def small_call(start: int = 4, seed: int = 0) -> AttentionCall:
