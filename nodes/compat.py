@@ -27,8 +27,9 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.ldm.flux.controlnet": "ControlNetFlux",
         "comfy.ldm.flux.layers": "EmbedND",
         "comfy.ldm.flux.model": "Flux",
-        "comfy.model_management": "OOM_EXCEPTION extra_reserved_memory get_free_memory get_torch_device "
+        "comfy.model_management": "OOM_EXCEPTION cast_to extra_reserved_memory get_free_memory get_torch_device "
         "get_total_memory load_models_gpu loaded_models soft_empty_cache throw_exception_if_processing_interrupted",
+        "comfy.ops": "cast_bias_weight uncast_bias_weight",
         "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL "
         "WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE WrappersMP.PREPARE_SAMPLING",
         "comfy.sample": "fix_empty_latent_channels prepare_noise",
@@ -64,7 +65,9 @@ ARGUMENTS: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.ldm.flux.layers.SingleStreamBlock.forward": "transformer_options",
         "comfy.ldm.flux.model.Flux._forward": "x timestep context y guidance ref_latents control transformer_options",
         "comfy.model_base.BaseModel._apply_model": "x t c_concat c_crossattn control transformer_options",
+        "comfy.model_management.cast_to": "weight dtype device",
         "comfy.model_patcher.ModelPatcher.add_patches": "patches strength_patch strength_model",
+        "comfy.ops.cast_bias_weight": "input dtype device bias_dtype offloadable",
     }
 )
 """By function: arguments that wrappers and hooks of this pack use by name."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..layout import Band
 from ..pooling import Pooled
 from .plan import BandPlan
 from .schedule import (
@@ -24,9 +25,10 @@ from .schedule import (
     PublishPartial,
     Step,
     copies,
+    published_by,
     share_of_rows,
 )
-from .state import LaneLayer, LayerState
+from .state import LaneLayer, LayerState, Rows
 from .transfer import Arriving, Transfers
 
 OUT_OF_STEP = (
@@ -116,32 +118,45 @@ class Exchange:
         self, number: int, lane: int, band: int, keys: tuple[Tensor, Tensor], pooled: Pooled | None
     ) -> None:
         """Keys and values of a band's rows: kept for this lane, and copied to those that need some of them."""
-        mine = self.lane(number, lane)
-        mine.keys[band] = keys
+        mine, step = self.lane(number, lane), Publish(band)
+        mine.own[band] = Rows(self.plan.bands[band], keys, {band})
         if pooled is not None:
             mine.own_pooled[band] = pooled
-        with self._publishing(number, lane, Publish(band), pooled=pooled is not None) as (layer, sends):
-            first, width = self.plan.bands[band].start, self.plan.image.width
+        with self._publishing(number, lane, step, pooled=pooled is not None) as sends:
+            for copy in sends:
+                assert copy.rows is not None
+                self._send(number, copy, self._own_rows(mine, lane, copy.target))
+
+    def publish_partial(self, number: int, lane: int) -> None:
+        """The replicated tokens' attention over this lane's rows: to each lane the share that it merges.
+
+        With it go the lane's pooled keys and values, where the layer has any: all bands have published.
+        """
+        mine = self.lane(number, lane)
+        result = mine.partial.merged.result(torch.float32)
+        assert result.lse is not None
+        parts = (result.out, result.lse), mine.partial.total
+        pooled = _joined([mine.own_pooled[band] for band in sorted(mine.own_pooled)])
+        with self._publishing(number, lane, PublishPartial(lane), pooled=pooled is not None) as sends:
+            mine.shares[lane] = self._share(*parts, lane)
+            if pooled is not None:
+                mine.own_pooled = {lane: pooled}
             for copy in sends:
                 if copy.kind == "pooled":
                     assert pooled is not None
                     self._send(number, copy, (pooled.key, pooled.value))
                 else:
-                    assert copy.rows is not None
-                    self._send(number, copy, mine.rows(band, copy.rows, width, first))
-            layer.published.add(band)
+                    self._send(number, copy, self._share(*parts, copy.target))
+            self._layer(number).partial.add(lane)
 
-    def publish_partial(self, number: int, lane: int) -> None:
-        """The replicated tokens' attention over this lane's rows: to each lane the share that it merges."""
-        mine = self.lane(number, lane)
-        result = mine.partial.merged.result(torch.float32)
-        assert result.lse is not None
-        parts = (result.out, result.lse), mine.partial.total
-        with self._publishing(number, lane, PublishPartial(lane)) as (layer, sends):
-            mine.shares[lane] = self._share(*parts, lane)
-            for copy in sends:
-                self._send(number, copy, self._share(*parts, copy.target))
-            layer.partial.add(lane)
+    def _own_rows(self, mine: LaneLayer, lane: int, target: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the rows that another lane needs, joined where they are of several bands."""
+        plan = self.plan
+        bands = [band for band in plan.bands_of(lane) if target in plan.sends[band]]
+        parts = [mine.own[band].cut(plan.sends[band][target], plan.image.width) for band in bands]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([key for key, _ in parts], 2), torch.cat([value for _, value in parts], 2)
 
     def _share(self, attention: tuple[Tensor, Tensor], total: Tensor | None, lane: int) -> tuple[Tensor, ...]:
         """A lane's share of out [batch, rows, channels], lse [batch, heads, rows] and total [batch, text, channels]."""
@@ -159,10 +174,10 @@ class Exchange:
     def publish_merged(self, number: int, lane: int, merged: Tensor) -> None:
         """A lane's share of the replicated tokens' attention, [batch, rows, channels], over everything."""
         self.lane(number, lane).merged = merged
-        with self._publishing(number, lane, MergePartial(lane, ())) as (layer, sends):
+        with self._publishing(number, lane, MergePartial(lane, ())) as sends:
             for copy in sends:
                 self._send(number, copy, (merged,))
-            layer.merged.add(lane)
+            self._layer(number).merged.add(lane)
 
     def merged(self, number: int, lane: int) -> Tensor:
         """The replicated tokens' attention over everything, [batch, rows, channels]; the lane leaves the layer."""
@@ -176,24 +191,28 @@ class Exchange:
                 del self._layers[number]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def receive_halos(self, number: int, lane: int) -> None:
-        """Make the halos that have been sent to a lane usable in its stream."""
-        mine = self.lane(number, lane)
-        for copy, arriving in self._take(number, lane, "halo"):
-            assert copy.band is not None and copy.rows is not None
-            key, value = arriving.take()
-            mine.halos[copy.band] = copy.rows, (key, value)
+    def rows(self, number: int, lane: int, band: int, rows: Band) -> tuple[Tensor, Tensor]:
+        """Keys and values of some rows of any lane's band, on a lane's device."""
+        mine, owner, plan = self.lane(number, lane), self.plan.lanes[band], self.plan
+        if owner == lane:
+            return mine.own[band].cut(rows, plan.image.width)
+        if owner not in mine.halos:
+            for copy, arriving in self._take(number, lane, "halo"):
+                assert copy.rows is not None
+                key, value = arriving.take()
+                needed = {b for b in plan.bands_of(copy.source) if lane in plan.sends[b]}
+                mine.halos[copy.source] = Rows(copy.rows, (key, value), needed)
+        return mine.halos[owner].cut(rows, plan.image.width)
 
     def all_pooled(self, number: int, lane: int) -> Pooled | None:
         """The pooled keys and values of all bands on a lane's device, joined once; None where there are none."""
         mine = self.lane(number, lane)
         if mine.pooled is None and mine.own_pooled:
-            found = dict(mine.own_pooled)
-            for copy, arriving in self._take(number, lane, "pooled"):
-                assert copy.band is not None
-                found[copy.band] = Pooled(*arriving.take())
-            bands = [found[band] for band in sorted(found)]
-            mine.pooled = Pooled(torch.cat([b.key for b in bands], 2), torch.cat([b.value for b in bands], 2))
+            found = dict(mine.own_pooled)  # by lane, since all have published
+            found.update(
+                (copy.source, Pooled(*arriving.take())) for copy, arriving in self._take(number, lane, "pooled")
+            )
+            mine.pooled = _joined([found[other] for other in sorted(found)])
             mine.own_pooled.clear()
         return mine.pooled
 
@@ -225,12 +244,11 @@ class Exchange:
         return self._layers[number]
 
     @contextmanager
-    def _publishing(
-        self, number: int, lane: int, step: Step, *, pooled: bool = False
-    ) -> Iterator[tuple[LayerState, tuple[Copy, ...]]]:
-        """The layer, and what the step sends; leaving it tells the other lanes."""
+    def _publishing(self, number: int, lane: int, step: Step, *, pooled: bool = False) -> Iterator[tuple[Copy, ...]]:
+        """What a step sends; leaving it tells the other lanes. pooled: whether the layer has pooled keys."""
         with self._changed:
-            yield self._layer(number), copies(self.plan, lane, step, pooled=pooled)
+            yield copies(self.plan, lane, step, pooled=pooled)
+            self._layer(number).published.update(published_by(self.plan, lane, step, pooled=pooled))
             self._changed.notify_all()
 
     def _send(self, number: int, copy: Copy, tensors: tuple[Tensor, ...]) -> None:
@@ -252,3 +270,10 @@ class Exchange:
     def _arrived(self, number: int, lane: int, kind: str) -> dict[int, tuple[Tensor, ...]]:
         """What has been sent to a lane, of one kind, by lane."""
         return {copy.source: arriving.take() for copy, arriving in self._take(number, lane, kind)}
+
+
+def _joined(parts: Sequence[Pooled]) -> Pooled | None:
+    """Pooled keys and values of neighbouring rows side by side; None for none."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return Pooled(torch.cat([part.key for part in parts], 2), torch.cat([part.value for part in parts], 2))

@@ -83,6 +83,16 @@ class BandPlan:
         return tuple(sends)
 
     @cached_property
+    def halos(self) -> tuple[dict[int, Band], ...]:
+        """For each lane the other lanes that need keys of its rows, and of which: they are next to each other."""
+        halos = [dict[int, Band]() for _ in range(self.lane_count)]
+        for lane, sends in zip(self.lanes, self.sends, strict=True):
+            for target, rows in sends.items():
+                known = halos[lane].get(target, rows)
+                halos[lane][target] = Band(min(known.start, rows.start), max(known.stop, rows.stop))
+        return tuple(halos)
+
+    @cached_property
     def borders(self) -> tuple[tuple[int, ...], ...]:
         """For each lane the bands of it that another lane waits for: they go first."""
         waited = {

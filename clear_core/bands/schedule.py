@@ -76,15 +76,14 @@ CopyKind = Literal["halo", "pooled", "partial", "merged"]
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """What one lane sends to another: rows of a band's keys and values, its pooled ones, or a share of the text.
+    """What one lane sends to another, once a layer: rows that its window reaches, pooled keys, shares of the text.
 
-    band: None for the replicated tokens. rows: of a halo.
+    rows: of a halo.
     """
 
     kind: CopyKind
     source: int
     target: int
-    band: int | None = None
     rows: Band | None = None
 
 
@@ -117,14 +116,30 @@ def copies(plan: BandPlan, lane: int, step: Step, *, pooled: bool) -> tuple[Copy
     """What a lane sends after a step, in order. pooled: whether the layer's bands have pooled keys and values."""
     others = [other for other in range(plan.lane_count) if other != lane]
     if isinstance(step, Publish):
-        band = step.band
-        halos = [Copy("halo", lane, target, band, rows) for target, rows in plan.sends[band].items()]
-        return (*halos, *(Copy("pooled", lane, target, band) for target in others if pooled))
+        return tuple(
+            Copy("halo", lane, target, rows)
+            for target, rows in plan.halos[lane].items()
+            # Bands at the borders publish in order: with the last of those that the target needs, all rows are there.
+            if step.band == max(band for band in plan.bands_of(lane) if target in plan.sends[band])
+        )
     if isinstance(step, PublishPartial):
-        return tuple(Copy("partial", lane, target) for target in others)
+        pooled_too = [Copy("pooled", lane, target) for target in others if pooled]
+        return (*pooled_too, *(Copy("partial", lane, target) for target in others))
     if isinstance(step, MergePartial):
         return tuple(Copy("merged", lane, target) for target in others)
     return ()
+
+
+def published_by(plan: BandPlan, lane: int, step: Step, *, pooled: bool) -> tuple[int, ...]:
+    """The bands of a lane that any lane may attend to once a step and its copies have been done."""
+    if pooled:
+        return plan.bands_of(lane) if isinstance(step, PublishPartial) else ()
+    if not isinstance(step, Publish):
+        return ()
+    border = plan.borders[lane]
+    if step.band not in border:
+        return (step.band,)
+    return border if step.band == border[-1] else ()
 
 
 def share_of_rows(rows: int, lanes: int, lane: int) -> slice:

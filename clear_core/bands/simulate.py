@@ -23,6 +23,7 @@ from .schedule import (
     PublishReplicated,
     Step,
     copies,
+    published_by,
     schedule,
     share_of_rows,
 )
@@ -92,11 +93,13 @@ class _Replay:
         self._plan, self._costs, self._pooled = plan, costs, pooled
         self._clock = dict.fromkeys(range(plan.lane_count), 0.0)
         self._links: dict[tuple[int, int], float] = {}
+        self._halo_came: dict[tuple[int, int], float] = {}  # from lane to lane, in the layer that is replayed
 
     def layer(self, number: int) -> None:
         """All lanes through one layer, in any order in which each finds what it awaits."""
         left = {lane: list(schedule(self._plan, lane)) for lane in range(self._plan.lane_count)}
         arrived: dict[tuple[str, int, int], float] = {}  # what, whose, on which lane: when
+        self._halo_came.clear()
         while any(left.values()):
             progress = False
             for lane, steps in left.items():
@@ -124,21 +127,26 @@ class _Replay:
         end = self._clock[lane] = start + took
         self.timeline.busy[lane] += took
         self.timeline.events.append(Timed(Event(lane, number, step), start, end))
-        lanes = range(self._plan.lane_count)
-        if isinstance(step, Publish):
-            # A band that sends nothing to a lane is awaited there only to have published.
-            arrived.update({("band", step.band, other): end for other in lanes})
-        elif isinstance(step, PublishPartial):
+        if isinstance(step, PublishPartial):
             arrived["partial", lane, lane] = end
         elif isinstance(step, MergePartial):
             arrived["merged", lane, lane] = end
+        came = dict.fromkeys(range(self._plan.lane_count), end)
         for copy in copies(self._plan, lane, step, pooled=self._pooled):
             link = copy.source, copy.target
             began = max(end, self._links.get(link, 0.0))
-            came = self._links[link] = began + self._costs.copy(copy)
-            self.timeline.events.append(Timed(Event(lane, number, copy), end, came))
-            what = ("band", copy.band, copy.target) if copy.band is not None else (copy.kind, lane, copy.target)
-            arrived[what] = max(came, arrived.get(what, 0.0))
+            there = self._links[link] = began + self._costs.copy(copy)
+            self.timeline.events.append(Timed(Event(lane, number, copy), end, there))
+            if copy.kind in ("halo", "pooled"):
+                came[copy.target] = max(there, came[copy.target])
+            else:
+                arrived[copy.kind, lane, copy.target] = there
+        for band in published_by(self._plan, lane, step, pooled=self._pooled):
+            for target, at in came.items():
+                arrived["band", band, target] = max(at, self._halo_came.get((lane, target), 0.0))
+        if isinstance(step, Publish):
+            for target, at in came.items():
+                self._halo_came[lane, target] = max(at, self._halo_came.get((lane, target), 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +172,7 @@ def flux_costs(plan: BandPlan, card: Card, text: int = 512, *, channels: int = C
     def copy(sent: Copy) -> float:
         if sent.rows is not None:
             return 2 * len(sent.rows) * width * channels * size / card.link
-        if sent.band is not None:
+        if sent.kind == "pooled":
             raise ValueError("pooled copies are not modelled")
         share = share_of_rows(text, plan.lane_count, sent.target if sent.kind == "partial" else sent.source)
         element = 4 * (1 + 1 / HEAD_DIM) if sent.kind == "partial" else size

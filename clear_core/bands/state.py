@@ -36,18 +36,36 @@ class PartialAttention:
 
 
 @dataclass(slots=True, eq=False)
+class Rows:
+    """Keys and values of some image rows, each [batch, heads, rows * width, head_dim].
+
+    needed: bands for whose rows the lane still needs them.
+    """
+
+    rows: Band
+    keys: tuple[Tensor, Tensor]
+    needed: set[int]
+
+    def cut(self, rows: Band, width: int) -> tuple[Tensor, Tensor]:
+        """Some of the rows."""
+        tokens = slice((rows.start - self.rows.start) * width, (rows.stop - self.rows.start) * width)
+        key, value = self.keys
+        return key[:, :, tokens], value[:, :, tokens]
+
+
+@dataclass(slots=True, eq=False)
 class LaneLayer:
     """One lane's part of one attention layer. Only its own thread reads it; other lanes deliver into `arriving`.
 
-    pattern: of the complete sequence. replicated: query, key and value of the replicated tokens. keys: keys and
-    values of the lane's own bands, each [batch, heads, rows * width, head_dim], until the lane releases them.
-    halos: those of other lanes' bands, with the rows that have come. pooled: of all bands joined, once they are.
+    pattern: of the complete sequence. replicated: query, key and value of the replicated tokens. own: the rows of the
+    lane's bands, by band, until the lane releases them. halos: those of other lanes, by lane. own_pooled: by band.
+    pooled: of all bands joined, once they are.
     """
 
     pattern: LocalPattern | None = None
     replicated: tuple[Tensor, Tensor, Tensor] | None = None
-    keys: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    halos: dict[int, tuple[Band, tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    own: dict[int, Rows] = field(default_factory=dict)
+    halos: dict[int, Rows] = field(default_factory=dict)
     own_pooled: dict[int, Pooled] = field(default_factory=dict)
     pooled: Pooled | None = None
     partial: PartialAttention = field(default_factory=PartialAttention)
@@ -55,21 +73,13 @@ class LaneLayer:
     merged: Tensor | None = None
     arriving: dict[Copy, Arriving] = field(default_factory=dict)
 
-    def rows(self, band: int, rows: Band, width: int, first: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of some rows of a band on this lane's device. first: the band's first row."""
-        if band in self.keys:
-            key, value = self.keys[band]
-        else:
-            there, (key, value) = self.halos[band]
-            first = there.start
-        tokens = slice((rows.start - first) * width, (rows.stop - first) * width)
-        return key[:, :, tokens], value[:, :, tokens]
-
     def release(self, bands: Sequence[int]) -> None:
         """The lane needs the keys of some bands no more."""
-        for band in bands:
-            self.keys.pop(band, None)
-            self.halos.pop(band, None)
+        for held in (self.own, self.halos):
+            for name, rows in [*held.items()]:
+                rows.needed.difference_update(bands)
+                if not rows.needed:
+                    del held[name]
 
 
 class LayerState:

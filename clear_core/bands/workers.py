@@ -165,10 +165,9 @@ class BandWorker(Worker):
     def _gathered(self) -> tuple[Tensor, Tensor, Pooled | None, LocalPattern]:
         """What the band's queries see: keys and values of the replicated tokens and of all rows within reach."""
         exchange, plan, mine = self.exchange, self.exchange.plan, self._mine
-        exchange.receive_halos(self.layer, self.lane)
         assert mine.pattern is not None and mine.replicated is not None
-        width, text = plan.image.width, mine.pattern.layout.text
-        rows = [mine.rows(other, part, width, plan.bands[other].start) for other, part in plan.needs[self.band].items()]
+        text = mine.pattern.layout.text
+        rows = [exchange.rows(self.layer, self.lane, other, part) for other, part in plan.needs[self.band].items()]
         pooled = exchange.all_pooled(self.layer, self.lane)
         mine.release(self._releases)
         key, value = (

@@ -18,6 +18,7 @@ from clear_core.bands.schedule import (
     PublishReplicated,
     Step,
     copies,
+    published_by,
     rows_waiting,
     schedule,
     share_of_rows,
@@ -66,15 +67,14 @@ class Replay:
             self.replicated.add(lane)
         elif isinstance(step, Publish):
             assert self.plan.lanes[step.band] == lane
-            assert step.band not in self.published
+            assert step.band not in self.kept[lane]
             assert lane in self.replicated, "the text attends to the band"
-            self.published.add(step.band)
             self.kept[lane][step.band] = self.plan.bands[step.band]
         elif isinstance(step, Attend):
             self._attend(step, lane)
         elif isinstance(step, PublishPartial):
             assert step.lane == lane
-            assert set(self.plan.bands_of(lane)) <= self.published
+            assert set(self.plan.bands_of(lane)) <= set(self.kept[lane])
             self.shares["partial"].add((lane, lane))
         elif isinstance(step, MergePartial):
             self.shares["merged"].add((lane, lane))
@@ -82,15 +82,18 @@ class Replay:
             self.finished.add(lane)
         for copy in copies(self.plan, lane, step, pooled=False):
             assert copy.source == lane != copy.target
-            if copy.band is not None:
-                assert copy.rows is not None
-                self.kept[copy.target][copy.band] = copy.rows
+            if copy.rows is not None:
+                for band in self.plan.bands_of(lane):
+                    if copy.target in self.plan.sends[band]:
+                        assert band in self.kept[lane], "not all rows of the halo are there"
+                        self.kept[copy.target][band] = self.plan.sends[band][copy.target]
             else:
                 self.shares[copy.kind].add((lane, copy.target))
+        self.published.update(published_by(self.plan, lane, step, pooled=False))
         return step
 
     def _attend(self, step: Attend, lane: int) -> None:
-        assert step.band in self.published
+        assert step.band in self.published, "its own keys"
         assert self.plan.lanes[step.band] == lane
         for needed, rows in self.plan.needs[step.band].items():
             have = self.kept[lane][needed]
@@ -166,6 +169,18 @@ def test_sends_are_the_inverse_of_needs(plan: BandPlan) -> None:
     assert sent == needed
 
 
+@given(plan=plans())
+def test_a_lane_sends_each_neighbour_one_halo_however_thin_its_bands_are(plan: BandPlan) -> None:
+    for lane in range(plan.lane_count):
+        sent = [copy for step in schedule(plan, lane) for copy in copies(plan, lane, step, pooled=plan.together)]
+        assert len({(copy.kind, copy.target) for copy in sent}) == len(sent)
+        halos = {copy.target: copy.rows for copy in sent if copy.kind == "halo"}
+        assert halos == plan.halos[lane]
+        for target, rows in halos.items():
+            parts = [plan.sends[band][target] for band in plan.bands_of(lane) if target in plan.sends[band]]
+            assert sum(map(len, parts)) == len(rows), "the parts are next to each other"
+
+
 @given(rows=st.integers(0, 50), lanes=st.integers(1, 9))
 def test_the_shares_of_all_lanes_are_all_rows(rows: int, lanes: int) -> None:
     shares = [share_of_rows(rows, lanes, lane) for lane in range(lanes)]
@@ -217,7 +232,7 @@ def test_the_example_in_the_documentation() -> None:
         MergePartial(1, (0, 1)),
         AttendReplicated((0, 1)),
     )
-    assert copies(plan, 0, Publish(2), pooled=False) == (Copy("halo", 0, 1, 2, Band(8, 12)),)
+    assert copies(plan, 0, Publish(2), pooled=False) == (Copy("halo", 0, 1, Band(8, 12)),)
     assert (rows_waiting(plan, 0), rows_waiting(plan, 1)) == (12, 12)
 
 

@@ -109,5 +109,5 @@ def test_pooled_keys_travel_to_every_lane() -> None:
     plan = BandPlan.cut(Grid(16, 4), 4, Window(3), down_factor=2, shares=(1.0, 1.0, 1.0))
     timeline = simulate(plan, Costs(1, 1, 1, 1, lambda _: 1), layers=1, pooled=True)
     copied = [timed.event.what for timed in timeline.events if isinstance(timed.event.what, Copy)]
-    pooled = {(copy.band, copy.target) for copy in copied if copy.kind == "pooled"}
-    assert pooled == {(band, lane) for band in range(4) for lane in range(3) if plan.lanes[band] != lane}
+    pooled = {(copy.source, copy.target) for copy in copied if copy.kind == "pooled"}
+    assert pooled == {(lane, other) for lane in range(3) for other in range(3) if lane != other}

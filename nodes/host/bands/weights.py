@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import comfy.model_management
 import comfy.ops
 import torch
 
@@ -73,15 +74,21 @@ class _Prepared:
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """What one lane holds of one block. ready: the event after which what was prepared ahead may be used."""
+    """What one lane holds of one block.
+
+    parameters: those that no layer casts, such as scales of norms. ready: the event after which what was prepared ahead
+    may be used.
+    """
 
     layers: dict[tuple[int, _Request], _Prepared] = field(default_factory=dict)
+    parameters: dict[tuple[int, Any, Any], Any] = field(default_factory=dict)
     ready: Any = None
 
     def release(self) -> None:
         for prepared in self.layers.values():
             prepared.release()
         self.layers.clear()
+        self.parameters.clear()
 
 
 _OFFLOADABLE = 4  # its position after the layer
@@ -100,9 +107,9 @@ class BlockWeights:
 
         Yields what enters a layer of a lane: see `clear_core.bands.run.AroundLayer`.
         """
-        real = comfy.ops.cast_bias_weight
-        run = _Lanes(self, real, lanes)
-        comfy.ops.cast_bias_weight = run.cast
+        real, real_parameter = comfy.ops.cast_bias_weight, comfy.model_management.cast_to
+        run = _Lanes(self, real, real_parameter, lanes)
+        comfy.ops.cast_bias_weight, comfy.model_management.cast_to = run.cast, run.cast_parameter
         own = [module for module in run.layers.values() if callable(getattr(type(module), "cast_bias_weight", None))]
         try:
             for module in own:  # GGUF's layers have a method of that name
@@ -114,6 +121,8 @@ class BlockWeights:
             # If another pack has put itself on top meanwhile, ours stays below it and does nothing.
             if comfy.ops.cast_bias_weight == run.cast:
                 comfy.ops.cast_bias_weight = real
+            if comfy.model_management.cast_to == run.cast_parameter:
+                comfy.model_management.cast_to = real_parameter
             run.release()
 
     def remember(self, module: torch.nn.Module, request: _Request) -> None:
@@ -139,11 +148,23 @@ class BlockWeights:
 class _Lanes:
     """One forward: which block each lane's thread is in."""
 
-    def __init__(self, owner: BlockWeights, real: Prepare, lanes: Sequence[tuple[Any, torch.device]]) -> None:
-        self._owner, self._real = owner, real
+    def __init__(
+        self,
+        owner: BlockWeights,
+        real: Prepare,
+        real_parameter: Callable[..., Any],
+        lanes: Sequence[tuple[Any, torch.device]],
+    ) -> None:
+        self._owner, self._real, self._real_parameter = owner, real, real_parameter
         self._lanes = tuple(lanes)
         self._blocks = [[*flux.double_blocks, *flux.single_blocks] for flux, _ in self._lanes]
         self.layers = {id(module): module for flux, _ in self._lanes for module in flux.modules()}
+        self._bare = {
+            id(parameter)
+            for module in self.layers.values()
+            if not hasattr(module, "comfy_cast_weights")
+            for parameter in module.parameters(recurse=False)
+        }
         self._current: dict[int, _Block] = {}  # by thread
         self._ahead: dict[int, _Block] = {}  # by lane
 
@@ -189,6 +210,16 @@ class _Lanes:
         kept = prepared.weight, prepared.bias
         offloadable = settings.get("offloadable", len(arguments) > _OFFLOADABLE and arguments[_OFFLOADABLE])
         return (*kept, None) if offloadable else kept
+
+    def cast_parameter(self, weight: Any, dtype: Any = None, device: Any = None, *more: Any, **settings: Any) -> Any:
+        """Stands in for the host's `cast_to`, with which a norm moves and casts its scale in every call."""
+        block = self._current.get(threading.get_ident())
+        if block is None or more or settings or id(weight) not in self._bare:
+            return self._real_parameter(weight, dtype, device, *more, **settings)
+        key = id(weight), dtype, device
+        if key not in block.parameters:
+            block.parameters[key] = self._real_parameter(weight, dtype, device)
+        return block.parameters[key]
 
     def method(self, module: Any) -> Prepare:
         """Stands in for the method `cast_bias_weight` of a layer of another pack."""
