@@ -103,7 +103,7 @@ def test_a_step_in_bands_plans_each_geometry_once(image: Grid, bands: int, share
     step = Step(SdpaBackend(), TritonBackend())
     plan = BandPlan.cut(image, bands, Window(RADIUS), shares=shares)
     step.run(plan, LAYERS)
-    assert step.calls == LAYERS * (2 * len(plan.bands) + 1)
+    assert step.calls == LAYERS * (2 * len(plan.bands) + plan.lane_count)  # the text alone, on every lane
     for cache in (step.sdpa.plans, step.triton.uploads.cache):
         assert cache.hits > 0.99 * (cache.hits + cache.misses)
     # First bands, inner ones and last ones, of up to two heights. The text adds: alone, and over bands of each height.

@@ -102,7 +102,7 @@ def test_the_first_try_is_freed_before_the_retry(host: Any, nodes_api: Any, monk
     [
         (24, 0, r"out of memory at 160 x 128 px: with 2 bands it would take 0.2 GiB besides the weights. Add CLEAR "),
         (24, 2, r"out of memory at 160 x 128 px: with 2 bands it would take 0.2 GiB besides the weights. Set bands to"),
-        (0.6, 0, r"even with 2 bands it would take 0.2 GiB besides the weights, and the card has 0.1 GiB for that"),
+        (0.2, 0, r"even with 2 bands it would take 0.2 GiB besides the weights, and the card has 0.1 GiB for that"),
     ],
 )
 def test_what_would_fit_is_said_and_the_error_stays_the_hosts(
