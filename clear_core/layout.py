@@ -57,6 +57,10 @@ class Band:
         """This band and `halo` rows on either side, clipped at the grid's border."""
         return Band(max(0, self.start - halo), min(grid.height, self.stop + halo))
 
+    def joined(self, other: Band) -> Band:
+        """The rows from the first to the last of two bands."""
+        return Band(min(self.start, other.start), max(self.stop, other.stop))
+
 
 @dataclass(frozen=True, slots=True)
 class GridTokens:

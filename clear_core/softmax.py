@@ -119,7 +119,7 @@ class FusedKernels:
         kernel = self._find(query, key, value)
         if kernel is None:
             return None
-        unit = 1.0 if type(query) is not Tensor else self._unit(query)  # a fake tensor has no numbers to look at
+        unit = 1.0 if type(query) is not Tensor else self._unit(query)  # a fake tensor holds no data
         if unit is None:
             return None
         out, lse, *_ = kernel(query, key, value, scale=scale)

@@ -1,8 +1,11 @@
-"""The interface of a backend."""
+"""The interface of a backend, and what several of them share."""
 
 from __future__ import annotations
 
 from typing import Protocol
+
+import torch
+from torch import Tensor
 
 from ..call import AttentionCall, AttentionResult
 
@@ -35,6 +38,19 @@ class Backend(Protocol):
     def run(self, call: AttentionCall) -> AttentionResult:
         """Compute the call. Only used when `unavailable` and `refusal` both return None."""
         ...
+
+
+_ALIGN = 16  # CUDA's kernels need a mask whose rows start at multiples of this many elements
+
+
+def window_bias(visible: Tensor, keys: int, dtype: torch.dtype) -> Tensor:
+    """An additive bias [1, 1, queries, keys] that hides what is not visible.
+
+    visible: bool [queries, n] of the last n keys; every query sees those before.
+    """
+    bias = torch.zeros(len(visible), -(-keys // _ALIGN) * _ALIGN, device=visible.device, dtype=dtype)[:, :keys]
+    bias[:, keys - visible.shape[1] :].masked_fill_(~visible, -torch.inf)
+    return bias[None, None]
 
 
 def pooled_mask_refusal(call: AttentionCall) -> str | None:

@@ -8,19 +8,16 @@ Constraints: the mask takes at most 32 MB.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from ..call import AttentionCall, AttentionResult
 from ..softmax import dense_attention, dense_attention_unchecked
-from .base import pooled_mask_refusal
+from .base import pooled_mask_refusal, window_bias
 from .geometry import Geometries
 from .on_device import DeviceCache, tensor_bytes
 
 _LARGEST_MASK = 32 * 2**20  # bytes
-_ALIGN = 16  # CUDA's kernels need a mask whose rows start at multiples of this many elements
 
 
 class MaskedBackend:
@@ -50,7 +47,11 @@ class MaskedBackend:
         if call.pooled is not None:
             key = torch.cat((call.pooled.key, key), dim=2)
             value = torch.cat((call.pooled.value, value), dim=2)
-        bias = self.biases.get((self._geometries.of(call.pattern), query.dtype), query, lambda: _window_bias(call))
+        bias = self.biases.get(
+            (self._geometries.of(call.pattern), query.dtype),
+            query,
+            lambda: window_bias(call.pattern.mask(query.device), key.shape[2], query.dtype),
+        )
         mask = call.mask_bias(slice(None))
         bias = bias if mask is None else bias + mask
         attend = dense_attention if call.may_mask_rows else dense_attention_unchecked
@@ -60,11 +61,3 @@ class MaskedBackend:
 
 def _sizes(call: AttentionCall) -> tuple[int, int]:
     return call.pattern.query_tokens, call.pattern.key_tokens + call.pattern.pooled
-
-
-def _window_bias(call: AttentionCall) -> Tensor:
-    """The window as an additive bias [1, 1, queries, pooled + keys]."""
-    queries, keys = _sizes(call)
-    width, query = -(-keys // _ALIGN) * _ALIGN, call.query
-    bias = torch.zeros(queries, width, device=query.device, dtype=query.dtype)[:, :keys]
-    return bias.masked_fill_(~call.pattern.mask(query.device), -math.inf)[None, None]

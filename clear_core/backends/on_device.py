@@ -25,10 +25,9 @@ class DeviceCache(Generic[Value]):
 
     def get(self, key: Hashable, used_with: Tensor, make: Callable[[], Value]) -> Value:
         """The value of `key` on a tensor's device, or `make()`, which is then cached."""
+        # A subclass, such as a fake tensor, has values of its own kind, which do not outlive its mode.
         if type(used_with) is not Tensor:
-            return (
-                make()
-            )  # a subclass, such as a fake tensor, has values of its own kind, which do not outlive its mode
+            return make()
         return self.cache.get((key, *_place(used_with.device)), lambda: _outside_inference_mode(make))
 
 

@@ -121,7 +121,7 @@ class Exchange:
         mine, step = self.lane(number, lane), Publish(band)
         mine.own[band] = Rows(self.plan.bands[band], keys, {band})
         if pooled is not None:
-            mine.own_pooled[band] = pooled
+            mine.band_pooled[band] = pooled
         with self._publishing(number, lane, step, pooled=pooled is not None) as sends:
             for copy in sends:
                 assert copy.rows is not None
@@ -136,11 +136,10 @@ class Exchange:
         result = mine.partial.merged.result(torch.float32)
         assert result.lse is not None
         parts = (result.out, result.lse), mine.partial.total
-        pooled = _joined([mine.own_pooled[band] for band in sorted(mine.own_pooled)])
+        pooled = mine.lane_pooled = _joined([mine.band_pooled[band] for band in sorted(mine.band_pooled)])
+        mine.band_pooled.clear()
         with self._publishing(number, lane, PublishPartial(lane), pooled=pooled is not None) as sends:
             mine.shares[lane] = self._share(*parts, lane)
-            if pooled is not None:
-                mine.own_pooled = {lane: pooled}
             for copy in sends:
                 if copy.kind == "pooled":
                     assert pooled is not None
@@ -207,13 +206,11 @@ class Exchange:
     def all_pooled(self, number: int, lane: int) -> Pooled | None:
         """The pooled keys and values of all bands on a lane's device, joined once; None where there are none."""
         mine = self.lane(number, lane)
-        if mine.pooled is None and mine.own_pooled:
-            found = dict(mine.own_pooled)  # by lane, since all have published
-            found.update(
-                (copy.source, Pooled(*arriving.take())) for copy, arriving in self._take(number, lane, "pooled")
-            )
-            mine.pooled = _joined([found[other] for other in sorted(found)])
-            mine.own_pooled.clear()
+        if mine.pooled is None and mine.lane_pooled is not None:
+            found = {lane: mine.lane_pooled}
+            for copy, arriving in self._take(number, lane, "pooled"):
+                found[copy.source] = Pooled(*arriving.take())
+            mine.pooled, mine.lane_pooled = _joined([found[other] for other in sorted(found)]), None
         return mine.pooled
 
     def begin(self, number: int, lane: int, step: Step) -> None:

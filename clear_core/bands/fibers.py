@@ -63,7 +63,7 @@ class Fiber(Generic[Result]):
         if self._stack is None:
             self._stack = _greenlets().greenlet(self._run)
             self._stack.gr_context = self._context
-        self._resumer = ThreadModes.now()
+        self._resumer = ThreadModes()
         if self._own is not None:
             self._own.enter_from(self._resumer)
         self._stack.switch()
@@ -77,7 +77,7 @@ class Fiber(Generic[Result]):
         entered: PyTorch keeps these for the thread, and the other fibers of the thread would run in them.
         """
         assert self._resumer is not None
-        own = ThreadModes.now()
+        own = ThreadModes()
         foreign = own.fixed_difference(self._resumer)
         if foreign:
             raise FiberError(
@@ -94,7 +94,7 @@ class Fiber(Generic[Result]):
         for _ in range(_CANCEL_TRIES):  # more than once only where the function catches it and pauses again
             if stack is None or stack.dead:
                 return
-            self._resumer = ThreadModes.now()
+            self._resumer = ThreadModes()
             if self._own is not None:
                 self._own.enter_from(self._resumer)
             stack.throw(FiberCancelled)
@@ -112,7 +112,7 @@ class Fiber(Generic[Result]):
         finally:
             del function
             assert self._resumer is not None
-            self._resumer.enter_from(ThreadModes.now())
+            self._resumer.enter_from(ThreadModes())
             self._resumer = self._own = None
 
 
@@ -129,7 +129,7 @@ def _greenlets() -> Any:
 
 
 class ThreadModes:
-    """What PyTorch keeps for a thread, which all fibers of the thread would share."""
+    """What PyTorch keeps for this thread, as it is now; all fibers of the thread would share it."""
 
     def __init__(self) -> None:
         self.grad = torch.is_grad_enabled()
@@ -138,10 +138,6 @@ class ThreadModes:
         self.dispatch = tuple(map(id, _get_current_dispatch_mode_stack()))
         self.functions: int = torch._C._len_torch_function_stack()
         self.stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
-
-    @classmethod
-    def now(cls) -> ThreadModes:
-        return cls()
 
     def fixed_difference(self, other: ThreadModes) -> str:
         """The mode that only a with statement can enter and leave, and in which these differ; "" for none."""

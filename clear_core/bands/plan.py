@@ -78,8 +78,7 @@ class BandPlan:
         for needed, lane in zip(self.needs, self.lanes, strict=True):
             for band, rows in needed.items():
                 if self.lanes[band] != lane:
-                    known = sends[band].get(lane, rows)
-                    sends[band][lane] = Band(min(known.start, rows.start), max(known.stop, rows.stop))
+                    sends[band][lane] = rows.joined(sends[band].get(lane, rows))
         return tuple(sends)
 
     @cached_property
@@ -88,8 +87,7 @@ class BandPlan:
         halos = [dict[int, Band]() for _ in range(self.lane_count)]
         for lane, sends in zip(self.lanes, self.sends, strict=True):
             for target, rows in sends.items():
-                known = halos[lane].get(target, rows)
-                halos[lane][target] = Band(min(known.start, rows.start), max(known.stop, rows.stop))
+                halos[lane][target] = rows.joined(halos[lane].get(target, rows))
         return tuple(halos)
 
     @cached_property

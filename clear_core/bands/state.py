@@ -58,15 +58,16 @@ class LaneLayer:
     """One lane's part of one attention layer. Only its own thread reads it; other lanes deliver into `arriving`.
 
     pattern: of the complete sequence. replicated: query, key and value of the replicated tokens. own: the rows of the
-    lane's bands, by band, until the lane releases them. halos: those of other lanes, by lane. own_pooled: by band.
-    pooled: of all bands joined, once they are.
+    lane's bands, by band, until the lane releases them. halos: those of other lanes, by lane. band_pooled: by band,
+    until the lane's last one has published; lane_pooled: of the lane's bands joined; pooled: of all lanes joined.
     """
 
     pattern: LocalPattern | None = None
     replicated: tuple[Tensor, Tensor, Tensor] | None = None
     own: dict[int, Rows] = field(default_factory=dict)
     halos: dict[int, Rows] = field(default_factory=dict)
-    own_pooled: dict[int, Pooled] = field(default_factory=dict)
+    band_pooled: dict[int, Pooled] = field(default_factory=dict)
+    lane_pooled: Pooled | None = None
     pooled: Pooled | None = None
     partial: PartialAttention = field(default_factory=PartialAttention)
     shares: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """Which pack's code runs where ComfyUI's own is expected: the class of a model, its forward, its blocks.
 
-Packs replace these on the model itself, some of them only while a forward runs, so they are looked at when they matter.
+Packs replace these on the model itself, some of them only while a forward runs, so they are checked in each call.
 """
 
 from __future__ import annotations

@@ -22,8 +22,7 @@ from ...call import AttentionCall, AttentionResult, as_bias
 from ...layout import GridTokens
 from ...pattern import LocalPattern
 from ...softmax import dense_attention, dense_attention_unchecked
-from ...window import Window
-from ..base import pooled_mask_refusal
+from ..base import pooled_mask_refusal, window_bias
 from ..geometry import Geometries, Geometry
 from ..on_device import DeviceCache, tensor_bytes
 from ..text import attend_text, empty_result
@@ -32,7 +31,6 @@ from .tiles import AxisRun, KeySpan, TileGroup, tile_groups
 
 _TILE = 16  # tokens a side; measured fastest of 8, 12, 16, 24, 32 on a 2-core CPU at r = 8
 _CPU_BLOCK = 16 * 2**20  # bytes gathered at a time on a CPU: what fits its caches measured fastest
-_ALIGN = 16  # CUDA's kernels need a mask whose rows start at multiples of this many elements
 _Plan = tuple[tuple[TileGroup, ...], ...]
 _PLANS = 256  # a plan takes some 10 kB
 _BIAS_BYTES = 32 * 2**20  # of window masks, which all bands and layers share
@@ -172,7 +170,9 @@ class _GroupAttention:
         if group.fully_visible(window):
             return None
         key = (group, window, self.keys, query.dtype)
-        return self.biases.get(key, query, lambda: _window_bias(group, window, self.keys, query))
+        return self.biases.get(
+            key, query, lambda: window_bias(group.mask(window, query.device), self.keys, query.dtype)
+        )
 
     def _parts(self) -> Iterator[_Part]:
         """Cut tile rows, tile columns and heads so that the copies of each part stay within the budget."""
@@ -215,14 +215,6 @@ class _TiledMask:
         keys = keys if mask.shape[3] > 1 else torch.zeros_like(keys)
         tiled = mask[:, :, queries[..., :, None], keys[..., None, :]].movedim(1, 3)
         return as_bias(tiled.expand(self.batch, -1, -1, -1, -1, -1).flatten(0, 2), self.dtype)
-
-
-def _window_bias(group: TileGroup, window: Window, keys: int, query: Tensor) -> Tensor:
-    """The window as an additive bias [1, 1, queries, keys] in a query's dtype; the boxes are the last of the keys."""
-    visible = group.mask(window, query.device)
-    bias = torch.zeros(group.queries, -(-keys // _ALIGN) * _ALIGN, device=query.device, dtype=query.dtype)[:, :keys]
-    bias[:, keys - visible.shape[1] :].masked_fill_(~visible, -torch.inf)
-    return bias[None, None]
 
 
 def _shared_keys(call: AttentionCall) -> _KeyValue:

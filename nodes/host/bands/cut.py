@@ -68,7 +68,7 @@ class CutForward:
 
     def run(self, banded: BandedForward) -> Tensor:
         """The forward's output, as without bands: [batch, channels, height, width] on the input's device."""
-        positions = Positions.of(self._original, self._given)
+        positions = Positions.of(self._flux, self._original, self._given)
         lanes = [(lane.flux, lane.device) for lane in self._lanes]
         # Every worker of a device reads the same: one copy for each device, not one for each band.
         for device in {device for _, device in lanes[: banded.plan.lane_count]}:

@@ -16,7 +16,7 @@ from comfy.ldm.flux.layers import EmbedND
 from torch import Tensor
 
 from ..forward_args import ForwardArgs
-from ..node_text import origin_of
+from ..overrides import forward_owner
 
 Patch = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -35,8 +35,8 @@ class Positions:
         self._part: ContextVar[tuple[list[slice], Tensor]] = ContextVar("part of the positions")
 
     @classmethod
-    def of(cls, forward: Callable[..., Any], given: ForwardArgs) -> Positions:
-        """Run a forward as far as its positions. given: the arguments of the complete image, padded."""
+    def of(cls, flux: Any, forward: Callable[..., Any], given: ForwardArgs) -> Positions:
+        """Run a transformer's forward as far as its positions. given: the arguments of the complete image, padded."""
         found: list[Positions] = []
 
         def stop(args: dict[str, Any]) -> dict[str, Any]:
@@ -46,10 +46,11 @@ class Positions:
         with suppress(_PositionsKnown):
             given.replaced(control=None, transformer_options=after_post_input(given.options, stop)).call(forward)
         if not found:
+            owner = forward_owner(flux) or "another node"
             raise ValueError(
                 "CLEAR cannot cut the image into bands: this model's forward does not ask for its positions through "
-                f"ComfyUI's `post_input` patches. It comes from {_inner_origin(forward)}. Remove the node that brings "
-                "it, or use one band."
+                f"ComfyUI's `post_input` patches. It comes from {owner}. Remove the node that brings it, or use "
+                "one band."
             )
         return found[0]
 
@@ -107,11 +108,6 @@ class _CutEmbedder(torch.nn.Module):
         image = [self._complete[:, :, self._text + span.start : self._text + span.stop] for span in spans]
         text = ids.shape[1] - sum(part.shape[2] for part in image)
         return torch.cat((self._complete[:, :, :text], *image), dim=2).to(ids.device)
-
-
-def _inner_origin(forward: Callable[..., Any]) -> str:
-    """The pack whose function does the work of a forward: the host's own calls `forward_orig`, which packs replace."""
-    return origin_of(getattr(getattr(forward, "__self__", None), "forward_orig", forward))
 
 
 def after_post_input(options: Mapping[str, Any], patch: Patch) -> dict[str, Any]:

@@ -35,17 +35,16 @@ class _Request:
     @classmethod
     def of(
         cls,
-        given: Any = None,
+        input: Any = None,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
         bias_dtype: torch.dtype | None = None,
-        offloadable: bool = False,
         **other: Any,
     ) -> _Request:
         """The input's dtype and device stand in for those that are not named, as in the host."""
-        if given is not None:
-            dtype = dtype or _dtype(given)
-            bias_dtype, device = bias_dtype or dtype, device or given.device
+        if input is not None:
+            dtype = dtype or _dtype(input)
+            bias_dtype, device = bias_dtype or dtype, device or input.device
         return cls(dtype, device, bias_dtype, tuple(sorted(other.items())))
 
     def settings(self) -> dict[str, Any]:
@@ -89,9 +88,6 @@ class _Block:
             prepared.release()
         self.layers.clear()
         self.parameters.clear()
-
-
-_OFFLOADABLE = 4  # its position after the layer
 
 
 class BlockWeights:
@@ -192,15 +188,22 @@ class _Lanes:
             block.release()
         self._ahead.clear()
 
-    def cast(self, layer: Any, *arguments: Any, **settings: Any) -> Any:
-        """Stands in for the host's `cast_bias_weight`."""
+    def cast(
+        self,
+        layer: Any,
+        input: Any = None,
+        dtype: Any = None,
+        device: Any = None,
+        bias_dtype: Any = None,
+        offloadable: bool = False,
+        **other: Any,
+    ) -> Any:
+        """Stands in for the host's `cast_bias_weight`. other: what newer hosts know."""
         block = self._current.get(threading.get_ident())
         if block is None or id(layer) not in self.layers:
-            return self._real(layer, *arguments, **settings)
-        if "input" in settings:
-            arguments, settings = (settings["input"], *arguments), {**settings}
-            del settings["input"]
-        request = _Request.of(*arguments, **settings)
+            named = {"dtype": dtype, "device": device, "bias_dtype": bias_dtype, "offloadable": offloadable}
+            return self._real(layer, input, **named, **other)
+        request = _Request.of(input, dtype, device, bias_dtype, **other)
         prepared = block.layers.get((id(layer), request))
         if prepared is None:
             self._owner.remember(layer, request)
@@ -208,7 +211,6 @@ class _Lanes:
         prepared.used = True
         # In the place of the stream None: the host has nothing to wait for after the call.
         kept = prepared.weight, prepared.bias
-        offloadable = settings.get("offloadable", len(arguments) > _OFFLOADABLE and arguments[_OFFLOADABLE])
         return (*kept, None) if offloadable else kept
 
     def cast_parameter(self, weight: Any, dtype: Any = None, device: Any = None, *more: Any, **settings: Any) -> Any:
@@ -227,7 +229,7 @@ class _Lanes:
 
         def cast(*arguments: Any, **settings: Any) -> Any:
             block = self._current.get(threading.get_ident())
-            if block is None or "input" in settings:
+            if block is None:
                 return method(module, *arguments, **settings)
             key = id(module), _Request.of(*arguments, **settings)
             if key not in block.layers:
