@@ -16,6 +16,8 @@ from devtools.cards import cards
 from devtools.cards_counts import counted
 from devtools.cards_model import control_net_on, model_on, sample_on, sampling_inputs
 
+from host.packs.positions import Spanning, moved
+
 TEXT = 9
 SIZES = {"even": (40, 18), "odd": (43, 31), "low": (10, 60)}
 """Latent cells."""
@@ -80,23 +82,6 @@ def _possible(values: dict[str, Any]) -> bool:
         values.get("control") and values.get("size") == "odd"
     )
     return not excluded and (values.get("references", "any") != "" or values.get("view") != "all tokens")
-
-
-class Spanning(torch.nn.Module):
-    """A position embedder as DyPE's: the scale comes from the span of the positions that it is given."""
-
-    def __init__(self, inner: torch.nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.inner(ids * (1 + ids[..., 1:].max() / 50))
-
-
-def moved(args: dict[str, Any]) -> dict[str, Any]:
-    """A `post_input` patch that shifts positions by the image's size."""
-    ids = args["img_ids"]
-    return {**args, "img_ids": ids + ids.amax(dim=1, keepdim=True) * 0.1}
 
 
 def lora() -> dict[str, Tensor]:

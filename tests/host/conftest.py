@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -39,3 +40,29 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> TextsOnNodes:
     server.PromptServer = SimpleNamespace(instance=texts)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "server", server)
     return texts
+
+
+@pytest.fixture
+def in_bands(nodes_api: Any) -> Callable[..., Any]:
+    """A MODEL through CLEAR Multi-GPU."""
+
+    def apply(model: Any, bands: int = 3, devices: str = "cpu", text_merge: str = "exact") -> Any:
+        return nodes_api.execute("CLEARMultiGPU", model=model, devices=devices, bands=bands, text_merge=text_merge)[0]
+
+    return apply
+
+
+@pytest.fixture
+def casts(host: Any, monkeypatch: pytest.MonkeyPatch) -> Counter[Any]:
+    """How often the host prepares each layer's weights."""
+    import comfy.ops
+
+    counts: Counter[Any] = Counter()
+    real = comfy.ops.cast_bias_weight
+
+    def counted(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        counts[layer] += 1
+        return real(layer, *args, **kwargs)
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", counted)
+    return counts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -15,24 +14,15 @@ from clear_core.bands.plan import BandPlan
 from clear_core.bands.simulate import Costs, simulate
 from clear_core.layout import Grid
 from clear_core.window import Window
-from devtools.models import flux_model, inputs, run_forward
+from devtools.models import flux_model, inputs, run_forward, sample
+
+from host import packs
+from host.comparing import error
 
 
 @pytest.fixture
 def model(host: Any) -> Any:
     return flux_model()
-
-
-@pytest.fixture
-def in_bands(nodes_api: Any) -> Callable[..., Any]:
-    def apply(model: Any, bands: int, devices: str = "cpu") -> Any:
-        return nodes_api.execute("CLEARMultiGPU", model=model, devices=devices, bands=bands, text_merge="exact")[0]
-
-    return apply
-
-
-def error(out: Tensor, expected: Tensor) -> float:
-    return float((out - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize(("devices", "bands", "factor"), [(1, 5, 1), (2, 6, 1), (3, 9, 1), (2, 6, 2)])
@@ -119,16 +109,10 @@ def test_layers_that_quantise_their_input_by_band_are_said(
 def test_a_forward_of_another_pack_that_knows_no_patches_is_named(
     model: Any, nodes_api: Any, in_bands: Callable[..., Any]
 ) -> None:
-    patched = nodes_api.apply(model, radius=3)
-    flux = model.model.diffusion_model
-
-    def teacache_forward(self: Any, img: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.final_layer(self.img_in(img), torch.zeros(1, flux.hidden_size))
-
-    teacache_forward.__module__ = "/custom_nodes/ComfyUI-TeaCache.nodes"
-    patched.add_object_patch("diffusion_model.forward_orig", types.MethodType(teacache_forward, flux))
+    pack = packs.load("teacache", "ComfyUI-TeaCache.nodes")
+    patched = pack.apply(nodes_api.apply(model, radius=3))
     with pytest.raises(ValueError, match="comes from ComfyUI-TeaCache.nodes.*or use one band"):
-        run_forward(in_bands(patched, 3), **inputs(20, 16))
+        sample(in_bands(patched, 3), 20, 16)
 
 
 def test_several_cards_take_bands_enough_to_hide_what_travels(host: Any, nodes_api: Any) -> None:

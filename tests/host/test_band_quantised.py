@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from devtools.models import flux_model, inputs, run_forward
+
+from host.comparing import error
 
 FORMATS = ("float8_e4m3fn", "nvfp4")
 
@@ -48,19 +51,10 @@ def in_bfloat16(given: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("full_precision", [True, False], ids=["weights", "weights and inputs"])
 def test_quantised_layers_in_bands(
-    host: Any, nodes_api: Any, monkeypatch: pytest.MonkeyPatch, full_precision: bool
+    nodes_api: Any, in_bands: Callable[..., Any], casts: Counter[Any], full_precision: bool
 ) -> None:
-    import comfy.ops
     from comfy.quant_ops import QUANT_ALGOS
 
-    casts: Counter[Any] = Counter()
-    real = comfy.ops.cast_bias_weight
-
-    def counted(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        casts[layer] += 1
-        return real(layer, *args, **kwargs)
-
-    monkeypatch.setattr(comfy.ops, "cast_bias_weight", counted)
     known = [quant_format for quant_format in FORMATS if quant_format in QUANT_ALGOS]
     assert known
     for quant_format in known:
@@ -68,12 +62,10 @@ def test_quantised_layers_in_bands(
         given = in_bfloat16(inputs(48, 18))
         expected = run_forward(patched, **given).float()
         for devices in ("cpu", "cpu,cpu"):
-            (banded, *_) = nodes_api.execute(
-                "CLEARMultiGPU", model=patched, devices=devices, bands=6, text_merge="exact"
-            )
+            banded = in_bands(patched, 6, devices)
             casts.clear()
             out = run_forward(banded, **given).float()
             # Where inputs are quantised too, each band has a scale of its own: the format's rounding differs.
             bound = 4e-3 if full_precision else {"float8_e4m3fn": 1e-2, "nvfp4": 6e-2}[quant_format]
-            assert float((out - expected).norm() / expected.norm()) < bound
+            assert error(out, expected) < bound
             assert max(casts.values(), default=0) <= len(devices.split(","))

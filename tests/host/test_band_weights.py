@@ -14,33 +14,7 @@ from devtools.cards import cards
 from devtools.cards_model import model_on, sample_on
 from devtools.models import flux_model, inputs, run_forward
 
-
-@pytest.fixture
-def in_bands(nodes_api: Any) -> Callable[..., Any]:
-    def apply(model: Any, bands: int, devices: str = "cpu") -> Any:
-        return nodes_api.execute("CLEARMultiGPU", model=model, devices=devices, bands=bands, text_merge="exact")[0]
-
-    return apply
-
-
-def error(out: Tensor, expected: Tensor) -> float:
-    return float((out - expected).norm() / expected.norm())
-
-
-@pytest.fixture
-def casts(host: Any, monkeypatch: pytest.MonkeyPatch) -> Counter[Any]:
-    """How often the host prepares each layer's weights."""
-    import comfy.ops
-
-    counts: Counter[Any] = Counter()
-    real = comfy.ops.cast_bias_weight
-
-    def counted(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        counts[layer] += 1
-        return real(layer, *args, **kwargs)
-
-    monkeypatch.setattr(comfy.ops, "cast_bias_weight", counted)
-    return counts
+from host.comparing import error
 
 
 class LayerOfItsOwn(torch.nn.Linear):

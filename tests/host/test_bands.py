@@ -23,27 +23,17 @@ from torch import Tensor
 
 from devtools.models import Golden, clear_tensors, flux_model, inputs, run_forward, sample
 
+from host.comparing import error
+from host.packs.positions import Spanning, moved
 from host.rounding import golden_timestep_embedding
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = sorted((Path(__file__).parents[1] / "data" / "golden").glob("*.safetensors"))
 
 
-def error(out: Tensor, expected: Tensor) -> float:
-    return float((out - expected).norm() / expected.norm())
-
-
 @pytest.fixture
 def model(host: Any) -> Any:
     return flux_model()
-
-
-@pytest.fixture
-def in_bands(nodes_api: Any) -> Callable[..., Any]:
-    def apply(model: Any, bands: int = 3, devices: str = "cpu", text_merge: str = "exact") -> Any:
-        return nodes_api.execute("CLEARMultiGPU", model=model, devices=devices, bands=bands, text_merge=text_merge)[0]
-
-    return apply
 
 
 @pytest.fixture(autouse=True)
@@ -174,20 +164,6 @@ def test_dense_steps_and_proportional_attention(model: Any, nodes_api: Any, in_b
 def test_positions_that_another_node_moves_or_scales_by_the_image(
     model: Any, nodes_api: Any, in_bands: Callable[..., Any]
 ) -> None:
-    class Spanning(torch.nn.Module):
-        """Like DyPE: the scale comes from the span of the positions it is given."""
-
-        def __init__(self, inner: torch.nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, ids: Tensor) -> Tensor:
-            return self.inner(ids * (1 + ids[..., 1:].max() / 50))
-
-    def moved(args: dict[str, Any]) -> dict[str, Any]:
-        ids = args["img_ids"]
-        return {**args, "img_ids": ids + ids.amax(dim=1, keepdim=True) * 0.1}
-
     given = inputs(24, 18)
     other = model.clone()
     other.add_object_patch("diffusion_model.pe_embedder", Spanning(model.model.diffusion_model.pe_embedder))

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from clear_core.layout import Grid
 from devtools.models import clear_tensors, flux_model, inputs, run_forward
 
+from host.comparing import error
 from host.oracle import with_mask
 
 CHOICES = {
@@ -22,10 +22,6 @@ CHOICES = {
     "S0-1, d1": {("single", 0), ("single", 1), ("double", 1)},
     "d0 single": {("double", 0), ("single", 0), ("single", 1), ("single", 2)},
 }
-
-
-def error(out: Tensor, expected: Tensor) -> float:
-    return float((out - expected).norm() / expected.norm())
 
 
 @pytest.fixture

@@ -14,12 +14,9 @@ from clear_core.layout import Grid, TokenLayout
 from devtools.models import flux_model, sample
 
 from core.naive import visible
+from host.comparing import error
 
 HEIGHT, WIDTH = 24, 18  # latent cells: 12 x 9 tokens
-
-
-def error(out: Tensor, expected: Tensor) -> float:
-    return float((out - expected).norm() / expected.norm())
 
 
 def control_net(kind: str, dtype: torch.dtype = torch.float32) -> Any:

@@ -9,16 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from clear_core.layout import Grid
 from devtools.models import chroma_model, clear_tensors, flux2_model, flux_model, inputs, run_forward, sample
 
+from host.comparing import error
 from host.oracle import with_mask
-
-
-def error(out: Tensor, expected: Tensor) -> float:
-    return float((out - expected).norm() / expected.norm())
 
 
 def inputs_of(family: str, height: int, width: int, **options: Any) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from devtools.models import clear_tensors, flux_model, sample
 
+from host.comparing import error
+
 HIDDEN = 32
 
 
@@ -80,10 +82,6 @@ def change(file: dict[str, Tensor], name: str, strength: float = 0.8) -> Tensor:
     if f"transformer.{layer}.lora_B.weight" not in file:
         return torch.zeros(())
     return strength * file[f"transformer.{layer}.lora_B.weight"] @ file[f"transformer.{layer}.lora_A.weight"]
-
-
-def error(got: Tensor, expected: Tensor) -> float:
-    return float((got - expected).norm() / expected.norm())
 
 
 def check(got: dict[str, Tensor], base: dict[str, Tensor], weights: Any, strength: float = 1.0, added: Any = None):

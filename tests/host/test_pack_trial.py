@@ -19,9 +19,6 @@ class AnotherPacksNode:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {"model": ("MODEL",), "scale": ("FLOAT", {"default": 1.0}), "mode": (["a", "b"],)}}
 
-    def patch(self, model: Any, scale: float, mode: str) -> tuple[Any]:
-        raise NotImplementedError
-
 
 class Scales(AnotherPacksNode):
     """Changes the image, and no hook of CLEAR's."""

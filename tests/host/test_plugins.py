@@ -14,14 +14,11 @@ from torch import Tensor
 from clear_core.layout import Grid
 from devtools.models import clear_tensors, flux_model, sample
 
+from host.comparing import error
 from host.oracle import with_mask
 
 HEIGHT, WIDTH, RADIUS = 20, 28, 3
 GRID = Grid(HEIGHT // 2, WIDTH // 2)
-
-
-def error(out: Tensor, expected: Tensor) -> float:
-    return float((out - expected).norm() / expected.norm())
 
 
 def prompt(tokens: int, seed: int, **more: Any) -> list[Any]:

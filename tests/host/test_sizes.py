@@ -22,13 +22,10 @@ from devtools.models import flux_model, inputs, run_forward
 
 import host.oracle
 from core.naive import visible
+from host.comparing import error
 
 LONG = 2048  # latent cells of 16384 pixels: 1024 tokens
 RADIUS = 4
-
-
-def error(out: Tensor, expected: Tensor) -> float:
-    return float((out - expected).norm() / expected.norm())
 
 
 @pytest.fixture(scope="module")

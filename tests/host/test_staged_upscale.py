@@ -22,6 +22,8 @@ from torch import Tensor
 
 from devtools.models import clear_tensors, flux_model, inputs
 
+from host.comparing import error
+
 RADIUS, SEED = 4, 5
 STEPS, DENOISE = 2, 0.5  # with so few steps the core rounds 0.7 up to 1, and the image would not matter
 SIDE, FIRST, SECOND = 1024, 2048, 4096  # pixels
@@ -73,10 +75,6 @@ def picture(side: int) -> Tensor:
     """Soft blobs of colour, [1, side, side, 3] in 0 to 1."""
     small = torch.rand(1, 3, 7, 7, generator=torch.Generator().manual_seed(2))
     return torch.nn.functional.interpolate(small, (side, side), mode="bicubic").clamp(0, 1).movedim(1, -1)
-
-
-def error(out: Tensor, expected: Tensor) -> float:
-    return float((out - expected).norm() / expected.norm())
 
 
 def giving(kind: str, value: Any) -> type:

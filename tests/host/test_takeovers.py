@@ -14,6 +14,7 @@ from clear_core.layout import Grid
 from devtools.models import flux_model, sample
 
 from host import packs
+from host.comparing import error
 from host.oracle import with_mask
 
 GRID = Grid(8, 9)  # of what `sampled` samples: 3 layers in each of 2 steps
@@ -33,10 +34,6 @@ def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 def sampled(model: Any) -> Tensor:
     return sample(model, 16, 18)
-
-
-def error(out: Tensor, expected: Tensor) -> float:
-    return float((out - expected).norm() / expected.norm())
 
 
 def missed(text: str) -> list[str]:
