@@ -23,7 +23,7 @@ LAYERS = DEV / "hosts"
 _PARTS = ("main.py", "nodes.py", "comfyui_version.py", "requirements.txt", "comfy")
 # PyTorch stays that of the shared environment: the same on all hosts, and the one that fits this machine.
 _SHARED = ("torch", "torchvision", "torchaudio")
-# Half a gigabyte of sample workflows and help pages for ComfyUI's own nodes: only a person at the page sees them.
+# Half a gigabyte of sample workflows and help pages for ComfyUI's own nodes, which only the page shows.
 _LEFT_OUT = ("comfyui-workflow-templates", "comfyui-embedded-docs")
 
 
