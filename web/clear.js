@@ -29,7 +29,9 @@ async function addPanel(node) {
         panels.setPanel(node, true);
     } else {
         const { setPanel } = await loadPanels();
-        if (node.graph && setting("Picture")) setPanel(node, true);
+        // A node that another workflow has replaced meanwhile still names its graph; its panel would lie over the new.
+        const stillThere = node.graph?.getNodeById(node.id) === node;
+        if (stillThere && setting("Picture")) setPanel(node, true);
     }
 }
 
