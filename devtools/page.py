@@ -93,14 +93,21 @@ def shipped(name: str, kind: str | None = None) -> Any:
 
 
 def change_widgets(page: Page, changes: workflow.Changes) -> None:
-    """Give widgets other values: by node type, or by title."""
+    """
+    Give widgets other values: by node type, or by title.
+
+    One change of the graph, as the user makes it: without its events a panel shows the new values only if one of its
+    earlier requests happens to be answered afterwards.
+    """
     page.evaluate(
         """(changes) => {
+            app.canvas.emitBeforeChange()
             for (const node of app.graph.nodes) {
                 for (const [name, value] of Object.entries(changes[node.type] ?? changes[node.title] ?? {})) {
                     node.widgets.find((widget) => widget.name === name).value = value
                 }
             }
+            app.canvas.emitAfterChange()
         }""",
         changes,
     )
