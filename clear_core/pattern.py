@@ -16,8 +16,9 @@ of a split image is the same pattern with other rows. Coordinates are always tho
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from .pooling import pooled_grid
 from .window import Window
 
 ReferenceView = Literal["window", "all"]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class LocalPattern:
     reference_keys: bool = True
     references: ReferenceView = "window"
     pooled: int = 0
+    _remembered: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, band in (("query", self.query_rows), ("key", self.key_rows)):
@@ -76,6 +79,17 @@ class LocalPattern:
             self.layout.text,
             self.pooled,
         ))  # fmt: skip
+
+    def remembered(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """What `make` returned for this key, kept with this very object. For its user to keep small.
+
+        In bands one object goes through all layers. Hashing and comparing patterns, for a look-up in a cache of
+        plans, would take longer than the rest of the look-up.
+        """
+        found: Value | None = self._remembered.get(key)
+        if found is None:
+            found = self._remembered[key] = make()
+        return found
 
     @classmethod
     def whole(

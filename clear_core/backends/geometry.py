@@ -6,7 +6,7 @@ its neighbours' rows as band 8 does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 from ..cache import BoundedCache
@@ -67,13 +67,22 @@ class Geometry:
 
 
 class Geometries:
-    """The geometries of the patterns used last. A step in bands uses two patterns for each band, in every layer."""
+    """The geometries of the patterns used last. A step in bands uses two patterns for each band, in every layer.
+
+    Equal geometries and pairs are the same objects, so that looking up a plan by one compares no fields.
+    """
 
     def __init__(self) -> None:
         self._found: BoundedCache[LocalPattern, Geometry] = BoundedCache(1024)
+        self._geometries: BoundedCache[Geometry, Geometry] = BoundedCache(1024)
+        self._pairs: BoundedCache[GridPair, GridPair] = BoundedCache(1024)
 
     def of(self, pattern: LocalPattern) -> Geometry:
-        return self._found.get(pattern, lambda: geometry_of(pattern))
+        return pattern.remembered(self, lambda: self._found.get(pattern, lambda: self._same(geometry_of(pattern))))
+
+    def _same(self, geometry: Geometry) -> Geometry:
+        pairs = tuple(tuple(self._pairs.get(pair, lambda pair=pair: pair) for pair in row) for row in geometry.pairs)
+        return self._geometries.get(geometry, lambda: replace(geometry, pairs=pairs))
 
 
 def geometry_of(pattern: LocalPattern) -> Geometry:

@@ -25,10 +25,8 @@ class DeviceCache(Generic[Value]):
 
     def get(self, key: Hashable, used_with: Tensor, make: Callable[[], Value]) -> Value:
         """The value of `key` on a tensor's device, or `make()`, which is then cached."""
-        # A subclass, such as a fake tensor, has values of its own kind, which do not outlive its mode.
-        if type(used_with) is not Tensor:
-            return make()
-        return self.cache.get((key, *_place(used_with.device)), lambda: _outside_inference_mode(make))
+        place = place_of(used_with)
+        return make() if place is None else self.cache.get((key, *place), lambda: _outside_inference_mode(make))
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
@@ -43,7 +41,14 @@ def tensor_bytes(tensor: Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
-def _place(device: torch.device) -> tuple[torch.device, int]:
+def place_of(tensor: Tensor) -> tuple[torch.device, int] | None:
+    """A tensor's device and the stream that works there. None for a subclass, such as a fake tensor.
+
+    Those have values of their own kind, which do not outlive their mode.
+    """
+    if type(tensor) is not Tensor:
+        return None
+    device = tensor.device
     return device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 

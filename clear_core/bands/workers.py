@@ -60,6 +60,8 @@ class Worker:
         self.text_merge = text_merge
         self.layer = -1
         self._fiber: Fiber[Tensor] | None = None
+        self._whole: LocalPattern | None = None
+        self._parts: dict[tuple[str, int], LocalPattern] = {}
 
     def start(self, function: Callable[[], Tensor], name: str) -> Fiber[Tensor]:
         def body(fiber: Fiber[Tensor]) -> Tensor:
@@ -75,6 +77,20 @@ class Worker:
     def at_block(self, block: object) -> None:
         """Call where a block begins."""
         self.pause(("block", block))
+
+    def _part(self, key: tuple[LocalPattern, str, int], make: Callable[[], LocalPattern]) -> LocalPattern:
+        """A part of the pattern that this worker attends to: the same object in every layer.
+
+        Making it anew, and comparing it with the last layer's, took longer than looking up its plan.
+        key: the pattern of the complete sequence, the part's name, and the down-sampled keys in it.
+        """
+        whole, name, pooled = key
+        if whole is not self._whole:
+            self._whole, self._parts = whole, {}
+        found = self._parts.get((name, pooled))
+        if found is None:
+            found = self._parts[name, pooled] = make()
+        return found
 
     @property
     def _mine(self) -> LaneLayer:
@@ -97,6 +113,8 @@ class ReplicatedWorker(Worker):
         pattern: of the complete sequence. Returns [batch, text + 1 + references, channels]; the image token's output
         is that of another token.
         """
+        if self._whole is not None and pattern == self._whole:  # a later layer's, made anew
+            pattern = self._whole
         text = pattern.layout.text
         self.layer += 1
         own = [torch.cat((x[:, :, :text], x[:, :, text + 1 :]), dim=2) for x in (query, key, value)]
@@ -114,7 +132,10 @@ class ReplicatedWorker(Worker):
         """This lane's share of the tokens: their attention over all rows, and over the replicated tokens."""
         exchange, plan = self.exchange, self.exchange.plan
         pooled = exchange.all_pooled(self.layer, self.lane) if pattern.layout.references else None
-        alone = replace(pattern, query_rows=None, key_rows=None, pooled=_count(pooled))
+        count = _count(pooled)
+        alone = self._part(
+            (pattern, "alone", count), lambda: replace(pattern, query_rows=None, key_rows=None, pooled=count)
+        )
         over_own = compute(own[0], own[1], own[2], alone, pooled, return_lse=True)
         assert over_own.lse is not None
         rows = share_of_rows(own[0].shape[2], plan.lane_count, self.lane)
@@ -174,23 +195,28 @@ class BandWorker(Worker):
             torch.cat((own[:, :, :text], *(pair[i] for pair in rows), own[:, :, text:]), dim=2)
             for i, own in enumerate(mine.replicated[1:])
         )
-        band = replace(
-            mine.pattern,
-            query_rows=self.rows,
-            text_queries=False,
-            reference_queries=False,
-            key_rows=plan.rows_seen(self.band),
-            pooled=_count(pooled),
+        return key, value, pooled, self._seen(mine.pattern, _count(pooled))
+
+    def _seen(self, whole: LocalPattern, pooled: int) -> LocalPattern:
+        """The band's rows over all that they see."""
+        return self._part(
+            (whole, "seen", pooled),
+            lambda: whole.part(
+                query_rows=self.rows,
+                key_rows=self.exchange.plan.rows_seen(self.band),
+                replicated_queries=False,
+                replicated_keys=True,
+                pooled=pooled,
+            ),
         )
-        return key, value, pooled, band
 
     def _attend_replicated(self, key: Tensor, value: Tensor, compute: ComputeAttention) -> None:
         """The replicated tokens' partial attention over the band's own rows."""
         mine = self._mine
         assert mine.pattern is not None and mine.replicated is not None
-        over_rows = replace(mine.pattern, query_rows=None, key_rows=self.rows)
-        rows_alone = replace(over_rows, text_keys=False, reference_keys=False)
-        result = compute(mine.replicated[0], key, value, rows_alone, None, return_lse=True)
+        result = compute(
+            mine.replicated[0], key, value, self._own_rows(mine.pattern, replicated=False), None, return_lse=True
+        )
         text_out = None
         if self.text_merge == "average":
             text = mine.pattern.layout.text
@@ -198,8 +224,18 @@ class BandWorker(Worker):
                 torch.cat((own[:, :, :text], rows, own[:, :, text:]), dim=2)
                 for own, rows in zip(mine.replicated[1:], (key, value), strict=True)
             ]
+            over_rows = self._own_rows(mine.pattern, replicated=True)
             text_out = compute(mine.replicated[0], both[0], both[1], over_rows, None, return_lse=False).out[:, :text]
         mine.partial.add(result, text_out)
+
+    def _own_rows(self, whole: LocalPattern, *, replicated: bool) -> LocalPattern:
+        """The replicated tokens over the band's own rows. replicated: whether those tokens are keys too."""
+        return self._part(
+            (whole, "with replicated" if replicated else "rows", 0),
+            lambda: whole.part(
+                query_rows=None, key_rows=self.rows, replicated_queries=True, replicated_keys=replicated
+            ),
+        )
 
 
 def _some_output(out: Tensor) -> Tensor:

@@ -105,7 +105,9 @@ def test_a_step_in_bands_plans_each_geometry_once(image: Grid, bands: int, share
     step.run(plan, LAYERS)
     assert step.calls == LAYERS * (2 * len(plan.bands) + plan.lane_count)  # the text alone, on every lane
     for cache in (step.sdpa.plans, step.triton.uploads.cache):
-        assert cache.hits > 0.99 * (cache.hits + cache.misses)
+        assert cache.misses < 0.01 * LAYERS * len(plan.bands)
+        # One pattern object goes through all layers: a look-up in the first, for each pattern of a band.
+        assert cache.hits + cache.misses <= 2 * len(plan.bands) + plan.lane_count
     # First bands, inner ones and last ones, of up to two heights. The text adds: alone, and over bands of each height.
     kinds = {geometry_of(step_pattern(plan, band)) for band in range(len(plan.bands))}
     pairs = {pair for kind in kinds for pairs in kind.pairs for pair in pairs}

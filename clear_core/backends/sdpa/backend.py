@@ -53,7 +53,10 @@ class SdpaBackend:
         return pooled_mask_refusal(call)
 
     def executed_pairs(self, call: AttentionCall) -> int:
-        return self._executed.get(call.pattern, lambda: self._count_pairs(call.pattern))
+        pattern = call.pattern
+        return pattern.remembered(
+            self._executed, lambda: self._executed.get(pattern, lambda: self._count_pairs(pattern))
+        )
 
     def run(self, call: AttentionCall) -> AttentionResult:
         result = empty_result(call)
@@ -75,7 +78,10 @@ class SdpaBackend:
         return text * pattern.key_tokens + (pattern.query_tokens - text) * pattern.shared_keys + boxes
 
     def _plan(self, pattern: LocalPattern) -> _Plan:
-        return self.plans.get(self._geometries.of(pattern), lambda: tile_groups(pattern, (_TILE, _TILE)))
+        return pattern.remembered(
+            self.plans,
+            lambda: self.plans.get(self._geometries.of(pattern), lambda: tile_groups(pattern, (_TILE, _TILE))),
+        )
 
 
 class _KeyValue(NamedTuple):

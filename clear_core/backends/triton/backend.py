@@ -20,7 +20,7 @@ from ...pattern import LocalPattern
 from ...softmax import merge
 from ...window import Window
 from ..geometry import Geometries
-from ..on_device import DeviceCache
+from ..on_device import DeviceCache, place_of
 from ..text import attend_text, empty_result
 from .config import Configs, KernelConfig, interpreted
 from .launch import WindowKernel
@@ -84,7 +84,10 @@ class TritonBackend:
 
     def executed_pairs(self, call: AttentionCall, config: KernelConfig | None = None) -> int:
         pattern, config = call.pattern, config or self._configs.of(call.query)
-        return self._executed.get((pattern, config), lambda: self._count_pairs(pattern, config))
+        return pattern.remembered(
+            (self, config.tile, config.box, config.block),
+            lambda: self._executed.get((pattern, config), lambda: self._count_pairs(pattern, config)),
+        )
 
     def run(self, call: AttentionCall) -> AttentionResult:
         return self.launch(call, self._configs.of(call.query))
@@ -102,8 +105,15 @@ class TritonBackend:
 
     def plans_on_device(self, call: AttentionCall, config: KernelConfig) -> list[list[TilePlan]]:
         """For each query grid its plans, one for each key grid that it sees through the window."""
-        pairs = self._geometries.of(call.pattern).pairs
-        return [[self._plan_on_device(pair, call, config) for pair in with_keys] for with_keys in pairs]
+
+        def plans() -> list[list[TilePlan]]:
+            pairs = self._geometries.of(call.pattern).pairs
+            return [[self._plan_on_device(pair, call, config) for pair in with_keys] for with_keys in pairs]
+
+        place = place_of(call.query)
+        if place is None:
+            return plans()
+        return call.pattern.remembered((self.uploads, config.tile, config.box, *place), plans)
 
     def _attend_grid(
         self,
