@@ -48,7 +48,10 @@ def place_of(tensor: Tensor) -> tuple[torch.device, int] | None:
     """
     if type(tensor) is not Tensor:
         return None
-    device = tensor.device
+    return _place(tensor.device)
+
+
+def _place(device: torch.device) -> tuple[torch.device, int]:
     return device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
