@@ -20,7 +20,7 @@ from . import attention, memory, scaling, step, tune
 from .timing import device_name, matrix_rate
 
 Item = TypeVar("Item")
-PARTS = ("setup", "attention", "step", "bands")
+PARTS = ("setup", "attention", "step", "small", "bands")
 
 
 def main(arguments: list[str]) -> int:
@@ -62,9 +62,12 @@ def main(arguments: list[str]) -> int:
         return _page(options, arguments)
     every = attention.cases(device, flex=options.flex or device.type == "cuda")
     cases = [case for case in every if not options.sizes or case.side * PIXELS_PER_TOKEN in options.sizes]
-    steps = [*(step.tasks(device) if "step" in options.only else ())]
-    steps += step.band_tasks(device) if "bands" in options.only else ()
-    steps = [task for task in steps if not options.sizes or task.side * PIXELS_PER_TOKEN in options.sizes]
+    full = step.full_width(device)
+    steps = {
+        "step": (full, step.tasks(device)),
+        "small": (step.SMALL, step.small_tasks()),
+        "bands": (full, step.band_tasks(device)),
+    }
     if not cases:
         parser.error(f"--sizes has none of {sorted({case.side * PIXELS_PER_TOKEN for case in every})}")
 
@@ -99,12 +102,15 @@ def main(arguments: list[str]) -> int:
         _growth(rows)
         content["rows"] = [row.as_dict() for row in rows]
         _write(options.json, content)
-    if steps:
-        print(f"\nOne sampling step of FLUX, {step.described(device)}\n")
-        bench = step.Bench(device)
-        results = _each(steps, lambda task: bench.measure(task, options.repeats))
+    for part, (shape, tasks) in steps.items():
+        wanted = [task for task in tasks if not options.sizes or task.side * PIXELS_PER_TOKEN in options.sizes]
+        if part not in options.only or not wanted:
+            continue
+        print(f"\nOne sampling step of FLUX, {step.described(shape)}\n")
+        bench = step.Bench(device, shape)
+        results = _each(wanted, lambda task, bench=bench: bench.measure(task, options.repeats))
         print(step.table(results))
-        content["steps"] = [result.as_dict() for result in results]
+        content[part] = [result.as_dict() for result in results]
     _write(options.json, content)
     return 0
 

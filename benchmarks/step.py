@@ -14,6 +14,9 @@ from devtools.models import FULL_SIZE, flux_model, run_forward
 
 from .timing import medians, wait
 
+Shape = dict[str, Any]
+"""Arguments of the host's FLUX."""
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -64,12 +67,20 @@ def band_tasks(device: torch.device) -> list[Task]:
     return [Task(128, few)]
 
 
-def _shape(device: torch.device) -> dict[str, Any]:
+def small_tasks() -> list[Task]:
+    """A model in which attention is most of a step, as it is in FLUX.1 at sizes that take too long here."""
+    return [Task(128, tuple(Variant(radius) for radius in (0, 8, 16)))]
+
+
+SMALL: Shape = {**FULL_SIZE, "hidden_size": 256, "num_heads": 2, "depth": 1, "depth_single_blocks": 1}
+
+
+def full_width(device: torch.device) -> Shape:
+    """FLUX.1; on a CPU two of its blocks."""
     return FULL_SIZE if device.type == "cuda" else {**FULL_SIZE, "depth": 1, "depth_single_blocks": 1}
 
 
-def described(device: torch.device) -> str:
-    shape = _shape(device)
+def described(shape: Shape) -> str:
     blocks = f"{shape['depth']} double and {shape['depth_single_blocks']} single blocks"
     return f"hidden size {shape['hidden_size']}, {blocks}, random weights, {TEXT_TOKENS} text tokens"
 
@@ -77,11 +88,11 @@ def described(device: torch.device) -> str:
 class Bench:
     """The host's FLUX and the node, made once for all sizes."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, shape: Shape) -> None:
         import_host()
         self.device = device
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.model = flux_model(device=device, dtype=dtype, **_shape(device))
+        self.model = flux_model(device=device, dtype=dtype, **shape)
         self.apply, self.cut = node_class("apply", "CLEARApply"), node_class("multi_gpu", "CLEARMultiGPU")
 
     def measure(self, task: Task, repeats: int) -> Iterator[Step]:
