@@ -132,3 +132,28 @@ def test_several_cards_take_bands_enough_to_hide_what_travels(host: Any, nodes_a
     assert count(4, 512, None) == 4, "nothing travels on a CPU"
     assert count(4, 32) == 8, "bands of four rows at least"
     assert count(4, 3) == 4
+
+
+def test_references_count_as_memory(
+    model: Any, nodes_api: Any, in_bands: Callable[..., Any], shown: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = nodes_api.module("nodes.host.bands.memory")
+    free = 0
+
+    def free_bytes(lanes: Any) -> int:
+        return free
+
+    def fitted(**more: Any) -> int:
+        run_forward(in_bands(patched, 0), **inputs(64, 16), **more)
+        return int(shown["CLEARMultiGPU"][-1].split()[0])
+
+    monkeypatch.setattr(memory, "free_bytes", free_bytes)
+    patched = nodes_api.apply(model, radius=1)
+    banded_bytes = nodes_api.module("clear_core.bands.memory").banded_bytes
+    shape = memory.shape_of(model.model.diffusion_model, 4)
+    grid = nodes_api.module("clear_core.layout").Grid(32, 8)
+    settings = patched.model_options["transformer_options"][nodes_api.module("nodes.host.attention_call").SETTINGS]
+    text = inputs(64, 16)["context"].shape[1]
+    free = banded_bytes(memory.plans(grid, settings)(2), text, shape)
+    assert fitted() == 2
+    assert fitted(ref_latents=[torch.zeros(1, 16, 16, 32)]) > 2

@@ -141,8 +141,8 @@ class _Bands:
 
         if self.settings.bands:
             return plan_of(self.settings.bands)
-        text, batch = given.context.shape[1], given.x.shape[0]
-        return plan_that_fits(plan_of, lanes, flux, given.x.element_size(), text, batch)
+        replicated = given.context.shape[1] + sum(grid.tokens for grid in frame.references)
+        return plan_that_fits(plan_of, lanes, flux, given.x.element_size(), replicated, given.x.shape[0])
 
     def _text(self, banded: BandedForward, lanes: Sequence[Lane], missing: Sequence[str]) -> str:
         """What the node shows."""

@@ -114,12 +114,15 @@ def fitting_count(
 
 
 def plan_that_fits(
-    plan_of: Callable[[int], BandPlan], lanes: Sequence[Lane], flux: Any, element_size: int, text: int, batch: int
+    plan_of: Callable[[int], BandPlan], lanes: Sequence[Lane], flux: Any, element_size: int, replicated: int, batch: int
 ) -> BandPlan:
-    """How a forward is cut with `bands` 0, as the memory of the lanes' devices is now. For the rest see `shape_of`."""
+    """How a forward is cut with `bands` 0, as the memory of the lanes' devices is now. For the rest see `shape_of`.
+
+    replicated: tokens of the text and of the references, which every lane has.
+    """
     offloaded = any(is_offloaded(lane.patcher) for lane in lanes)
     shape = shape_of(flux, element_size, lanes[0].device, offloaded=offloaded)
-    return plan_of(fitting_count(plan_of, len(lanes), free_bytes(lanes), text, shape, batch))
+    return plan_of(fitting_count(plan_of, len(lanes), free_bytes(lanes), replicated, shape, batch))
 
 
 @dataclass(frozen=True, slots=True)
