@@ -5,6 +5,7 @@
     python dev.py run --headless    run the shipped workflow without a page: dense, then with CLEAR
     python dev.py test              style, imports, types, all tests
     python dev.py bench             the benchmarks
+    python dev.py card              everything that only a real card can answer
     python dev.py pack DIR          try another node pack beside this one
 
 The first start makes everything it needs below .dev (about five minutes, 4 GB); later starts take seconds.
@@ -24,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # `python -I` leaves the script's folder out
 
+from devtools import card_bundle
 from devtools.environment import (
     HOST,
     LINT,
@@ -116,20 +118,40 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     tests.add_argument("--soak", action="store_true", help="the long tests too")
     command("lint", "Check style, imports and types only.")
     command("bench", "Run the benchmarks; all arguments go to them.")
+    command("card", "Measure a real card, part by part; all arguments go to it.")
     pack = command("pack", "Try another node pack beside CLEAR: is the image the one that both should give?")
     pack.add_argument("folder", type=Path, nargs="?", help="the pack's folder (default: ComfyUI's own nodes)")
     pack.add_argument("--node", metavar="ID", help="a node of it that takes a MODEL (default: see devtools/packs.py)")
     pack.add_argument("--inputs", metavar="JSON", help="its widgets that are not at their defaults")
     command("setup", "Make the environment and stop.")
 
-    passed_on = arguments.index("bench") + 1 if arguments[:1] == ["bench"] else len(arguments)
+    passed_on = 1 if arguments[:1] in (["bench"], ["card"]) else len(arguments)
     options, rest = parser.parse_known_args(arguments[:passed_on])
     if rest and options.command != "test":
         parser.error(f"unknown arguments: {' '.join(rest)}")
     return options, rest + arguments[passed_on:]
 
 
+def card_here(arguments: list[str]) -> int:
+    """`python dev.py card --here BUNDLE ...`: with the Python that runs this, and nothing from a network."""
+    path = [str(ROOT)]
+    host = ROOT / ".dev" / "no-host"
+    if arguments[:1] not in ([], ["-"]):
+        try:
+            host, packages = card_bundle.unpack(Path(arguments[0]), ROOT / ".dev" / "bundles")
+        except card_bundle.BundleError as error:
+            print(error, file=sys.stderr)
+            return 1
+        path += map(str, packages)
+    settings = {"CLEAR_HOST": str(host), "PYTHONPATH": os.pathsep.join(path), "PYTHONUTF8": "1"}
+    return subprocess.call(
+        [sys.executable, "-m", "benchmarks.card", *arguments[1:]], cwd=ROOT, env={**os.environ, **settings}
+    )
+
+
 def main(arguments: list[str]) -> int:
+    if arguments[:2] == ["card", "--here"]:
+        return card_here(arguments[2:])
     options, rest = parse(arguments)
     try:
         set_up()
@@ -159,6 +181,8 @@ def main(arguments: list[str]) -> int:
         return call("-m", "devtools.try_pack", *folder, *flags, python=python)
     if options.command == "bench":
         return call("-m", "benchmarks", *rest, python=python)
+    if options.command == "card":
+        return call("-m", "benchmarks.card", *rest, python=python)
     return 0
 
 

@@ -97,7 +97,7 @@ class Bench:
 
     def measure(self, task: Task, repeats: int) -> Iterator[Step]:
         """Every variant, in one run."""
-        given = _inputs(task.side, self.device)
+        given = inputs(task.side, self.device)
         models = {str(variant): self._model(variant) for variant in task.variants}
         functions = {name: lambda model=model: run_forward(model, **given) for name, model in models.items()}
         peaks = {name: self._peak(function) for name, function in functions.items()}
@@ -138,7 +138,8 @@ def table(steps: list[Step]) -> str:
     return "\n".join(lines)
 
 
-def _inputs(side: int, device: torch.device) -> dict[str, torch.Tensor]:
+def inputs(side: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Of one forward of a model of FLUX.1's text and vector widths, for `run_forward`. side: image tokens a side."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     generator = torch.Generator(device).manual_seed(0)
 

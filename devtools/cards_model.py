@@ -27,13 +27,18 @@ def model_on(device: torch.device, *, dtype: torch.dtype = torch.bfloat16, fp8: 
     model = flux_model(dtype=dtype, **{**SHAPE, **shape})
     model.load_device = device
     if fp8:
-        model.model.manual_cast_dtype = dtype
-        for module in model.model.diffusion_model.modules():
-            if hasattr(module, "comfy_cast_weights"):
-                module.comfy_cast_weights = True
-            if isinstance(module, torch.nn.Linear):
-                module.to(torch.float8_e4m3fn)
+        keep_in_fp8(model, dtype)
     return model
+
+
+def keep_in_fp8(model: Any, dtype: torch.dtype) -> None:
+    """Cast the weights of a MODEL's linear layers to 8 bits, to be cast in use to `dtype`, that of the activations."""
+    model.model.manual_cast_dtype = dtype
+    for module in model.model.diffusion_model.modules():
+        if hasattr(module, "comfy_cast_weights"):
+            module.comfy_cast_weights = True
+        if isinstance(module, torch.nn.Linear):
+            module.to(torch.float8_e4m3fn)
 
 
 def control_net_on(device: torch.device, model: Any, kind: str) -> Any:

@@ -40,7 +40,9 @@ class SdpaBackend:
     name = "sdpa"
     summary = "PyTorch's own kernels over gathered tiles: runs everywhere, needs no Triton"
 
-    def __init__(self) -> None:
+    def __init__(self, tile: int = _TILE) -> None:
+        """tile: tokens a side; another one is for benchmarks."""
+        self.tile = tile
         self.plans: BoundedCache[Geometry, _Plan] = BoundedCache(_PLANS)
         self.biases: DeviceCache[Tensor] = DeviceCache(_BIAS_BYTES, tensor_bytes)
         self._geometries = Geometries()
@@ -80,7 +82,7 @@ class SdpaBackend:
     def _plan(self, pattern: LocalPattern) -> _Plan:
         return pattern.remembered(
             self.plans,
-            lambda: self.plans.get(self._geometries.of(pattern), lambda: tile_groups(pattern, (_TILE, _TILE))),
+            lambda: self.plans.get(self._geometries.of(pattern), lambda: tile_groups(pattern, (self.tile, self.tile))),
         )
 
 

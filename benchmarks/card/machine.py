@@ -1,0 +1,53 @@
+"""What the results are of: the card, its driver, PyTorch, Triton, the source."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ..timing import device_name, matrix_rate
+from .scale import Scale
+from .supervise import Row
+
+
+def rows(scale: Scale) -> Iterator[Row]:
+    device = scale.device
+    yield {
+        "device": device_name(device),
+        "devices": torch.cuda.device_count() if device.type == "cuda" else 1,
+        "memory GiB": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1) if device.index else None,
+        "torch": torch.__version__,
+        "CUDA": torch.version.cuda,
+        "HIP": torch.version.hip,
+        "triton": _triton(),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "source": _source(),
+        "rehearsal": scale.rehearsal,
+    }
+    yield {"matrix TFLOP/s": round(matrix_rate(device, scale.dtype) / 1e12, 3)}
+
+
+def _triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    import triton
+
+    return triton.__version__
+
+
+def _source() -> str:
+    """The commit, with a + where files were changed after it."""
+    folder = Path(__file__).parents[2]
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+"], cwd=folder, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()

@@ -1,0 +1,187 @@
+"""`python dev.py card`: parts that end badly, results that are kept, the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.card.page import page
+from benchmarks.card.parts import FAULTS, PARTS, parts
+from benchmarks.card.results import OtherResults, Results
+from benchmarks.card.supervise import DONE, Outcome, supervise
+from devtools import card_bundle
+from devtools.environment import HOST
+
+ROOT = Path(__file__).parents[2]
+RUN: dict[str, Any] = {"device": "A card", "torch": "2.13", "rehearsal": False}
+
+CHILD = "import os, time; from benchmarks.card.supervise import append; append({'found': 1});"
+
+
+def child(body: str, folder: Path, limit: float = 60.0) -> Outcome:
+    return supervise([sys.executable, "-c", CHILD + body], folder, limit)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("", DONE),
+        ("raise MemoryError('no room')", "failed with exit code 1"),
+        ("os.kill(os.getpid(), 11)", "ended by SIGSEGV"),
+    ],
+    ids=["done", "raises", "crashes"],
+)
+def test_what_was_found_before_a_part_ended_is_kept(body: str, status: str, tmp_path: Path) -> None:
+    outcome = child(body, tmp_path)
+    assert (outcome.status, outcome.rows) == (status, [{"found": 1}])
+    assert ("MemoryError: no room" in "\n".join(outcome.log)) == (body.startswith("raise"))
+
+
+def test_a_part_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    mark = tmp_path / "grandchild"
+    late = f"import time, pathlib; time.sleep(8); pathlib.Path({str(mark)!r}).touch()"
+    body = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {late!r}]); time.sleep(3600)"
+    outcome = child(body, tmp_path, limit=4)
+    assert outcome.status == "stopped at its limit of 4 s"
+    assert outcome.rows == [{"found": 1}]
+    # Ended with the part: waiting for it ends at once, and it never gets to its mark.
+    assert child("time.sleep(8)", tmp_path).status == DONE
+    assert not mark.exists()
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    outcome = child("open(os.environ['CLEAR_CARD_ROWS'], 'a').write('{\"found')", tmp_path)
+    assert outcome.rows == [{"found": 1}]
+
+
+def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:
+    results = Results.open(tmp_path, RUN)
+    results.save("speed", Outcome(DONE, 1.0, [{"ms": 2.0}], []))
+    results.save("tiles", Outcome("stopped at its limit of 60 s", 60.0, [{"ms": 3.0}], ["a line"]))
+    again = Results.open(tmp_path, RUN)
+    assert (again.is_done("speed"), again.is_done("tiles"), again.is_done("steps")) == (True, False, False)
+    assert again.parts == results.parts
+    with pytest.raises(OtherResults, match=r"device 'A card' there, 'Another' now. Name another folder with --out"):
+        Results.open(tmp_path, {**RUN, "device": "Another"})
+    assert json.loads((tmp_path / "card.json").read_text("utf-8"))["run"] == RUN
+
+
+def test_the_page_says_what_is_wrong_what_is_fast_and_what_to_change(tmp_path: Path) -> None:
+    results = Results(tmp_path, RUN)
+    checks = [
+        {"case": "whole", "backend": "triton", "error": 3e-3, "allowed": 4e-3, "right": True},
+        {"case": "band", "backend": "triton", "error": 5e-1, "allowed": 4e-3, "right": False},
+    ]
+    speed = {"pixels": 8192, "radius": 8, "down": 1, "of the matrix rate": 0.6}
+    rows = [{**speed, "backend": "sdpa", "ms": 9.0, "against dense": 30.0}]
+    rows += [{**speed, "backend": "triton", "ms": 3.0, "against dense": 90.0}]
+    tuned = {"radius": 8, "config": {"tile": [8, 16], "warps": 4}, "current": False, "ms": 2.5}
+    results.parts["correctness"] = Outcome(DONE, 1.0, checks, [])
+    results.parts["tuning"] = Outcome(DONE, 1.0, [tuned, {**tuned, "current": True, "ms": 3.0}], [])
+    results.parts["speed"] = Outcome("ended by SIGSEGV", 1.0, rows, ["Segmentation fault"])
+    text = page(results, PARTS)
+    assert "Right: 1 of 2 checks" in text
+    assert "**Wrong**: case band, backend triton, error 0.5" in text
+    assert "8192 px, radius 8: attention 90.0 times as fast as the best dense kernel (triton, 60 %" in text
+    assert "radius 8: tile 8 x 16, warps 4: 2.50 ms against 3.00 ms of the current one" in text
+    assert "Part speed: ended by SIGSEGV" in text
+    assert "Segmentation fault" in text
+    assert text.count("Not run.") == len(PARTS) - 3
+    assert "rehearsal" not in text.lower()
+    nothing = page(Results(tmp_path, RUN), PARTS)
+    assert "Right: not measured" in nothing
+    assert "Fast: not measured" in nothing
+
+
+def test_a_rehearsal_has_every_part_and_the_faults_between_them() -> None:
+    assert set(parts(rehearsal=True)) == {*PARTS, *FAULTS}
+    assert parts(rehearsal=False) == PARTS
+    for part in (*PARTS, *FAULTS):
+        assert (ROOT / "benchmarks" / "card" / f"{part.name}.py").is_file()
+
+
+def card(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.card", "--rehearse", "--out", str(out), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_rehearsal_of_bands_and_tiles(tmp_path: Path) -> None:
+    """The command itself; all parts take minutes: `python dev.py card --rehearse`."""
+    ended = card(tmp_path, "--only", "banding", "devices")
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads((tmp_path / "card.json").read_text("utf-8"))["parts"]
+    assert {name: part["status"] for name, part in found.items()} == {"banding": DONE, "devices": DONE}
+    assert found["banding"]["rows"][0]["difference"] < 1e-6
+    text = (tmp_path / "card.md").read_text("utf-8")
+    assert "nothing here says anything about a card" in text
+    again = card(tmp_path, "--only", "devices")
+    assert "devices" not in again.stdout, "what is done is not done again"
+    late = card(tmp_path, "--only", "speed", "--minutes", "0.01")
+    assert "not started: the 0.01 minutes are over" in late.stdout
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle with ComfyUI and this Python's packages; wheels for other Pythons come from a network."""
+    monkeypatch.setattr(card_bundle, "BINARY_PACKAGES", ())
+    monkeypatch.setattr(card_bundle, "PYTHONS", ())
+    file = tmp_path / "bundle.zip"
+    assert card_bundle.make(file, HOST) < card_bundle.LARGEST
+    return file
+
+
+def test_a_step_runs_on_what_a_bundle_brings(bundle: Path, tmp_path: Path) -> None:
+    """`--here`: this Python, and ComfyUI from the bundle alone."""
+    command = [sys.executable, "dev.py", "card", "--here", str(bundle), "--rehearse", "--only", "steps"]
+    settings = {name: value for name, value in os.environ.items() if name not in ("CLEAR_HOST", "PYTHONPATH")}
+    ended = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], cwd=ROOT, env=settings, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads((tmp_path / "out" / "card.json").read_text("utf-8"))["parts"]["steps"]
+    assert found["status"] == DONE, found["log"]
+    assert {(row["weights"], row["bands"]) for row in found["rows"]} == {
+        ("float32", 0),
+        ("float32", 3),
+        ("fp8", 0),
+        ("fp8", 3),
+    }
+
+
+def test_a_file_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(card_bundle.BundleError, match=r"There is no bundle .*none.zip. Make one elsewhere"):
+        card_bundle.unpack(tmp_path / "none.zip", tmp_path)
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(b"PK, but not for long")
+    with pytest.raises(card_bundle.BundleError, match="is not a bundle: File is not a zip file. Copy it again"):
+        card_bundle.unpack(broken, tmp_path)
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as other:
+        other.writestr("readme.txt", "something else")
+    with pytest.raises(card_bundle.BundleError, match="there is no ComfyUI in it"):
+        card_bundle.unpack(tmp_path / "other.zip", tmp_path)
+
+
+def test_what_is_not_installed_can_be_imported_and_not_used() -> None:
+    """In a process of its own: the finder stays."""
+    body = """
+from devtools.absent import stand_in_for_absent
+assert stand_in_for_absent(("torch", "not_installed")) == ("not_installed",)
+import not_installed.part, torch
+from not_installed.part.deeper import Thing
+class Mine(Thing.Inner): pass
+assert torch.ones(1).item() == 1.0 and not_installed.part.CONSTANT[0].inner
+try:
+    Thing()
+except ModuleNotFoundError as problem:
+    assert str(problem) == "not_installed.part.deeper.Thing is used, and not_installed is not installed", problem
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", body], cwd=ROOT, check=True)
