@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from clear_core.backends.triton.config import Chip, KernelConfig, config_for
+from clear_core.backends.triton.config import Chip, KernelConfig, config_for, triton_version
 from clear_core.backends.triton.kernel import window_kernel
 
 CHIPS = {80: "sm_80", 86: "sm_86", 89: "sm_89", 90: "sm_90a", 100: "sm_100a", 120: "sm_120a"}
@@ -73,19 +73,26 @@ def main() -> None:
 
 
 def report_nvidia(chip: int, dtype: str, *, descriptors: bool) -> None:
-    config = config_for(Chip(divmod(chip, 10), descriptors=descriptors), TYPES[dtype])
+    config = config_for(Chip(divmod(chip, 10), descriptors=descriptors, triton=triton_version()), TYPES[dtype])
     kernel = compiled(config, dtype, GPUTarget("cuda", chip, 32))
-    ptxas = next((Path(triton.__file__).parent / "backends" / "nvidia" / "bin").glob("ptxas*"))
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    ptxas = next(tools.glob("ptxas-blackwell*"), tools / "ptxas")  # knows the newest chips
     with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder) / "kernel.ptx"
+        text, binary = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
         text.write_text(kernel.asm["ptx"])
-        command = [ptxas, "-v", "-arch", CHIPS[chip], text, "-o", Path(folder) / "kernel.cubin"]
+        command = [ptxas, "-v", "-arch", CHIPS[chip], text, "-o", binary]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    found = re.search(r"(\d+) bytes spill stores", said)
+        code = subprocess.run([tools / "nvdisasm", "-c", binary], capture_output=True, text=True, check=True).stdout
+    found, registers = re.search(r"(\d+) bytes spill stores", said), re.search(r"Used (\d+) registers", said)
+    whole, masked = (instructions * 64 // (config.box[0] * config.box[1]) for instructions in loops(code)[2:4])
     report(
         chip=chip,
         dtype=dtype,
         descriptors=descriptors,
+        box=config.box,
+        registers=int(registers[1]) if registers else None,
+        whole=whole,
+        masked=masked,
         shared=kernel.metadata.shared,
         spilled=int(found[1]) if found else None,
         serialised="serialized" in said,
@@ -106,6 +113,23 @@ def report_amd(chip: str) -> None:
         spilled=int(found[1]) if found else None,
         wmma=code.count("v_wmma"),
     )
+
+
+def loops(code: str) -> list[int]:
+    """Instructions of each innermost loop in nvdisasm's text: over text, extra tokens, full tiles, partial tiles."""
+    labels: dict[str, int] = {}
+    found: list[tuple[int, int]] = []
+    count = 0
+    for line in code.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = count
+        elif re.search(r"/\*[0-9a-f]{4,}\*/", line):
+            count += 1
+            branch = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
+            if branch and branch[1] in labels:
+                found.append((labels[branch[1]], count))
+    inner = [loop for loop in found if not any(loop[0] <= other[0] and other[1] < loop[1] for other in found)]
+    return [stop - start for start, stop in sorted(inner) if stop - start > 60]  # not the waits for a barrier
 
 
 def narrow_products(code: str) -> int:

@@ -167,7 +167,6 @@ def _attend_tiles(
     MASKED: tl.constexpr,
 ):
     """The plan's KV tiles `begin` up to `end`. MASKED: partial tiles, on the edge of the window or of the image."""
-    key_index = tl.arange(0, KEY_H * KEY_W)
     for box in range(begin, end):
         y = tl.load(boxes + 2 * box)
         x = tl.load(boxes + 2 * box + 1)
@@ -175,14 +174,16 @@ def _attend_tiles(
         scores = _qk(query, key, IEEE)
         if MASKED:
             # Visible: |q - k|^2 <= r^2 - 1. The sign of what is left decides, so a score is capped at far above any
-            # score or far below; no comparison, and a thread has few different rows and columns to square.
-            key_y = y + key_index // KEY_W
-            key_x = x + key_index % KEY_W
+            # score or far below; no comparison. A row of keys is squared once for its columns, a column for its rows.
+            key_y = y + tl.arange(0, KEY_H)
+            key_x = x + tl.arange(0, KEY_W)
             key_y = tl.where(key_y < key_rows, key_y, _FAR).to(tl.float32)
             key_x = tl.where(key_x < columns, key_x, _FAR).to(tl.float32)
             away_y = key_y[None, :] - q_y[:, None]
             away_x = key_x[None, :] - q_x[:, None]
-            cap = (r_squared - away_y * away_y) * _CAP - away_x * (away_x * _CAP)
+            room = (r_squared - away_y * away_y) * _CAP
+            cost = away_x * (away_x * _CAP)
+            cap = (room[:, :, None] - cost[:, None, :]).reshape(scores.shape[0], KEY_H * KEY_W)
             scores = tl.minimum(scores, cap)
         value = _load_tile(value_source, b, h, y, x, key_rows, columns, v_b, v_h, v_n, KEY_H, KEY_W, D, TMA)
         acc, m_i, l_i = _online_softmax(acc, m_i, l_i, scores, value, scale, IEEE)
