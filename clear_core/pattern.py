@@ -91,6 +91,10 @@ class LocalPattern:
             found = self._remembered[key] = make()
         return found
 
+    def as_key(self) -> LocalPattern:
+        """An equal pattern that remembers nothing: a cache's key would keep alive all that this one remembers."""
+        return replace(self)
+
     @classmethod
     def whole(
         cls, layout: TokenLayout, window: Window, *, references: ReferenceView = "window", pooled: int = 0

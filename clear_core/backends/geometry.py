@@ -78,7 +78,10 @@ class Geometries:
         self._pairs: BoundedCache[GridPair, GridPair] = BoundedCache(1024)
 
     def of(self, pattern: LocalPattern) -> Geometry:
-        return pattern.remembered(self, lambda: self._found.get(pattern, lambda: self._same(geometry_of(pattern))))
+        def found() -> Geometry:
+            return self._found.get(pattern.as_key(), lambda: self._same(geometry_of(pattern)))
+
+        return pattern.remembered(self, found)
 
     def _same(self, geometry: Geometry) -> Geometry:
         pairs = tuple(tuple(self._pairs.get(pair, lambda pair=pair: pair) for pair in row) for row in geometry.pairs)

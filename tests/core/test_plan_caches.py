@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass, replace
 
 import pytest
@@ -15,7 +17,7 @@ from clear_core.attention import local_attention
 from clear_core.backends.base import Backend
 from clear_core.backends.geometry import GridPair, geometry_of
 from clear_core.backends.masked import MaskedBackend
-from clear_core.backends.on_device import upload
+from clear_core.backends.on_device import DeviceCache, upload
 from clear_core.backends.reference import ReferenceBackend
 from clear_core.backends.registry import choose_backend
 from clear_core.backends.sdpa.backend import SdpaBackend
@@ -26,6 +28,7 @@ from clear_core.backends.triton.tile_plan import tile_plan
 from clear_core.bands.plan import BandPlan
 from clear_core.bands.run import BandedForward, Forwards
 from clear_core.bands.workers import BandWorker, ReplicatedWorker
+from clear_core.cache import BoundedCache
 from clear_core.call import AttentionCall, AttentionResult
 from clear_core.layout import Band, Grid, TokenLayout
 from clear_core.pattern import LocalPattern
@@ -127,6 +130,23 @@ def step_pattern(plan: BandPlan, band: int) -> LocalPattern:
     whole = LocalPattern.whole(TokenLayout(TEXT, plan.image), plan.window)
     rows, seen = plan.bands[band], plan.rows_seen(band)
     return whole.part(query_rows=rows, key_rows=seen, replicated_queries=False, replicated_keys=True)
+
+
+def test_a_pattern_that_is_gone_leaves_no_plan_behind() -> None:
+    """Caches are bounded by bytes: what a pattern remembers goes with it, though caches have an equal one as a key."""
+    backend = TritonBackend()
+    pattern = LocalPattern.whole(TokenLayout(2, Grid(9, 21)), Window(4))
+    query = torch.zeros(1, 1, pattern.query_tokens, 16)
+    plan = backend.plans_on_device(AttentionCall(query, query, query, pattern, scale=1.0), HOPPER)[0][0]
+    assert backend.executed_pairs(AttentionCall(query, query, query, pattern, scale=1.0), HOPPER) > 0
+    alive = weakref.ref(plan.boxes)
+    backend.uploads = DeviceCache(0, lambda _: 1)
+    backend.plans = BoundedCache(0)
+    del plan
+    assert alive() is not None, "remembered"
+    del pattern
+    gc.collect()
+    assert alive() is None
 
 
 def test_reference_images_are_planned_in_the_first_layer_alone() -> None:

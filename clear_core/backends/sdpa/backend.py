@@ -57,7 +57,7 @@ class SdpaBackend:
     def executed_pairs(self, call: AttentionCall) -> int:
         pattern = call.pattern
         return pattern.remembered(
-            self._executed, lambda: self._executed.get(pattern, lambda: self._count_pairs(pattern))
+            self._executed, lambda: self._executed.get(pattern.as_key(), lambda: self._count_pairs(pattern))
         )
 
     def run(self, call: AttentionCall) -> AttentionResult:

@@ -86,7 +86,7 @@ class TritonBackend:
         pattern, config = call.pattern, config or self._configs.of(call.query)
         return pattern.remembered(
             (self, config.tile, config.box, config.block),
-            lambda: self._executed.get((pattern, config), lambda: self._count_pairs(pattern, config)),
+            lambda: self._executed.get((pattern.as_key(), config), lambda: self._count_pairs(pattern, config)),
         )
 
     def run(self, call: AttentionCall) -> AttentionResult:
