@@ -94,10 +94,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         metavar="BUNDLE",
         help="(first) with this Python, its PyTorch, and no network; BUNDLE brings ComfyUI, '-' is none",
     )
-    parser.add_argument("--bundle", type=Path, metavar="FILE", help="instead: make the bundle for --here, about 45 MB")
+    parser.add_argument("--bundle", type=Path, metavar="FILE", help="instead: make the bundle for --here, about 9 MB")
     default = Path(os.environ.get("CLEAR_CARD_OUT", ".dev/card"))
     parser.add_argument("--out", type=Path, metavar="DIR", help="for card.json and card.md (default .dev/card)")
     options = parser.parse_args(arguments)
+    if options.here is not None:
+        parser.error("--here comes first: python dev.py card --here BUNDLE ...")
     if options.minutes <= 0:
         parser.error(f"--minutes is {options.minutes:g}; more than 0 is needed")
     if options.out is None:

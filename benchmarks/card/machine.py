@@ -17,10 +17,14 @@ from .supervise import Row
 
 def rows(scale: Scale) -> Iterator[Row]:
     device = scale.device
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(f"PyTorch {torch.__version__} finds no GPU on this machine.")
     yield {
         "device": device_name(device),
         "devices": torch.cuda.device_count() if device.type == "cuda" else 1,
-        "memory GiB": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1) if device.index else None,
+        "memory GiB": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
+        if device.type == "cuda"
+        else None,
         "torch": torch.__version__,
         "CUDA": torch.version.cuda,
         "HIP": torch.version.hip,

@@ -80,9 +80,10 @@ def _kernel_settings(rows: list[Row]) -> Iterator[str]:
 
 
 def _tile_settings(rows: list[Row]) -> Iterator[str]:
+    rows = [row for row in rows if "against dense" in row]
     total: dict[str, float] = {}
     for row in rows:
-        if row["backend"].startswith("tiles of") and "ms" in row:
+        if row["backend"].startswith("tiles of"):
             total[row["backend"]] = total.get(row["backend"], 0.0) + 1 / row["against dense"]
     current = next((row["backend"] for row in rows if row.get("current") and row["backend"] in total), None)
     if current is not None and min(total, key=total.__getitem__) != current:
@@ -107,7 +108,8 @@ def _sections(results: Results, parts: Iterable[Part]) -> Iterator[str]:
             yield "Not run."
             yield ""
             continue
-        yield f"{outcome.status[:1].upper()}{outcome.status[1:]}, {outcome.seconds:.0f} s."
+        source = "" if outcome.source == results.run["source"] else f", from source {outcome.source}"
+        yield f"{outcome.status[:1].upper()}{outcome.status[1:]}, {outcome.seconds:.0f} s{source}."
         yield ""
         yield from _table([row for row in outcome.rows if "left out" not in row])
         left_out = [f"- Left out: {_facts(row)}" for row in outcome.rows if "left out" in row]

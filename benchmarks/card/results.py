@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .supervise import DONE, Outcome
+
+_SOURCE = "source"
 
 
 class OtherResults(ValueError):
@@ -16,7 +18,11 @@ class OtherResults(ValueError):
 
 @dataclass
 class Results:
-    """The file `card.json` of a folder. run: what the results are of; they cannot be mixed with those of another."""
+    """The file `card.json` of a folder.
+
+    run: what the results are of. They cannot be mixed with those of another machine; with those of another source they
+    can, because a fault is fixed between two runs.
+    """
 
     folder: Path
     run: dict[str, Any]
@@ -30,18 +36,20 @@ class Results:
         if not path.is_file():
             return cls(folder, run)
         saved = json.loads(path.read_text("utf-8"))
-        different = [name for name in run if saved["run"].get(name) != run[name]]
+        different = [name for name in run if name != _SOURCE and saved["run"].get(name) != run[name]]
         if different:
             now = ", ".join(f"{name} {saved['run'].get(name)!r} there, {run[name]!r} now" for name in different)
             raise OtherResults(f"{path} has other results: {now}. Name another folder with --out, or delete that one.")
         return cls(folder, run, {name: Outcome(**part) for name, part in saved["parts"].items()})
 
     def is_done(self, part: str) -> bool:
-        return part in self.parts and self.parts[part].status == DONE
+        """Whether a part ended well, from the same source."""
+        found = self.parts.get(part)
+        return found is not None and (found.status, found.source) == (DONE, self.run[_SOURCE])
 
     def save(self, part: str, outcome: Outcome) -> None:
         """Add what a part found; the file is replaced at once."""
-        self.parts[part] = outcome
+        self.parts[part] = replace(outcome, source=self.run[_SOURCE])
         content = {"run": self.run, "parts": {name: asdict(found) for name, found in self.parts.items()}}
         _replace(self.folder / "card.json", json.dumps(content, indent=1) + "\n")
 

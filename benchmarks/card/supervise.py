@@ -24,13 +24,14 @@ _LOG_LINES = 15
 class Outcome:
     """status: DONE, or how the part ended. seconds: that it took. rows: what it found until then.
 
-    log: the last lines of its output, without its rows.
+    log: the last lines of its output. source: the commit that it ran from, once saved.
     """
 
     status: str
     seconds: float
     rows: list[Row]
     log: list[str]
+    source: str = ""
 
 
 def supervise(command: Sequence[str], folder: Path, limit: float, settings: Mapping[str, str] | None = None) -> Outcome:

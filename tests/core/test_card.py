@@ -20,7 +20,7 @@ from devtools import card_bundle
 from devtools.environment import HOST
 
 ROOT = Path(__file__).parents[2]
-RUN: dict[str, Any] = {"device": "A card", "torch": "2.13", "rehearsal": False}
+RUN: dict[str, Any] = {"device": "A card", "torch": "2.13", "source": "abc1234", "rehearsal": False}
 
 CHILD = "import os, time; from benchmarks.card.supervise import append; append({'found': 1});"
 
@@ -71,6 +71,9 @@ def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:
     with pytest.raises(OtherResults, match=r"device 'A card' there, 'Another' now. Name another folder with --out"):
         Results.open(tmp_path, {**RUN, "device": "Another"})
     assert json.loads((tmp_path / "card.json").read_text("utf-8"))["run"] == RUN
+    fixed = Results.open(tmp_path, {**RUN, "source": "def5678"})
+    assert not fixed.is_done("speed"), "done again after a fix"
+    assert "s, from source abc1234." in page(fixed, PARTS)
 
 
 def test_the_page_says_what_is_wrong_what_is_fast_and_what_to_change(tmp_path: Path) -> None:
@@ -185,3 +188,21 @@ else:
     raise AssertionError
 """
     subprocess.run([sys.executable, "-c", body], cwd=ROOT, check=True)
+
+
+def test_without_a_card_it_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.card", "--out", str(tmp_path)]
+    ended = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "finds no GPU on this machine" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "card.json").exists()
+    misplaced = card(tmp_path, "--here", "bundle.zip")
+    assert "--here comes first: python dev.py card --here BUNDLE" in misplaced.stderr
