@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from dataclasses import dataclass
 
 import torch
@@ -99,8 +100,8 @@ def triton_version() -> tuple[int, int]:
         import triton
     except ImportError:
         return 0, 0
-    major, minor, *_ = triton.__version__.split(".")
-    return int(major), int(minor)
+    found = re.match(r"(\d+)\.(\d+)", triton.__version__)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def interpreted() -> bool:
