@@ -16,14 +16,18 @@ class BoundedCache(Generic[Key, Value]):
 
     size: how many values, or with `weigh` the most that their weights may add up to, for instance in bytes. A value
         that alone is heavier is not kept.
+    as_key: what to keep in place of a new key, equal to it, where the key itself would keep more alive than the value.
     hits, misses: how often `get` found a value, and how often it had to make one.
     """
 
-    def __init__(self, size: int, weigh: Callable[[Value], int] | None = None) -> None:
+    def __init__(
+        self, size: int, weigh: Callable[[Value], int] | None = None, as_key: Callable[[Key], Key] | None = None
+    ) -> None:
         self.hits = 0
         self.misses = 0
         self._size = size
         self._weigh = weigh or (lambda _: 1)
+        self._as_key = as_key or (lambda key: key)
         self._weight = 0
         self._values: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
         self._lock = Lock()
@@ -43,7 +47,7 @@ class BoundedCache(Generic[Key, Value]):
         with self._lock:
             if weight <= self._size:
                 self._weight += weight - self._values.pop(key, (value, 0))[1]
-                self._values[key] = (value, weight)
+                self._values[self._as_key(key)] = (value, weight)
                 while self._weight > self._size:
                     self._weight -= self._values.popitem(last=False)[1][1]
         return value

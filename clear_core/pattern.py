@@ -71,7 +71,7 @@ class LocalPattern:
             raise ValueError(f"references must be 'window' or 'all', got {self.references!r}")
 
     def __hash__(self) -> int:
-        # A plan is looked up by its pattern for every band in every layer: hashing all fields takes four times as long.
+        # Plans are looked up by it in every layer where there are no bands; hashing all fields takes four times longer.
         rows, key_rows = self.query_rows, self.key_rows
         return hash((
             None if rows is None else (rows.start, rows.stop),

@@ -6,7 +6,7 @@ its neighbours' rows as band 8 does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import gcd
 
 from ..cache import BoundedCache
@@ -25,7 +25,7 @@ class GridPair:
     key_rows: Band
 
     def __hash__(self) -> int:
-        # Of the rows alone, which is where pairs differ: looked up for every band in every layer.
+        # Of the rows alone, which is where pairs differ: looked up in every layer where there are no bands.
         rows, keys = self.query_rows, self.key_rows
         return hash((rows.start, rows.stop, keys.start, keys.stop))
 
@@ -67,25 +67,13 @@ class Geometry:
 
 
 class Geometries:
-    """The geometries of the patterns used last. A step in bands uses two patterns for each band, in every layer.
-
-    Equal geometries and pairs are the same objects, so that looking up a plan by one compares no fields.
-    """
+    """The geometries of the patterns used last. A step in bands uses two patterns for each band."""
 
     def __init__(self) -> None:
-        self._found: BoundedCache[LocalPattern, Geometry] = BoundedCache(1024)
-        self._geometries: BoundedCache[Geometry, Geometry] = BoundedCache(1024)
-        self._pairs: BoundedCache[GridPair, GridPair] = BoundedCache(1024)
+        self._found: BoundedCache[LocalPattern, Geometry] = BoundedCache(1024, as_key=LocalPattern.as_key)
 
     def of(self, pattern: LocalPattern) -> Geometry:
-        def found() -> Geometry:
-            return self._found.get(pattern.as_key(), lambda: self._same(geometry_of(pattern)))
-
-        return pattern.remembered(self, found)
-
-    def _same(self, geometry: Geometry) -> Geometry:
-        pairs = tuple(tuple(self._pairs.get(pair, lambda pair=pair: pair) for pair in row) for row in geometry.pairs)
-        return self._geometries.get(geometry, lambda: replace(geometry, pairs=pairs))
+        return pattern.remembered(self, lambda: self._found.get(pattern, lambda: geometry_of(pattern)))
 
 
 def geometry_of(pattern: LocalPattern) -> Geometry:

@@ -60,8 +60,6 @@ class Worker:
         self.text_merge = text_merge
         self.layer = -1
         self._fiber: Fiber[Tensor] | None = None
-        self._whole: LocalPattern | None = None
-        self._parts: dict[tuple[str, int], LocalPattern] = {}
 
     def start(self, function: Callable[[], Tensor], name: str) -> Fiber[Tensor]:
         def body(fiber: Fiber[Tensor]) -> Tensor:
@@ -78,20 +76,6 @@ class Worker:
         """Call where a block begins."""
         self.pause(("block", block))
 
-    def _part(self, key: tuple[LocalPattern, str, int], make: Callable[[], LocalPattern]) -> LocalPattern:
-        """A part of the pattern that this worker attends to: the same object in every layer.
-
-        Making it anew, and comparing it with the last layer's, took longer than looking up its plan.
-        key: the pattern of the complete sequence, the part's name, and the down-sampled keys in it.
-        """
-        whole, name, pooled = key
-        if whole is not self._whole:
-            self._whole, self._parts = whole, {}
-        found = self._parts.get((name, pooled))
-        if found is None:
-            found = self._parts[name, pooled] = make()
-        return found
-
     @property
     def _mine(self) -> LaneLayer:
         """The lane's part of the layer that the worker is in."""
@@ -105,6 +89,8 @@ class ReplicatedWorker(Worker):
     merged by log-sum-exp, which is exact. Each lane merges a share of the tokens, for all lanes.
     """
 
+    _whole: LocalPattern | None = None
+
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, pattern: LocalPattern, compute: ComputeAttention
     ) -> Tensor:
@@ -113,8 +99,9 @@ class ReplicatedWorker(Worker):
         pattern: of the complete sequence. Returns [batch, text + 1 + references, channels]; the image token's output
         is that of another token.
         """
-        if self._whole is not None and pattern == self._whole:  # a later layer's, made anew
-            pattern = self._whole
+        if self._whole is None or pattern != self._whole:
+            self._whole = pattern
+        pattern = self._whole  # the same object in every layer: it remembers the parts that bands attend to, they plans
         text = pattern.layout.text
         self.layer += 1
         own = [torch.cat((x[:, :, :text], x[:, :, text + 1 :]), dim=2) for x in (query, key, value)]
@@ -133,8 +120,8 @@ class ReplicatedWorker(Worker):
         exchange, plan = self.exchange, self.exchange.plan
         pooled = exchange.all_pooled(self.layer, self.lane) if pattern.layout.references else None
         count = _count(pooled)
-        alone = self._part(
-            (pattern, "alone", count), lambda: replace(pattern, query_rows=None, key_rows=None, pooled=count)
+        alone = pattern.remembered(
+            ("alone", count), lambda: replace(pattern, query_rows=None, key_rows=None, pooled=count)
         )
         over_own = compute(own[0], own[1], own[2], alone, pooled, return_lse=True)
         assert over_own.lse is not None
@@ -199,8 +186,8 @@ class BandWorker(Worker):
 
     def _seen(self, whole: LocalPattern, pooled: int) -> LocalPattern:
         """The band's rows over all that they see."""
-        return self._part(
-            (whole, "seen", pooled),
+        return whole.remembered(
+            ("seen", self.band, pooled),
             lambda: whole.part(
                 query_rows=self.rows,
                 key_rows=self.exchange.plan.rows_seen(self.band),
@@ -230,8 +217,8 @@ class BandWorker(Worker):
 
     def _own_rows(self, whole: LocalPattern, *, replicated: bool) -> LocalPattern:
         """The replicated tokens over the band's own rows. replicated: whether those tokens are keys too."""
-        return self._part(
-            (whole, "with replicated" if replicated else "rows", 0),
+        return whole.remembered(
+            ("own rows", self.band, replicated),
             lambda: whole.part(
                 query_rows=None, key_rows=self.rows, replicated_queries=True, replicated_keys=replicated
             ),

@@ -46,7 +46,7 @@ class SdpaBackend:
         self.plans: BoundedCache[Geometry, _Plan] = BoundedCache(_PLANS)
         self.biases: DeviceCache[Tensor] = DeviceCache(_BIAS_BYTES, tensor_bytes)
         self._geometries = Geometries()
-        self._executed: BoundedCache[LocalPattern, int] = BoundedCache(1024)
+        self._executed: BoundedCache[LocalPattern, int] = BoundedCache(1024, as_key=LocalPattern.as_key)
 
     def unavailable(self) -> str | None:
         return None
@@ -57,7 +57,7 @@ class SdpaBackend:
     def executed_pairs(self, call: AttentionCall) -> int:
         pattern = call.pattern
         return pattern.remembered(
-            self._executed, lambda: self._executed.get(pattern.as_key(), lambda: self._count_pairs(pattern))
+            self._executed, lambda: self._executed.get(pattern, lambda: self._count_pairs(pattern))
         )
 
     def run(self, call: AttentionCall) -> AttentionResult:

@@ -45,7 +45,9 @@ class TritonBackend:
         self.uploads: DeviceCache[TilePlan] = DeviceCache(_PLAN_BYTES, lambda plan: plan.nbytes)
         self._configs = Configs()
         self._geometries = Geometries()
-        self._executed: BoundedCache[tuple[LocalPattern, KernelConfig], int] = BoundedCache(1024)
+        self._executed: BoundedCache[tuple[LocalPattern, KernelConfig], int] = BoundedCache(
+            1024, as_key=lambda key: (key[0].as_key(), key[1])
+        )
         self._installed: bool | None = None
         self._self_test = SelfTest(lambda call: self.run(call))
 
@@ -86,7 +88,7 @@ class TritonBackend:
         pattern, config = call.pattern, config or self._configs.of(call.query)
         return pattern.remembered(
             (self, config.tile, config.box, config.block),
-            lambda: self._executed.get((pattern.as_key(), config), lambda: self._count_pairs(pattern, config)),
+            lambda: self._executed.get((pattern, config), lambda: self._count_pairs(pattern, config)),
         )
 
     def run(self, call: AttentionCall) -> AttentionResult:
