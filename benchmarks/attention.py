@@ -102,7 +102,7 @@ def measure(case: Case, device: torch.device, repeats: int, rate: float) -> Iter
         functions |= dense_kernels(call.query, call.key, call.value, call.scale)
     if case.flex:
         functions |= _flex(call)
-    ours = {backend.name: backend for backend in BACKENDS if _worth_timing(backend, call)}
+    ours = worth_timing(call)
     functions |= {name: lambda backend=backend: backend.run(call).out for name, backend in ours.items()}
     seconds = medians(functions, device, repeats)
     dense = min((taken for name, taken in seconds.items() if name.startswith("dense")), default=None)
@@ -127,7 +127,7 @@ def measure(case: Case, device: torch.device, repeats: int, rate: float) -> Iter
             taken,
             needed / taken / 1e12,
             None if executed is None else executed * unit / taken / 1e12,
-            None if executed is None or dense is None else (taken / executed) / (dense / every),
+            None if executed is None or dense is None else per_pair(taken, executed, dense, call),
             needed / rate,
             None if dense is None else dense / taken,
         )
@@ -148,9 +148,15 @@ def _flex(call: AttentionCall) -> dict[str, Callable[[], Tensor]]:
     return found if authors is None else {"authors' way": authors, **found}
 
 
-def _worth_timing(backend: Backend, call: AttentionCall) -> bool:
-    """The oracle is quadratic and slow on purpose."""
-    return backend.name != "reference" and not (backend.unavailable() or backend.refusal(call))
+def worth_timing(call: AttentionCall) -> dict[str, Backend]:
+    """By name, every backend that can run a call, but for the oracle, which is quadratic and slow on purpose."""
+    every = (backend for backend in BACKENDS if backend.name != "reference")
+    return {backend.name: backend for backend in every if not (backend.unavailable() or backend.refusal(call))}
+
+
+def per_pair(seconds: float, executed: int, dense: float, call: AttentionCall) -> float:
+    """Time of an executed (query, key) pair, that of a dense kernel being 1. dense: its seconds for the same call."""
+    return (seconds / executed) / (dense / (call.pattern.query_tokens * call.pattern.key_tokens))
 
 
 @dataclass(frozen=True, slots=True)

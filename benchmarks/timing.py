@@ -48,6 +48,17 @@ def _seconds(function: Callable[[], object], device: torch.device, rounds: int) 
     return (time.perf_counter() - started) / rounds
 
 
+def host_seconds(function: Callable[[], object], device: torch.device, rounds: int = 1) -> float:
+    """What the host is busy with for one call, the device not waited for. On a CPU it is the whole call."""
+    wait(device)
+    started = time.perf_counter()
+    for _ in range(rounds):
+        function()
+    taken = (time.perf_counter() - started) / rounds
+    wait(device)
+    return taken
+
+
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """The machine's own matrix rate in FLOP/s: the largest square product that it does in a moment."""
     side = 8192 if device.type == "cuda" else 2048

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -11,6 +11,7 @@ import torch
 
 from clear_core.backends.triton.backend import TritonBackend
 from clear_core.backends.triton.config import KernelConfig
+from clear_core.call import AttentionCall
 from clear_core.flux import HEAD_DIM
 
 from .attention import Case, make_call
@@ -47,26 +48,36 @@ def candidates(capability: tuple[int, int]) -> list[KernelConfig]:
     ]
 
 
+def tuned(
+    call: AttentionCall, configs: Iterable[KernelConfig], repeats: int
+) -> Iterator[tuple[KernelConfig, Tuned | str]]:
+    """Each configuration over a call's image queries alone; in place of a figure, why one cannot be run."""
+    backend, device = TritonBackend(), call.query.device
+    text, radius = call.pattern.text_query_tokens, call.pattern.window.radius
+    call = replace(call, query=call.query[:, :, text:], pattern=replace(call.pattern, text_queries=False))
+    for config in configs:
+        try:
+            started = time.perf_counter()
+            backend.launch(call, config)
+            wait(device)
+            compiling = time.perf_counter() - started
+            seconds = medians({"kernel": partial(backend.launch, call, config)}, device, repeats)["kernel"]
+        except Exception as problem:  # out of shared memory, or a shape this chip cannot have
+            yield config, str(problem).splitlines()[0][:120]
+            continue
+        flops = 4 * call.heads * HEAD_DIM * backend.executed_pairs(call, config)
+        yield config, Tuned(radius, asdict(config), compiling, seconds, flops / seconds / 1e12)
+
+
 def run(device: torch.device, repeats: int) -> Iterator[Tuned]:
     """Image queries only, 4096 px, every candidate; prints as it goes."""
-    backend = TritonBackend()
     found: list[Tuned] = []
     for radius in (16, 8, 32):
         call = make_call(Case(_SIDE, radius, 1, 24, torch.bfloat16, False, False), device)
-        text = call.pattern.text_query_tokens
-        call = replace(call, query=call.query[:, :, text:], pattern=replace(call.pattern, text_queries=False))
-        for config in candidates(torch.cuda.get_device_capability(device)):
-            try:
-                started = time.perf_counter()
-                backend.launch(call, config)
-                wait(device)
-                compiling = time.perf_counter() - started
-                seconds = medians({"kernel": partial(backend.launch, call, config)}, device, repeats)
-            except Exception as problem:  # out of shared memory, or a shape this chip cannot have
-                print(f"r {radius:>2}  {config}  cannot: {str(problem).splitlines()[0][:80]}", flush=True)
+        for config, row in tuned(call, candidates(torch.cuda.get_device_capability(device)), repeats):
+            if isinstance(row, str):
+                print(f"r {radius:>2}  {config}  cannot: {row}", flush=True)
                 continue
-            flops = 4 * 24 * HEAD_DIM * backend.executed_pairs(call, config)
-            row = Tuned(radius, asdict(config), compiling, seconds["kernel"], flops / seconds["kernel"] / 1e12)
             print(
                 f"r {radius:>2}  {row.seconds * 1e3:8.2f} ms {row.executed_tflops:6.0f} TFLOP/s  {config}", flush=True
             )

@@ -7,7 +7,6 @@ on where it stopped.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -95,7 +94,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         help="(first) with this Python, its PyTorch, and no network; BUNDLE brings ComfyUI, '-' is none",
     )
     parser.add_argument("--bundle", type=Path, metavar="FILE", help="instead: make the bundle for --here, about 9 MB")
-    default = Path(os.environ.get("CLEAR_CARD_OUT", ".dev/card"))
     parser.add_argument("--out", type=Path, metavar="DIR", help="for card.json and card.md (default .dev/card)")
     options = parser.parse_args(arguments)
     if options.here is not None:
@@ -103,7 +101,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if options.minutes <= 0:
         parser.error(f"--minutes is {options.minutes:g}; more than 0 is needed")
     if options.out is None:
-        options.out = default.with_name("card-rehearsal") if options.rehearse else default
+        options.out = Path(".dev", "card-rehearsal" if options.rehearse else "card")
     return options
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -14,13 +13,14 @@ from clear_core.bands.plan import BandPlan
 from clear_core.bands.run import BandedForward, Forwards
 from clear_core.bands.workers import BandWorker, ReplicatedWorker
 from clear_core.call import AttentionCall, AttentionResult
+from clear_core.flux import PIXELS_PER_TOKEN
 from clear_core.layout import Grid
 from clear_core.pattern import LocalPattern
 from clear_core.pooling import Pooled
 from clear_core.window import Window
 
-from ..attention import Case, make_call
-from ..timing import medians
+from ..timing import host_seconds, medians
+from .correctness import relative_error
 from .scale import Scale
 from .supervise import Row
 
@@ -30,23 +30,23 @@ _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchroniz
 def rows(scale: Scale) -> Iterator[Row]:
     side, radius = scale.sides[-1], scale.radii[1]
     with torch.inference_mode():
-        call = make_call(Case(side, radius, 1, scale.heads, scale.dtype, False, False), scale.device)
+        call = scale.call(side, radius)
         whole = _whole(call)
         runs = {count: _in_bands(call, Grid(side, side), radius, count) for count in scale.bands}
         expected = whole()[:, call.pattern.query_slices.image]
         for count, run in runs.items():
-            error = float((run() - expected).float().norm() / expected.float().norm())
+            error = relative_error(run(), expected.double())
             functions: dict[str, Callable[[], Tensor]] = {"whole": whole, "bands": run}
             seconds = medians(functions, scale.device, scale.repeats)
             yield {
-                "pixels": 16 * side,
+                "pixels": side * PIXELS_PER_TOKEN,
                 "radius": radius,
                 "bands": count,
                 "ms": seconds["bands"] * 1e3,
                 "ms whole": seconds["whole"] * 1e3,
                 "times as long": seconds["bands"] / seconds["whole"],
                 "difference": error,
-                "ms of the host": _host_seconds(run) * 1e3,
+                "ms of the host": host_seconds(run, scale.device) * 1e3,
                 "waits": _waits(run, scale),
             }
 
@@ -88,12 +88,6 @@ def _in_bands(call: AttentionCall, image: Grid, radius: int, count: int) -> Call
         return torch.cat(BandedForward(plan, [call.query.device]).run(Forwards(replicated, band)), dim=1)
 
     return run
-
-
-def _host_seconds(run: Callable[[], Tensor]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
 
 
 def _waits(run: Callable[[], Tensor], scale: Scale) -> int:

@@ -120,7 +120,7 @@ def _scenario(scenario: Scenario, scale: Scale, dtype: torch.dtype) -> Iterator[
                 yield {**facts, "backend": backend.name, "refused": reason}
                 continue
             result = backend.run(call)
-            error = max(_relative(result.out[:, sample.queries], sample.out) for sample in samples)
+            error = max(relative_error(result.out[:, sample.queries], sample.out) for sample in samples)
             row = {**facts, "backend": backend.name, "error": error, "allowed": allowed, "right": error <= allowed}
             if result.lse is not None:
                 worst = max(
@@ -163,7 +163,7 @@ class Sample(NamedTuple):
             outs.append(scores.softmax(-1) @ value[:, head].double())
         out, lse = torch.stack(outs, 2).flatten(2), torch.stack(lses, 1)
         dense = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=call.scale)
-        return cls(queries, out, lse, _relative(dense.transpose(1, 2).flatten(2), out))
+        return cls(queries, out, lse, relative_error(dense.transpose(1, 2).flatten(2), out))
 
 
 def _sampled(pattern: LocalPattern) -> Iterator[slice]:
@@ -176,5 +176,6 @@ def _sampled(pattern: LocalPattern) -> Iterator[slice]:
             yield slice(start, min(start + _SAMPLED, grid.stop))
 
 
-def _relative(result: Tensor, expected: Tensor) -> float:
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """In the 2-norm. expected: float64."""
     return float((result.double() - expected).norm() / expected.norm())

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from clear_core.call import AttentionCall
 from clear_core.flux import HEADS
+
+from ..attention import Case, make_call
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,10 @@ class Scale:
     def dtype(self) -> torch.dtype:
         """What FLUX.1 runs in here."""
         return torch.float32 if self.rehearsal else torch.bfloat16
+
+    def call(self, side: int, radius: int, down_factor: int = 1) -> AttentionCall:
+        """Attention of one layer over random tensors. side: image tokens a side."""
+        return make_call(Case(side, radius, down_factor, self.heads, self.dtype, False, False), self.device)
 
 
 def card(device: torch.device) -> Scale:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from clear_core.backends import BACKENDS
 from clear_core.call import AttentionCall
-from clear_core.flux import HEAD_DIM
+from clear_core.flux import HEAD_DIM, PIXELS_PER_TOKEN
 from clear_core.pattern import attention_flops
 
-from ..attention import Case, make_call
+from ..attention import worth_timing
 from ..rivals import authors_way, dense_kernels
-from ..timing import matrix_rate, medians, wait
+from ..timing import host_seconds, matrix_rate, medians
 from .scale import Scale
 from .supervise import Row
 
@@ -30,13 +28,9 @@ def rows(scale: Scale) -> Iterator[Row]:
         yield from _authors(scale)
 
 
-def _call(scale: Scale, side: int, radius: int, factor: int = 1) -> AttentionCall:
-    return make_call(Case(side, radius, factor, scale.heads, scale.dtype, False, False), scale.device)
-
-
 def _size(scale: Scale, side: int, rate: float) -> Iterator[Row]:
-    pixels = 16 * side
-    call = _call(scale, side, scale.radii[0])
+    pixels = side * PIXELS_PER_TOKEN
+    call = scale.call(side, scale.radii[0])
     kernels = dense_kernels(call.query, call.key, call.value, call.scale)
     taken = medians(kernels, scale.device, scale.repeats, patience=6.0)
     for name, seconds in taken.items():
@@ -44,7 +38,7 @@ def _size(scale: Scale, side: int, rate: float) -> Iterator[Row]:
     dense = min(taken.values())
     for radius in scale.radii:
         for factor in (1, 4):
-            call = _call(scale, side, radius, factor)
+            call = scale.call(side, radius, factor)
             for name, run in _ours(call).items():
                 seconds = medians({name: run}, scale.device, scale.repeats, patience=10.0)[name]
                 flops = attention_flops(
@@ -64,27 +58,12 @@ def _size(scale: Scale, side: int, rate: float) -> Iterator[Row]:
                     "of the matrix rate": flops / seconds / rate,
                 }
                 if side == scale.sides[0]:  # the same at any size, and there the card waits for it
-                    row["us to launch"] = _launch_seconds(run, scale.device) * 1e6
+                    row["us to launch"] = host_seconds(run, scale.device, 1 if scale.rehearsal else _LAUNCHES) * 1e6
                 yield row
 
 
 def _ours(call: AttentionCall) -> dict[str, Callable[[], Tensor]]:
-    return {
-        backend.name: lambda backend=backend: backend.run(call).out
-        for backend in BACKENDS
-        if backend.name != "reference" and not (backend.unavailable() or backend.refusal(call))
-    }
-
-
-def _launch_seconds(run: Callable[[], Tensor], device: torch.device) -> float:
-    """What the host is busy with for one call, the card not waited for. On a CPU it is the whole call."""
-    wait(device)
-    started = time.perf_counter()
-    for _ in range(_LAUNCHES if device.type == "cuda" else 1):
-        run()
-    taken = (time.perf_counter() - started) / (_LAUNCHES if device.type == "cuda" else 1)
-    wait(device)
-    return taken
+    return {name: lambda backend=backend: backend.run(call).out for name, backend in worth_timing(call).items()}
 
 
 def _authors(scale: Scale) -> Iterator[Row]:
@@ -92,12 +71,13 @@ def _authors(scale: Scale) -> Iterator[Row]:
     if scale.rehearsal:
         yield {"left out": "the authors' way: FlexAttention is not compiled in a rehearsal"}
         return
-    call = _call(scale, scale.sides[-2], scale.radii[1])
+    call = scale.call(scale.sides[-2], scale.radii[1])
     layout, radius = call.pattern.layout, call.pattern.window.radius
     run = authors_way(call.query, call.key, call.value, layout.text, layout.image, radius, 0, call.scale)
     if run is None:
         return
+    pixels = scale.sides[-2] * PIXELS_PER_TOKEN
     found = medians({"authors' way": run, **_ours(call)}, scale.device, scale.repeats)
     for name, seconds in found.items():
-        row = {"pixels": 16 * scale.sides[-2], "backend": name, "radius": radius, "down": 1, "ms": seconds * 1e3}
+        row = {"pixels": pixels, "backend": name, "radius": radius, "down": 1, "ms": seconds * 1e3}
         yield {**row, "against the authors' way": found["authors' way"] / seconds}

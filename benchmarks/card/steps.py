@@ -15,7 +15,7 @@ import torch
 
 from clear_core.bands.memory import ModelShape, banded_bytes, stock_bytes
 from clear_core.bands.plan import BandPlan
-from clear_core.flux import TEXT_TOKENS
+from clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS
 from clear_core.layout import Grid
 from clear_core.window import Window
 from devtools.absent import stand_in_for_absent
@@ -83,7 +83,7 @@ class _Steps:
     def run(self, side: int, radius: int = 0, bands: int = 0) -> Row:
         """radius: 0 is dense. bands: 0 is without CLEAR Multi-GPU."""
         row: Row = {
-            "pixels": 16 * side,
+            "pixels": side * PIXELS_PER_TOKEN,
             "blocks": self.blocks,
             "weights": "fp8" if self.fp8 else str(self.scale.dtype).removeprefix("torch."),
             "radius": radius,

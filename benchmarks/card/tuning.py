@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 
 import torch
 
 from clear_core.backends.triton.backend import TritonBackend
 from clear_core.backends.triton.config import KernelConfig, chip_of, config_for
-from clear_core.flux import HEAD_DIM
+from clear_core.flux import PIXELS_PER_TOKEN
 
-from ..attention import Case, make_call
-from ..timing import medians
-from ..tune import candidates
+from ..tune import candidates, tuned
 from .scale import Scale
 from .supervise import Row
 
 
 def rows(scale: Scale) -> Iterator[Row]:
-    backend = TritonBackend()
-    missing = backend.unavailable()
+    missing = TritonBackend().unavailable()
     if missing is not None:
         yield {"left out": missing}
         return
     current = config_for(chip_of(scale.device), scale.dtype.itemsize)
     side = scale.sides[-2]
+    facts = {"pixels": side * PIXELS_PER_TOKEN}
     with torch.inference_mode():
         for radius in scale.radii:
-            call = make_call(Case(side, radius, 1, scale.heads, scale.dtype, False, False), scale.device)
-            text = call.pattern.text_query_tokens
-            call = replace(call, query=call.query[:, :, text:], pattern=replace(call.pattern, text_queries=False))
-            for config in _candidates(scale):
-                row = {"radius": radius, "pixels": 16 * side, "config": asdict(config), "current": config == current}
-                try:
-                    seconds = medians({"kernel": partial(backend.launch, call, config)}, scale.device, scale.repeats)
-                except Exception as problem:  # out of shared memory, or a shape that this chip cannot have
-                    yield {**row, "left out": str(problem).splitlines()[0][:120]}
-                    continue
-                flops = 4 * scale.heads * HEAD_DIM * backend.executed_pairs(call, config)
-                yield {**row, "ms": seconds["kernel"] * 1e3, "TFLOP/s": flops / seconds["kernel"] / 1e12}
+            for config, found in tuned(scale.call(side, radius), _candidates(scale), scale.repeats):
+                row = {"radius": radius, **facts, "config": asdict(config), "current": config == current}
+                if isinstance(found, str):
+                    yield {**row, "left out": found}
+                else:
+                    yield {**row, "ms": found.seconds * 1e3, "TFLOP/s": found.executed_tflops}
 
 
 def _candidates(scale: Scale) -> list[KernelConfig]:
