@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--memory", action="store_true", help="instead: peak memory by number of bands, computed")
     parser.add_argument("--fit", action="store_true", help="instead: what ComfyUI loads on 8 to 80 GB, for one size")
     parser.add_argument("--cards", action="store_true", help="instead: what each layer takes, on simulated cards")
+    parser.add_argument("--launch", action="store_true", help="instead: the host's time for a launch, without a card")
     parser.add_argument(
         "--page", action="store_true", help="instead: the start of ComfyUI's page, with the pack and without"
     )
@@ -58,6 +59,8 @@ def main(arguments: list[str]) -> int:
         return _fit(options, arguments)
     if options.cards:
         return _cards(options, arguments)
+    if options.launch:
+        return _launch(options, arguments)
     if options.page:
         return _page(options, arguments)
     every = attention.cases(device, flex=options.flex or device.type == "cuda")
@@ -177,6 +180,30 @@ def _cards(options: argparse.Namespace, arguments: list[str]) -> int:
         content["rows"] = [row.as_dict() for row in rows]
         _write(options.json, content)
     print("\n" + cards.table(rows))
+    return 0
+
+
+def _launch(options: argparse.Namespace, arguments: list[str]) -> int:
+    from . import launch  # Triton, which not every machine has
+
+    size = (options.sizes or [1024])[0]
+    found = launch.stages(size)
+    chip, triton = "".join(map(str, launch.CAPABILITY)), ".".join(map(str, launch.triton_version()))
+    print(
+        f"The host's time for one layer's attention, {size} x {size} px, radius {launch.RADIUS}, bfloat16, the fused "
+        f"kernel for sm_{chip}.\nNothing ran on a card: Triton {triton} has a driver that launches nothing. The real "
+        "driver's part and the text queries are\nnot in it.\n"
+    )
+    print(launch.table(found))
+    content: dict[str, object] = {
+        "date": date.today().isoformat(),
+        "command": "python dev.py bench " + " ".join(arguments),
+        "device": device_name(torch.device("cpu")),
+        "torch": torch.__version__,
+        "triton": triton,
+        "stages": [stage.as_dict() for stage in found],
+    }
+    _write(options.json, content)
     return 0
 
 
