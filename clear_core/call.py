@@ -94,21 +94,24 @@ def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _check_tensors(call: AttentionCall) -> None:
     query, key, value, pattern = call.query, call.key, call.value, call.pattern
-    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
-    if not query.ndim == key.ndim == value.ndim == 4:
-        raise CallError(f"query, key and value must be [batch, heads, tokens, head_dim], got {shapes}")
-    batch, heads, _, head_dim = query.shape
-    if key.shape != value.shape or (key.shape[0], key.shape[1], key.shape[3]) != (batch, heads, head_dim):
-        raise CallError(f"query, key and value must agree in batch, heads and head_dim, got {shapes}")
-    if query.shape[2] != pattern.query_tokens or key.shape[2] != pattern.key_tokens:
+    shape, seen = query.shape, key.shape
+    if not len(shape) == len(seen) == value.ndim == 4:
+        raise CallError(f"query, key and value must be [batch, heads, tokens, head_dim], got {_shapes(call)}")
+    if seen != value.shape or (seen[0], seen[1], seen[3]) != (shape[0], shape[1], shape[3]):
+        raise CallError(f"query, key and value must agree in batch, heads and head_dim, got {_shapes(call)}")
+    if shape[2] != pattern.query_tokens or seen[2] != pattern.key_tokens:
         raise CallError(
             f"the layout has {pattern.query_tokens} queries and {pattern.key_tokens} keys "
-            f"(text {pattern.layout.text}, image {pattern.layout.image}), got {shapes}"
+            f"(text {pattern.layout.text}, image {pattern.layout.image}), got {_shapes(call)}"
         )
     if not query.dtype == key.dtype == value.dtype or not query.is_floating_point():
         raise CallError(f"query, key and value need one floating dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
     if not query.device == key.device == value.device:
         raise CallError(f"query, key and value must share a device, got {query.device}, {key.device}, {value.device}")
+
+
+def _shapes(call: AttentionCall) -> str:
+    return f"query {tuple(call.query.shape)}, key {tuple(call.key.shape)}, value {tuple(call.value.shape)}"
 
 
 def _check_pooled(call: AttentionCall, pooled: Pooled) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -32,7 +33,7 @@ ReferenceView = Literal["window", "all"]
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LocalPattern:
     """What one call of local attention computes, without its tensors. Hashable, so that plans can be cached by it.
 
@@ -137,12 +138,12 @@ class LocalPattern:
     def text_key_tokens(self) -> int:
         return self.layout.text if self.text_keys else 0
 
-    @property
+    @cached_property
     def query_grids(self) -> tuple[GridTokens, ...]:
         """The image's rows and the references among the queries, in sequence order."""
         return self._grids(self.text_query_tokens, self.query_rows, self.reference_queries)
 
-    @property
+    @cached_property
     def key_grids(self) -> tuple[GridTokens, ...]:
         """The image's rows and the references among the keys, in sequence order."""
         return self._grids(self.text_key_tokens, self.key_rows, self.reference_keys)
@@ -153,18 +154,18 @@ class LocalPattern:
             grids.append(GridTokens(grid, grid.rows, grids[-1].stop if grids else text))
         return tuple(grids)
 
-    @property
+    @cached_property
     def windowed_key_grids(self) -> tuple[GridTokens, ...]:
         """The key grids that image queries see through the window. They come first; the rest is shared, as text is."""
         if self.references == "window":
             return self.key_grids
         return () if self.key_rows is None else self.key_grids[:1]
 
-    @property
+    @cached_property
     def query_tokens(self) -> int:
         return self._tokens(self.text_query_tokens, self.query_rows, self.reference_queries)
 
-    @property
+    @cached_property
     def key_tokens(self) -> int:
         return self._tokens(self.text_key_tokens, self.key_rows, self.reference_keys)
 
@@ -172,22 +173,22 @@ class LocalPattern:
         image = 0 if rows is None else len(rows) * self.layout.image.width
         return text + image + (self.layout.reference_tokens if with_references else 0)
 
-    @property
+    @cached_property
     def query_slices(self) -> TokenSlices:
         """Text, image rows and references among the queries."""
         return _slices(self.text_query_tokens, self.query_rows, self.query_grids)
 
-    @property
+    @cached_property
     def key_slices(self) -> TokenSlices:
         """Text, image rows and references among the keys."""
         return _slices(self.text_key_tokens, self.key_rows, self.key_grids)
 
-    @property
+    @cached_property
     def shared_references(self) -> slice:
         """The references among the keys that every image query sees completely; empty unless `references` is "all"."""
         return slice(_end(self.windowed_key_grids, self.text_key_tokens), self.key_tokens)
 
-    @property
+    @cached_property
     def shared_keys(self) -> int:
         """How many keys every image and reference query sees: text, down-sampled tokens, shared references."""
         references = self.shared_references
