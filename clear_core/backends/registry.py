@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Final
 
@@ -84,31 +85,29 @@ def choose_backend(call: AttentionCall, name: str = AUTO, backends: Sequence[Bac
 
 def _fastest(call: AttentionCall, backends: Sequence[Backend]) -> Choice:
     kind = "cpu" if call.query.device.type == "cpu" else "gpu"
-    able: list[tuple[float, Backend, Cost]] = []
-    refused: list[tuple[float, str]] = []
+    candidates: list[tuple[float, Backend, Cost]] = []
     absent: list[tuple[float, str]] = []
     for backend in backends:
         cost = COSTS.get((backend.name, kind))
         if cost is None:
             continue
         missing = backend.unavailable()
-        if missing is not None:  # it plans nothing: a plan that is never run would be made for every new size
+        if missing is None:
+            candidates.append((backend.executed_pairs(call) * cost.per_pair, backend, cost))
+        else:  # it plans nothing: a plan that is never run would be made for every new size
             absent.append((cost.per_pair, f"{backend.name}: {missing}"))
-            continue
+    candidates.sort(key=itemgetter(0))
+    refused: list[str] = []
+    for expected, backend, cost in candidates:
         refusal = backend.refusal(call)
-        expected = backend.executed_pairs(call) * cost.per_pair
-        if refusal is None:
-            able.append((expected, backend, cost))
-        else:
-            refused.append((expected, f"{backend.name}: {refusal}"))
-    if not able:
-        reasons = "; ".join(text for _, text in (*absent, *refused))
-        raise BackendError(f"No backend can run this attention call. {reasons}")
-    expected, backend, cost = min(able, key=lambda entry: entry[0])
-    dense = call.pattern.query_tokens * call.pattern.key_tokens
-    grounds = f"measured on {cost.measured_on}" if cost.measured_on else "not timed on this kind of card"
-    reason = f"about {expected / dense:.2g} of dense attention's time, {grounds}"
-    # Only backends that would have been faster are worth mentioning; of one that is absent, by the time per pair.
-    missed = [text for per_pair, text in absent if per_pair < cost.per_pair]
-    missed += [text for other, text in refused if other < expected]
-    return Choice(backend, "; ".join((reason, *missed)))
+        if refusal is not None:
+            refused.append(f"{backend.name}: {refusal}")
+            continue
+        dense = call.pattern.query_tokens * call.pattern.key_tokens
+        grounds = f"measured on {cost.measured_on}" if cost.measured_on else "not timed on this kind of card"
+        reason = f"about {expected / dense:.2g} of dense attention's time, {grounds}"
+        # Only backends that would have been faster are worth mentioning; of one that is absent, by the time per pair.
+        missed = [text for per_pair, text in absent if per_pair < cost.per_pair]
+        return Choice(backend, "; ".join((reason, *missed, *refused)))
+    reasons = "; ".join((*(text for _, text in absent), *refused))
+    raise BackendError(f"No backend can run this attention call. {reasons}")
