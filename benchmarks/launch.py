@@ -52,11 +52,11 @@ def stages(pixels: int) -> list[Stage]:
     attend = _layer(pixels // PIXELS_PER_TOKEN)
     removals: dict[str, Callable[[], Any]] = {
         "Triton: binding arguments, finding the kernel": _without_triton,
-        "tensor descriptors": lambda: patch.object(launch._Source, "descriptor", lambda source: source.tokens),
+        "tensor descriptors": lambda: patch.object(launch._Reader, "of", lambda reader, memory: memory),
         "memory for the result, views, the kernel's arguments": lambda: patch.object(TritonBackend, "run", _no_result),
         "choosing the backend": lambda: patch.object(clear_core.attention, "choose_backend", _chosen),
     }
-    with _no_card():
+    with no_card(), torch.inference_mode():  # as ComfyUI runs a model
         attend()  # compiles
         taken = [float("inf")] * (len(removals) + 1)
         for _ in range(_BATCHES):
@@ -91,7 +91,7 @@ def _microseconds(function: Callable[[], object]) -> float:
     return (time.thread_time() - started) / _CALLS * 1e6
 
 
-class _NoDriver:
+class NoDriver:
     """What Triton asks of a driver. It compiles for the chip, loads nothing and launches nothing."""
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class _NoDriver:
 
 
 @contextmanager
-def _no_card() -> Iterator[None]:
+def no_card() -> Iterator[None]:
     """Let CPU tensors go the way of a GPU's, up to a launch that does nothing."""
     import triton
 
@@ -131,7 +131,7 @@ def _no_card() -> Iterator[None]:
         stack.enter_context(patch.object(backend, "attend_text", lambda call, result: None))
         stack.enter_context(patch("clear_core.backends.triton.config.chip_of", lambda device: chip))
         driver: Any = triton.runtime.driver
-        driver.set_active(_NoDriver())  # for good: without a card there is none to go back to
+        driver.set_active(NoDriver())  # for good: without a card there is none to go back to
         for each in registry.BACKENDS:
             each.__init__()  # nothing that a backend found out before
         try:
@@ -143,9 +143,14 @@ def _no_card() -> Iterator[None]:
 
 @contextmanager
 def _without_triton() -> Iterator[None]:
+    from triton.compiler import CompiledKernel
+
     from clear_core.backends.triton import kernel
 
-    with patch.object(type(kernel.window_kernel), "run", lambda *arguments, **options: None):
+    with (
+        patch.object(type(kernel.window_kernel), "run", lambda *arguments, **options: None),
+        patch.object(CompiledKernel, "__getitem__", lambda compiled, grid: lambda *arguments: None),
+    ):
         yield
 
 

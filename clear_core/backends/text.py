@@ -20,11 +20,11 @@ _FEWEST_KEYS = 2048  # of a part: below, merging takes as long as the part
 
 def empty_result(call: AttentionCall) -> AttentionResult:
     """Uninitialised memory for the result of a call."""
-    tokens, device = call.pattern.query_tokens, call.query.device
-    out = torch.empty(call.batch, tokens, call.heads * call.head_dim, device=device, dtype=call.query.dtype)
+    query, tokens = call.query, call.pattern.query_tokens
+    out = query.new_empty(call.batch, tokens, call.heads * call.head_dim)
     if not call.return_lse:
         return AttentionResult(out, None)
-    return AttentionResult(out, torch.empty(call.batch, call.heads, tokens, device=device, dtype=torch.float32))
+    return AttentionResult(out, query.new_empty(call.batch, call.heads, tokens, dtype=torch.float32))
 
 
 def key_splits(blocks: int, multiprocessors: int, keys: int) -> int:

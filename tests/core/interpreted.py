@@ -291,8 +291,8 @@ def test_pooled_keys_are_read_where_they_are() -> None:
     call = make_call(LocalPattern.whole(layout, Window(3)), factor=4)
     kernel = WindowKernel(call, POINTERS)
     assert call.pooled is not None
-    assert kernel._extra.key.data_ptr() == call.pooled.key.data_ptr()
-    assert kernel._extra.value.data_ptr() == call.pooled.value.data_ptr()
+    assert kernel._extra[0].data_ptr() == call.pooled.key.data_ptr()
+    assert kernel._extra[1].data_ptr() == call.pooled.value.data_ptr()
 
 
 def test_a_triton_without_descriptors_reads_by_computed_addresses(monkeypatch: pytest.MonkeyPatch) -> None:

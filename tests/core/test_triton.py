@@ -41,6 +41,13 @@ def test_the_kernel_is_the_reference_in_the_interpreter() -> None:
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
 
 
+def test_what_is_kept_for_later_launches_is_what_triton_would_do() -> None:
+    run = python(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(HERE / "launches.py"), interpret=False
+    )
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
+
+
 def test_every_configuration_compiles_for_every_chip_within_its_limits() -> None:
     run = python(str(HERE / "compile_kernels.py"), interpret=False)
     assert run.returncode == 0, run.stderr[-3000:]

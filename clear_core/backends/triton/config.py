@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ...cache import BoundedCache
-
 _RDNA3 = "gfx11"
 
 
@@ -49,12 +47,15 @@ class Configs:
     """The configurations of this machine's devices, found once: a call on a GPU is short."""
 
     def __init__(self) -> None:
-        self._found: BoundedCache[tuple[torch.device, int], KernelConfig] = BoundedCache(64)
+        self._found: dict[tuple[torch.device, int], KernelConfig] = {}
 
     def of(self, tensor: torch.Tensor) -> KernelConfig:
         """The configuration for a tensor's device and dtype."""
-        size = tensor.element_size()
-        return self._found.get((tensor.device, size), lambda: config_for(chip_of(tensor.device), size))
+        key = (tensor.device, tensor.element_size())
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = config_for(chip_of(key[0]), key[1])
+        return found
 
 
 def config_for(chip: Chip, element_size: int) -> KernelConfig:

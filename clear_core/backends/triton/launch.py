@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ...call import AttentionCall, AttentionResult
 from ...layout import GridTokens
-from .config import KernelConfig
+from .config import KernelConfig, triton_version
 from .tile_plan import TilePlan
 
 _LOG2_E = math.log2(math.e)
+_ALIGNMENT = 16  # bytes: what the tensor memory accelerator requires, and what Triton compiles different kernels for
+_WITHOUT_EXTRA = 5  # sources: queries, keys, values, keys and values of the text
 
 
 class _KeyValue(NamedTuple):
@@ -36,16 +38,7 @@ class WindowKernel:
         self._call, self._config = call, config
         self._query = _last_contiguous(call.query)
         self._keys = _KeyValue(_last_contiguous(call.key), _last_contiguous(call.value))
-        self._text = self._keys.cut(call.pattern.key_slices.text)
-        self._extra = self._keys.cut(call.pattern.shared_references)
-        if call.pooled is not None and not self._extra.key.shape[2]:
-            # As they are: they may be a sixteenth of a large image, and every band of it would copy them.
-            self._extra = _KeyValue(_last_contiguous(call.pooled.key), _last_contiguous(call.pooled.value))
-        elif call.pooled is not None:
-            self._extra = _KeyValue(
-                torch.cat((call.pooled.key, self._extra.key), dim=2),
-                torch.cat((call.pooled.value, self._extra.value), dim=2),
-            )
+        self._extra = _extra_tokens(call, self._keys)
 
     def launch(
         self, queries: GridTokens, keys: GridTokens, plan: TilePlan, target: AttentionResult, *, lists: bool
@@ -54,53 +47,149 @@ class WindowKernel:
 
         target: out and lse (or None) at the first of these queries.
         """
-        from . import kernel  # Triton is heavy, and not everywhere
+        call, (out, lse) = self._call, target
+        tokens = (self._query, *self._keys, *self._extra)
+        others = (plan.ranges, plan.boxes, out, out if lse is None else lse)
+        addresses = [tensor.data_ptr() for tensor in (*tokens, *others)]
 
-        call, config, none = self._call, self._config, slice(0, 0)
-        text, extra = (self._text, self._extra) if lists else (self._keys.cut(none), self._keys.cut(none))
-        window = self._keys.cut(keys.span)
+        def prepare() -> _Launch:
+            return self._prepare(queries, keys, plan, target, lists=lists)
+
+        if any(address % _ALIGNMENT for address in addresses):  # rare; what Triton compiles depends on which they are
+            launch = prepare()
+        else:
+            launch = call.pattern.remembered(
+                (
+                    *(queries.start, keys.start, lists, self._config, call.scale),
+                    *(call.query.device, call.query.dtype, call.query.shape, out.stride()),
+                    *[tensor.stride() for tensor in tokens],
+                    *[tensor.dtype for tensor in self._extra],
+                    None if lse is None else lse.stride(),
+                ),
+                prepare,
+            )
+        with _current(call.query.device):
+            launch(tokens, addresses, others)
+
+    def _prepare(
+        self, queries: GridTokens, keys: GridTokens, plan: TilePlan, target: AttentionResult, *, lists: bool
+    ) -> _Launch:
+        call, config, pattern, (out, lse) = self._call, self._config, self._call.pattern, target
+        text, extra = pattern.text_key_tokens, pattern.shared_keys - pattern.text_key_tokens
+        tokens = (self._query, *self._keys, *self._extra)
+        # Of which tensor, which tokens: the window's first, then the lists; text comes first among the keys. An empty
+        # list is not read, but its address and its length must be valid.
+        listed = [(1, slice(0, max(1, text))), (2, slice(0, max(1, text)))]
+        listed += [(3, slice(0, extra)), (4, slice(0, extra))] if self._extra else listed
+        places = [(0, queries.span), (1, keys.span), (2, keys.span), *listed]
+        blocks = (config.tile, config.box, config.box, *[(config.block,)] * 4)
+        shapes = (queries.shape, keys.shape, keys.shape, *((span.stop,) for _, span in listed))
         sources = [
-            _Source(self._query[:, :, queries.span], queries.shape, config.tile),
-            *(_Source(tokens, keys.shape, config.box) for tokens in window),
-            *(_list_source(tokens, other, config.block) for tokens, other in zip(text, window, strict=True)),
-            *(_list_source(tokens, other, config.block) for tokens, other in zip(extra, window, strict=True)),
+            _Source(tokens[index][:, :, span], shape, block)
+            for (index, span), shape, block in zip(places, shapes, blocks, strict=True)
         ]
         tma = config.descriptors and all(source.fits_descriptor() for source in sources)
-        out, lse = target
-        window_kernel: Any = kernel.window_kernel
-        with _current(call.query.device):
-            window_kernel[(plan.tiles, call.batch * call.heads)](
-                *(source.descriptor() if tma else source.tokens for source in sources),
-                plan.ranges,
-                plan.boxes,
-                out,
-                out if lse is None else lse,
+        readers = [
+            _Reader(
+                index, span, source.tokens.data_ptr() - tokens[index].data_ptr(), source.descriptor() if tma else None
+            )
+            for (index, span), source in zip(places, sources, strict=True)
+        ]
+        return _Launch(
+            (plan.tiles, call.batch * call.heads, 1),
+            readers if self._extra else readers[:_WITHOUT_EXTRA],
+            (
                 *(stride for source in sources for stride in source.tokens.stride()[:3]),
                 *out.stride()[:2],
                 *((0, 0) if lse is None else lse.stride()[:2]),
-                text.key.shape[2],
-                extra.key.shape[2],
+                *((text, extra) if lists else (0, 0)),
                 *queries.shape,
                 *keys.shape,
                 queries.rows.start,
                 keys.rows.start,
                 queries.grid.height,
                 keys.grid.height,
-                call.pattern.window.radius,
+                pattern.window.radius,
                 call.scale * _LOG2_E,
-                HEADS=call.heads,
-                D=call.head_dim,
-                TILE_H=config.tile[0],
-                TILE_W=config.tile[1],
-                KEY_H=config.box[0],
-                KEY_W=config.box[1],
-                BLOCK=config.block,
-                TMA=tma,
-                IEEE=self._query.dtype == torch.float32,
-                LSE=lse is not None,
-                num_warps=config.warps,
-                num_stages=config.stages,
-            )
+                call.heads,
+                call.head_dim,
+                *config.tile,
+                *config.box,
+                config.block,
+                tma,
+                call.query.dtype == torch.float32,
+                lse is not None,
+            ),
+            {"num_warps": config.warps, "num_stages": config.stages},
+        )
+
+
+class _Launch:
+    """All of a launch but the tensors, for tensors of one kind: shapes, strides, dtypes, addresses that are aligned.
+
+    To find the kernel that it compiled for such arguments, Triton looks at each of them in every launch, which takes
+    longer than all else here. What it goes by is the same for every launch of one object: the kernel is kept.
+    """
+
+    def __init__(
+        self, grid: tuple[int, int, int], readers: list[_Reader], rest: tuple[object, ...], options: dict[str, int]
+    ) -> None:
+        """rest: the arguments behind the tensors."""
+        self._grid, self._readers, self._rest, self._options = grid, readers, rest, options
+        self._compiled: Any = None
+
+    def __call__(self, tokens: tuple[Tensor, ...], addresses: list[int], others: tuple[Tensor, ...]) -> None:
+        """tokens: of queries, keys, values, extra keys and values. addresses: theirs. others: the tensors behind."""
+        if self._compiled is not None:
+            memory = [_At(addresses[reader.index] + reader.offset) for reader in self._readers]
+            self._compiled[self._grid](*self._arguments(memory, others))
+            return
+        from . import kernel  # Triton is heavy, and not everywhere
+
+        window_kernel: Any = kernel.window_kernel
+        views = [tokens[reader.index][:, :, reader.span] for reader in self._readers]
+        compiled = window_kernel[self._grid](*self._arguments(views, others), **self._options)
+        if _takes_all_arguments():
+            self._compiled = compiled
+
+    def _arguments(self, memory: Sequence[Tensor | _At], others: tuple[Tensor, ...]) -> tuple[object, ...]:
+        sources = [reader.of(part) for reader, part in zip(self._readers, memory, strict=True)]
+        if len(sources) == _WITHOUT_EXTRA:
+            sources += sources[-2:]  # the text's: without extra tokens nothing is read there
+        return (*sources, *others, *self._rest)
+
+
+class _At:
+    """Memory, as Triton's launch asks for it. A view of a tensor takes ten times as long to make."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+class _Reader:
+    """How the kernel reads a part of a tensor: by address, or through a descriptor.
+
+    index: of the tensor. span: which of its tokens. offset: of their address, in bytes. descriptor: one that Triton has
+    checked, for other tokens of this kind.
+    """
+
+    def __init__(self, index: int, span: slice, offset: int, descriptor: Any) -> None:
+        self.index, self.span, self.offset = index, span, offset
+        self._type = type(descriptor)
+        self._fields = None if descriptor is None else {**vars(descriptor), "base": None}
+
+    def of(self, memory: Tensor | _At) -> Any:
+        """The argument for memory of this kind."""
+        if self._fields is None:
+            return memory
+        made = object.__new__(self._type)  # without the checks, which take ten times as long
+        made.__dict__.update(self._fields, base=memory)
+        return made
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,10 +225,24 @@ class _Source:
         yield token
 
 
-def _list_source(tokens: Tensor, other: Tensor, block: int) -> _Source:
-    """A list as a source. An empty one is never read, but its address must be valid: the first token of `other`."""
-    present = tokens if tokens.shape[2] else other[:, :, :1]
-    return _Source(present, (present.shape[2],), (block,))
+def _takes_all_arguments() -> bool:
+    """Whether a compiled kernel takes what Triton's own launch passes on to it: every argument, constants included.
+
+    So from 3.3 on; later versions are not known yet. On AMD kernels also depend on how large a tensor's memory is.
+    """
+    return (3, 3) <= triton_version() < (3, 10) and torch.version.hip is None
+
+
+def _extra_tokens(call: AttentionCall, keys: _KeyValue) -> tuple[Tensor, ...]:
+    """Keys and values beside the text that every query sees; nothing where there are none."""
+    references, pooled = call.pattern.shared_references, call.pooled
+    shared = keys.cut(references) if references.stop > references.start else ()
+    if pooled is None:
+        return shared
+    if not shared:
+        # As they are: they may be a sixteenth of a large image, and every band of it would copy them.
+        return _last_contiguous(pooled.key), _last_contiguous(pooled.value)
+    return tuple(torch.cat(tensors, dim=2) for tensors in zip((pooled.key, pooled.value), shared, strict=True))
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
