@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import comfy.model_management
@@ -129,6 +130,11 @@ def attention_override(
     run_log: RunLog,
     previous: Callable[..., Any] | None,
 ) -> Callable[..., Any]:
+    @lru_cache(maxsize=4)  # image sizes in turn, as in stages
+    def pattern_of(layout: TokenLayout, cells: int) -> LocalPattern:
+        """One object for all layers: it remembers their plans and launches, which a new one would look for again."""
+        return LocalPattern.whole(layout, settings.window, references=settings.references, pooled=cells)
+
     def clear_attention(func: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Any:
         # Steps at high resolution are long: look for a cancelled prompt in every layer.
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -140,7 +146,7 @@ def attention_override(
                 tally.layer(call.options)
         if call.frame is not None and call.options.get(STEP) is not None:
             return attend_in_bands(settings, pooling, run_log, call, call.options[STEP])
-        outcome = _attend(settings, pooling, run_log, call)
+        outcome = _attend(settings, pooling, pattern_of, run_log, call)
         if isinstance(outcome, Tensor):
             return outcome
         if outcome.reason:
@@ -163,6 +169,7 @@ class _Dense:
 def _attend(
     settings: ClearSettings,
     pooling: Pooling | None,
+    pattern_of: Callable[[TokenLayout, int], LocalPattern],
     run_log: RunLog,
     call: HostAttentionCall,
 ) -> Tensor | _Dense:
@@ -180,7 +187,8 @@ def _attend(
         return _Dense(asked, asked=True, gain=gain)
     pooled = None if pooling is None else _pooled(call, layout, pooling(call.block))
     try:
-        return _attend_locally(settings, run_log, call, layout, pooled)
+        pattern = pattern_of(layout, 0 if pooled is None else pooled.tokens)
+        return _attend_locally(settings, run_log, call, pattern, pooled)
     except CallError as error:
         return _Dense(str(error), gain=gain)
     except BackendError as error:
@@ -190,11 +198,10 @@ def _attend(
 
 
 def _attend_locally(
-    settings: ClearSettings, run_log: RunLog, call: HostAttentionCall, layout: TokenLayout, pooled: Pooled | None
+    settings: ClearSettings, run_log: RunLog, call: HostAttentionCall, pattern: LocalPattern, pooled: Pooled | None
 ) -> Tensor:
     """The call's result through the window. Raises CallError or BackendError where no backend can compute it."""
-    cells = 0 if pooled is None else pooled.tokens
-    pattern = LocalPattern.whole(layout, settings.window, references=settings.references, pooled=cells)
+    layout = pattern.layout
     scale = call.scale_gain * softmax_scale(
         call.query.shape[-1], layout.tokens, proportional=settings.proportional, down_factor=settings.down_factor
     )
