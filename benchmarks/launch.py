@@ -52,7 +52,7 @@ def stages(pixels: int) -> list[Stage]:
     attend = _layer(pixels // PIXELS_PER_TOKEN)
     removals: dict[str, Callable[[], Any]] = {
         "Triton: binding arguments, finding the kernel": _without_triton,
-        "tensor descriptors": lambda: patch.object(launch._Reader, "of", lambda reader, memory: memory),
+        "tensor descriptors": lambda: patch.object(launch.Reader, "of", lambda reader, memory: memory),
         "memory for the result, views, the kernel's arguments": lambda: patch.object(TritonBackend, "run", _no_result),
         "choosing the backend": lambda: patch.object(clear_core.attention, "choose_backend", _chosen),
     }

@@ -123,7 +123,7 @@ def _backends(cards: Cards, package: str) -> Iterator[None]:
     on_device = importlib.import_module(f"{package}.on_device")
 
     def launched(kernel: Any, queries: Any, keys: Any, plan: Any, target: Any, *, lists: bool) -> None:
-        tensors = (kernel._query, *kernel._keys, *kernel._extra, plan.ranges, plan.boxes, *target)
+        tensors = (*kernel._tokens, plan.ranges, plan.boxes, *target)
         cards.mode.launch(WINDOW_KERNEL, *(tensor for tensor in tensors if tensor is not None))
 
     def kept(cache: Any, key: Any, used_with: Tensor, make: Callable[[], Any]) -> Any:
@@ -134,7 +134,7 @@ def _backends(cards: Cards, package: str) -> Iterator[None]:
         stack.enter_context(patch.object(on_device.DeviceCache, "get", kept))
         stack.enter_context(patch.object(launch.WindowKernel, "launch", launched))
         stack.enter_context(patch.object(triton, "unavailable", lambda backend: None))
-        stack.enter_context(patch.object(triton, "self_test_failure", lambda backend, variant: None))
+        stack.enter_context(patch.object(triton, "self_test_failure", lambda backend, variant, **_: None))
         for backend in registry.BACKENDS:
             backend.__init__()
         try:

@@ -35,6 +35,10 @@ class Backend(Protocol):
         """(query, key) pairs it computes, or would compute: those in the window and the padding of its tiles."""
         ...
 
+    def remark(self, call: AttentionCall) -> str | None:
+        """What does not run as it should within this backend, with its name and the reason; None if all does."""
+        ...
+
     def run(self, call: AttentionCall) -> AttentionResult:
         """Compute the call. Only used when `unavailable` and `refusal` both return None."""
         ...

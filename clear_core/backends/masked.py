@@ -38,6 +38,9 @@ class MaskedBackend:
             return f"its mask would take {size / 2**20:,.0f} MB; it takes up to {_LARGEST_MASK / 2**20:.0f} MB"
         return pooled_mask_refusal(call)
 
+    def remark(self, call: AttentionCall) -> str | None:
+        return None
+
     def executed_pairs(self, call: AttentionCall) -> int:
         queries, keys = _sizes(call)
         return queries * keys

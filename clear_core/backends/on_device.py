@@ -41,6 +41,11 @@ def tensor_bytes(tensor: Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
+def multiprocessors(device: torch.device) -> int:
+    """0 for a CPU, whose few cores always have enough to do."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
+
+
 def place_of(tensor: Tensor) -> tuple[torch.device, int] | None:
     """A tensor's device and the stream that works there. None for a subclass, such as a fake tensor.
 

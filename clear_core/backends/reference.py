@@ -25,6 +25,9 @@ class ReferenceBackend:
     def refusal(self, call: AttentionCall) -> str | None:
         return pooled_mask_refusal(call)
 
+    def remark(self, call: AttentionCall) -> str | None:
+        return None
+
     def executed_pairs(self, call: AttentionCall) -> int:
         return call.pattern.query_tokens * (call.pattern.key_tokens + call.pattern.pooled)
 

@@ -80,7 +80,7 @@ def choose_backend(call: AttentionCall, name: str = AUTO, backends: Sequence[Bac
     reason = known[name].unavailable() or known[name].refusal(call)
     if reason is not None:
         raise BackendError(f"The backend {name!r} cannot run this attention call. {name}: {reason}")
-    return Choice(known[name], "as asked")
+    return Choice(known[name], "; ".join(filter(None, ("as asked", known[name].remark(call)))))
 
 
 def _fastest(call: AttentionCall, backends: Sequence[Backend]) -> Choice:
@@ -108,6 +108,6 @@ def _fastest(call: AttentionCall, backends: Sequence[Backend]) -> Choice:
         reason = f"about {expected / dense:.2g} of dense attention's time, {grounds}"
         # Only backends that would have been faster are worth mentioning; of one that is absent, by the time per pair.
         missed = [text for per_pair, text in absent if per_pair < cost.per_pair]
-        return Choice(backend, "; ".join((reason, *missed, *refused)))
+        return Choice(backend, "; ".join(filter(None, (reason, *missed, *refused, backend.remark(call)))))
     reasons = "; ".join((*(text for _, text in absent), *refused))
     raise BackendError(f"No backend can run this attention call. {reasons}")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..call import AttentionCall, AttentionResult
 from ..softmax import dense_attention, split_attention
+from .on_device import multiprocessors
 
 _QUERY_BLOCK = 128  # queries of one program in flash kernels for head_dim 128
 _WAVES = 2  # programs for each multiprocessor that even out their ends
@@ -51,15 +52,10 @@ def attend_text(call: AttentionCall, result: AttentionResult) -> None:
 def _attend(call: AttentionCall, query: Tensor, bias: Tensor | None) -> AttentionResult:
     if bias is None:
         blocks = call.batch * call.heads * -(-query.shape[2] // _QUERY_BLOCK)
-        splits = key_splits(blocks, _multiprocessors(query.device), call.key.shape[2])
+        splits = key_splits(blocks, multiprocessors(query.device), call.key.shape[2])
         parts = split_attention(query, call.key, call.value, call.scale, splits) if splits > 1 else None
         if parts is not None:
             return parts
     return dense_attention(
         query, call.key, call.value, call.scale, bias, return_lse=call.return_lse, budget=call.budget
     )
-
-
-def _multiprocessors(device: torch.device) -> int:
-    """0 for a CPU, whose few cores always have enough to do."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0

@@ -143,7 +143,7 @@ HALF = KernelVariant(torch.device("cpu"), torch.float16, 16, 2, return_lse=True)
 
 
 def test_a_kernel_that_fails_its_self_test_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clear_core.backends.triton.launch._LOG2_E", 1.0)
+    monkeypatch.setattr("clear_core.backends.triton.launch.LOG2_E", 1.0)
     failure = TritonBackend().self_test_failure(HALF)
     assert failure is not None
     assert "its self-test failed on this card: relative error" in failure
@@ -157,7 +157,7 @@ def spoiled(spoil: Callable[[AttentionCall, AttentionResult], None]) -> str | No
         spoil(call, result)
         return result
 
-    return SelfTest(run).failure(HALF)
+    return SelfTest.of(run).failure(HALF)
 
 
 def edge(index: int, *, columns: bool = False) -> Callable[[AttentionCall, AttentionResult], None]:
@@ -200,7 +200,7 @@ def test_a_kernel_that_does_not_compile_is_refused(monkeypatch: pytest.MonkeyPat
     def broken(*_: object) -> None:
         raise RuntimeError("no such instruction\nand more")
 
-    monkeypatch.setattr(TritonBackend, "run", broken)
+    monkeypatch.setattr(TritonBackend, "launch", broken)
     failure = TritonBackend().self_test_failure(HALF)
     assert failure == "its kernel does not run on this card (RuntimeError: no such instruction)"
 
@@ -214,7 +214,7 @@ def test_a_failure_that_passes_is_not_remembered(words: str) -> None:
             raise failures.pop()
         return ReferenceBackend().run(call)
 
-    test = SelfTest(run)
+    test = SelfTest.of(run)
     assert test.failure(HALF) == f"its self-test could not run this time (RuntimeError: {words})"
     assert test.failure(HALF) is None
 
@@ -226,7 +226,7 @@ def test_no_room_for_the_self_test_is_an_out_of_memory_error() -> None:
         raise torch.OutOfMemoryError("none left")
 
     with pytest.raises(torch.OutOfMemoryError):
-        SelfTest(run).failure(HALF)
+        SelfTest.of(run).failure(HALF)
 
 
 @pytest.mark.parametrize("config", [POINTERS, DESCRIPTORS], ids=["pointers", "descriptors"])

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.launch import NoDriver, no_card
 from clear_core.backends.triton import launch
 from clear_core.backends.triton.backend import TritonBackend
-from clear_core.backends.triton.config import KernelConfig, has_descriptors
+from clear_core.backends.triton.config import Chip, KernelConfig, has_descriptors, specialised_config, triton_version
 from clear_core.call import AttentionCall
 from clear_core.layout import Band, Grid, TokenLayout
 from clear_core.pattern import LocalPattern
@@ -28,7 +28,12 @@ from clear_core.window import Window
 
 POINTERS = KernelConfig((4, 8), (4, 4), 16, 4, 1, descriptors=False)
 DESCRIPTORS = replace(POINTERS, descriptors=True)
-CONFIGS = [POINTERS, *([DESCRIPTORS] if has_descriptors() else [])]
+HOPPER = KernelConfig((8, 16), (8, 8), 64, 4, 3, descriptors=True, specialised=True)
+CONFIGS = {
+    "pointers": POINTERS,
+    **({"descriptors": DESCRIPTORS} if has_descriptors() else {}),
+    **({"hopper": HOPPER} if specialised_config(Chip((9, 0), triton=triton_version()), 2) else {}),
+}
 # 8 text tokens: the log-sum-exp of the image behind them is aligned.
 WHOLE = LocalPattern.whole(TokenLayout(8, Grid(9, 12)), Window(3))
 PATTERNS = {
@@ -96,7 +101,7 @@ def launches_of(driver: Recorder, run: Callable[[], object]) -> list[list[object
     return driver.launches
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["pointers", "descriptors"][: len(CONFIGS)])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 def test_later_launches_hand_over_what_the_first_one_did(
     driver: Recorder, monkeypatch: pytest.MonkeyPatch, pattern: LocalPattern, config: KernelConfig
@@ -159,7 +164,7 @@ def test_a_kernel_is_kept_for_one_kind_of_tensors(driver: Recorder) -> None:
     seen = []
     for name, other in others.items():
         backend.launch(other, replace(POINTERS, block=32) if name == "configuration" else POINTERS)
-        seen.append(sum(isinstance(found, launch._Launch) for found in pattern._remembered.values()))
+        seen.append(sum(isinstance(found, launch.Launch) for found in pattern._remembered.values()))
     assert seen == list(range(1, len(others) + 1))
 
 
@@ -178,7 +183,7 @@ def test_a_triton_that_is_not_known_launches_itself(driver: Recorder, monkeypatc
 def test_a_launch_keeps_no_tensor(driver: Recorder) -> None:
     pattern = replace(WHOLE)
     call = make_call(pattern)
-    for config in CONFIGS:
+    for config in CONFIGS.values():
         for _ in range(2):
             TritonBackend().launch(call, config)
     storage = weakref.ref(call.query.untyped_storage())

@@ -227,7 +227,7 @@ def test_text_queries_over_parts_of_the_keys_are_the_reference(
         return split_attention(*given)
 
     monkeypatch.setattr("clear_core.backends.text.split_attention", watched)
-    monkeypatch.setattr("clear_core.backends.text._multiprocessors", lambda _: 4)
+    monkeypatch.setattr("clear_core.backends.text.multiprocessors", lambda _: 4)
     monkeypatch.setattr("clear_core.backends.text._FEWEST_KEYS", 50)
     pattern = LocalPattern.whole(TokenLayout(11, Grid(14, 15)), Window(4))
     query, key, value = tensors(pattern)

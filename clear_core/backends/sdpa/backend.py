@@ -54,6 +54,9 @@ class SdpaBackend:
     def refusal(self, call: AttentionCall) -> str | None:
         return pooled_mask_refusal(call)
 
+    def remark(self, call: AttentionCall) -> str | None:
+        return None
+
     def executed_pairs(self, call: AttentionCall) -> int:
         pattern = call.pattern
         return pattern.remembered(

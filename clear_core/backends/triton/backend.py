@@ -1,6 +1,7 @@
 """One fused kernel over tiles that it reads in place: the fast backend on cards that have Triton.
 
-Image and reference queries go through `kernel.window_kernel`, text queries through PyTorch's own dense kernels.
+Image and reference queries go through `kernel.window_kernel`, on Hopper chips through `hopper_kernel`, which passes a
+self-test of its own; text queries go through PyTorch's own dense kernels.
 Sizes and the number of text tokens are plain arguments, so a new image size compiles nothing. Each device and dtype
 must pass a self-test before its first use (`self_test`).
 
@@ -10,6 +11,7 @@ Constraints: a GPU with Triton; head_dim 16, 32, 64 or 128; radius up to 2048; n
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import torch
 
@@ -23,9 +25,11 @@ from ..geometry import Geometries
 from ..on_device import DeviceCache, place_of
 from ..text import attend_text, empty_result
 from .config import Configs, KernelConfig, interpreted
+from .hopper_launch import HopperKernel
 from .launch import WindowKernel
 from .self_test import KernelVariant, SelfTest
 from .tile_plan import GridPair, TilePlan, tile_plan
+from .trial import failure_apart
 
 _HEAD_DIMS = (16, 32, 64, 128)
 _LARGEST_RADIUS = 2048  # squares of distances around a window stay exact in float32
@@ -49,7 +53,8 @@ class TritonBackend:
             1024, as_key=lambda key: (key[0].as_key(), key[1])
         )
         self._installed: bool | None = None
-        self._self_test = SelfTest(lambda call: self.run(call))
+        self._self_test = SelfTest.of(lambda call: self.launch(call, self._configs.of(call.query)[0]))
+        self._specialised_test = SelfTest(failure_apart)
 
     def unavailable(self) -> str | None:
         if self._installed is None:  # once: a search of the whole path takes as long as a small kernel
@@ -76,29 +81,50 @@ class TritonBackend:
         if call.pattern.query_grids and not call.pattern.windowed_key_grids:
             return "there are no keys to see through the window"
         if call.query.device.type == "cuda":
-            variant = KernelVariant(call.query.device, call.query.dtype, call.head_dim, call.heads, call.return_lse)
-            return self.self_test_failure(variant)
+            return self.self_test_failure(_variant(call))
         return None
 
-    def self_test_failure(self, variant: KernelVariant) -> str | None:
-        """Why the kernel cannot be used on a device, as a clause; None where it passed its self-test."""
+    def self_test_failure(self, variant: KernelVariant, *, specialised: bool = False) -> str | None:
+        """Why a kernel cannot be used on a device, as a clause; None where it passed its self-test."""
+        if specialised:  # one for both, with and without the log-sum-exp
+            return self._specialised_test.failure(replace(variant, return_lse=False))
         return self._self_test.failure(variant)
 
+    def remark(self, call: AttentionCall) -> str | None:
+        if self._configs.of(call.query)[1] is None:
+            return None
+        failure = self.self_test_failure(_variant(call), specialised=True)
+        return None if failure is None else f"{self.name}: not its kernel for Hopper chips, because {failure}"
+
     def executed_pairs(self, call: AttentionCall, config: KernelConfig | None = None) -> int:
-        pattern, config = call.pattern, config or self._configs.of(call.query)
+        pattern, config = call.pattern, config or self.config(call)
         return pattern.remembered(
             (self, config.tile, config.box, config.block),
             lambda: self._executed.get((pattern, config), lambda: self._count_pairs(pattern, config)),
         )
 
     def run(self, call: AttentionCall) -> AttentionResult:
-        return self.launch(call, self._configs.of(call.query))
+        return self.launch(call, self.config(call))
+
+    def config(self, call: AttentionCall) -> KernelConfig:
+        """How a call is computed: by the specialised kernel where there is one and it passed its self-test."""
+        usual, specialised = self._configs.of(call.query)
+        if specialised is None or self.self_test_failure(_variant(call), specialised=True) is not None:
+            return usual
+        return specialised
+
+    def run_specialised(self, call: AttentionCall) -> AttentionResult:
+        """Run with the specialised kernel, whether it passed its self-test or not."""
+        _, specialised = self._configs.of(call.query)
+        if specialised is None:
+            raise ValueError(f"{call.query.device} has no specialised kernel")
+        return self.launch(call, specialised)
 
     def launch(self, call: AttentionCall, config: KernelConfig) -> AttentionResult:
         """Run with a configuration that need not be the default one."""
         result = empty_result(call)
         attend_text(call, result)
-        kernel = WindowKernel(call, config)
+        kernel = (HopperKernel if config.specialised else WindowKernel)(call, config)
         for queries, plans in zip(call.pattern.query_grids, self.plans_on_device(call, config), strict=True):
             lse = None if result.lse is None else result.lse[:, :, queries.span]
             target = AttentionResult(result.out[:, queries.span], lse)
@@ -155,6 +181,10 @@ class TritonBackend:
         window, device = call.pattern.window, call.query.device
         key = (pair, window, config.tile, config.box)
         return self.uploads.get(key, call.query, lambda: self._plan(pair, window, config).to(device))
+
+
+def _variant(call: AttentionCall) -> KernelVariant:
+    return KernelVariant(call.query.device, call.query.dtype, call.head_dim, call.heads, call.return_lse)
 
 
 def _empty_like(result: AttentionResult, heads: int) -> AttentionResult:

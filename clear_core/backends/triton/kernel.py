@@ -21,11 +21,11 @@ import triton
 import triton.language as tl
 
 # Far below any score, and finite: a row whose first keys are all masked must not compute inf - inf.
-_MASKED_SCORE: tl.constexpr = tl.constexpr(-1.0e15)
+MASKED_SCORE: tl.constexpr = tl.constexpr(-1.0e15)
 # Further than any grid and its window reach.
-_FAR: tl.constexpr = tl.constexpr(1000000)
-_CAP: tl.constexpr = tl.constexpr(2.0**80)
-_LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+FAR: tl.constexpr = tl.constexpr(1000000)
+CAP: tl.constexpr = tl.constexpr(2.0**80)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -177,12 +177,12 @@ def _attend_tiles(
             # score or far below; no comparison. A row of keys is squared once for its columns, a column for its rows.
             key_y = y + tl.arange(0, KEY_H)
             key_x = x + tl.arange(0, KEY_W)
-            key_y = tl.where(key_y < key_rows, key_y, _FAR).to(tl.float32)
-            key_x = tl.where(key_x < columns, key_x, _FAR).to(tl.float32)
+            key_y = tl.where(key_y < key_rows, key_y, FAR).to(tl.float32)
+            key_x = tl.where(key_x < columns, key_x, FAR).to(tl.float32)
             away_y = key_y[None, :] - q_y[:, None]
             away_x = key_x[None, :] - q_x[:, None]
-            room = (r_squared - away_y * away_y) * _CAP
-            cost = away_x * (away_x * _CAP)
+            room = (r_squared - away_y * away_y) * CAP
+            cost = away_x * (away_x * CAP)
             cap = (room[:, :, None] - cost[:, None, :]).reshape(scores.shape[0], KEY_H * KEY_W)
             scores = tl.minimum(scores, cap)
         value = _load_tile(value_source, b, h, y, x, key_rows, columns, v_b, v_h, v_n, KEY_H, KEY_W, D, TMA)
@@ -272,7 +272,7 @@ def window_kernel(
     index = tl.arange(0, M)
     query = _load_tile(query_source, b, h, row, column, query_rows, columns, q_b, q_h, q_n, TILE_H, TILE_W, D, TMA)
     acc = tl.zeros([M, D], dtype=tl.float32)
-    m_i = tl.full([M], _MASKED_SCORE, dtype=tl.float32)
+    m_i = tl.full([M], MASKED_SCORE, dtype=tl.float32)
     l_i = tl.zeros([M], dtype=tl.float32)
 
     acc, m_i, l_i = _attend_list(
@@ -312,5 +312,5 @@ def window_kernel(
         start + token[:, None] * o_n + tl.arange(0, D)[None, :], acc.to(out.dtype.element_ty), mask=inside[:, None]
     )
     if LSE:
-        value_lse = tl.where(seen, (m_i + tl.math.log2(tl.where(seen, l_i, 1.0))) * _LN2, float("-inf"))
+        value_lse = tl.where(seen, (m_i + tl.math.log2(tl.where(seen, l_i, 1.0))) * LN2, float("-inf"))
         tl.store(lse + b.to(tl.int64) * l_b + h.to(tl.int64) * l_h + token, value_lse, mask=inside)

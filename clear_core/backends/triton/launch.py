@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,9 +16,8 @@ from ...layout import GridTokens
 from .config import KernelConfig, triton_version
 from .tile_plan import TilePlan
 
-_LOG2_E = math.log2(math.e)
+LOG2_E = math.log2(math.e)
 _ALIGNMENT = 16  # bytes: what the tensor memory accelerator requires, and what Triton compiles different kernels for
-_WITHOUT_EXTRA = 5  # sources: queries, keys, values, keys and values of the text
 
 
 class _KeyValue(NamedTuple):
@@ -36,9 +35,9 @@ class WindowKernel:
 
     def __init__(self, call: AttentionCall, config: KernelConfig) -> None:
         self._call, self._config = call, config
-        self._query = _last_contiguous(call.query)
-        self._keys = _KeyValue(_last_contiguous(call.key), _last_contiguous(call.value))
-        self._extra = _extra_tokens(call, self._keys)
+        keys = _KeyValue(_last_contiguous(call.key), _last_contiguous(call.value))
+        self._extra = _extra_tokens(call, keys)
+        self._tokens = (_last_contiguous(call.query), *keys, *self._extra)
 
     def launch(
         self, queries: GridTokens, keys: GridTokens, plan: TilePlan, target: AttentionResult, *, lists: bool
@@ -48,11 +47,10 @@ class WindowKernel:
         target: out and lse (or None) at the first of these queries.
         """
         call, (out, lse) = self._call, target
-        tokens = (self._query, *self._keys, *self._extra)
-        others = (plan.ranges, plan.boxes, out, out if lse is None else lse)
-        addresses = [tensor.data_ptr() for tensor in (*tokens, *others)]
+        tensors = (*self._tokens, plan.ranges, plan.boxes, plan.geometry, out, out if lse is None else lse)
+        addresses = [tensor.data_ptr() for tensor in tensors]
 
-        def prepare() -> _Launch:
+        def prepare() -> Launch:
             return self._prepare(queries, keys, plan, target, lists=lists)
 
         if any(address % _ALIGNMENT for address in addresses):  # rare; what Triton compiles depends on which they are
@@ -62,55 +60,42 @@ class WindowKernel:
                 (
                     *(queries.start, keys.start, lists, self._config, call.scale),
                     *(call.query.device, call.query.dtype, call.query.shape, out.stride()),
-                    *[tensor.stride() for tensor in tokens],
-                    *[tensor.dtype for tensor in self._extra],
+                    *[tokens.stride() for tokens in self._tokens],
+                    *[tokens.dtype for tokens in self._extra],
                     None if lse is None else lse.stride(),
                 ),
                 prepare,
             )
         with _current(call.query.device):
-            launch(tokens, addresses, others)
+            launch(tensors, addresses)
 
     def _prepare(
         self, queries: GridTokens, keys: GridTokens, plan: TilePlan, target: AttentionResult, *, lists: bool
-    ) -> _Launch:
-        call, config, pattern, (out, lse) = self._call, self._config, self._call.pattern, target
-        text, extra = pattern.text_key_tokens, pattern.shared_keys - pattern.text_key_tokens
-        tokens = (self._query, *self._keys, *self._extra)
-        # Of which tensor, which tokens: the window's first, then the lists; text comes first among the keys. An empty
-        # list is not read, but its address and its length must be valid.
-        listed = [(1, slice(0, max(1, text))), (2, slice(0, max(1, text)))]
-        listed += [(3, slice(0, extra)), (4, slice(0, extra))] if self._extra else listed
-        places = [(0, queries.span), (1, keys.span), (2, keys.span), *listed]
-        blocks = (config.tile, config.box, config.box, *[(config.block,)] * 4)
-        shapes = (queries.shape, keys.shape, keys.shape, *((span.stop,) for _, span in listed))
-        sources = [
-            _Source(tokens[index][:, :, span], shape, block)
-            for (index, span), shape, block in zip(places, shapes, blocks, strict=True)
-        ]
+    ) -> Launch:
+        call, config, (out, lse) = self._call, self._config, target
+        sources = self._sources(queries, keys, config.tile)
         tma = config.descriptors and all(source.fits_descriptor() for source in sources)
-        readers = [
-            _Reader(
-                index, span, source.tokens.data_ptr() - tokens[index].data_ptr(), source.descriptor() if tma else None
-            )
-            for (index, span), source in zip(places, sources, strict=True)
-        ]
-        return _Launch(
+        after = len(self._tokens)  # the plan and the result come behind them
+        return Launch(
+            _window_kernel,
             (plan.tiles, call.batch * call.heads, 1),
-            readers if self._extra else readers[:_WITHOUT_EXTRA],
+            [
+                *(source.reader(self._tokens, source.descriptor() if tma else None) for source in sources),
+                *(Reader(after + index) for index in (0, 1, 3, 4)),
+            ],
             (
                 *(stride for source in sources for stride in source.tokens.stride()[:3]),
                 *out.stride()[:2],
                 *((0, 0) if lse is None else lse.stride()[:2]),
-                *((text, extra) if lists else (0, 0)),
+                *self._list_lengths(lists),
                 *queries.shape,
                 *keys.shape,
                 queries.rows.start,
                 keys.rows.start,
                 queries.grid.height,
                 keys.grid.height,
-                pattern.window.radius,
-                call.scale * _LOG2_E,
+                call.pattern.window.radius,
+                call.scale * LOG2_E,
                 call.heads,
                 call.head_dim,
                 *config.tile,
@@ -120,11 +105,32 @@ class WindowKernel:
                 call.query.dtype == torch.float32,
                 lse is not None,
             ),
-            {"num_warps": config.warps, "num_stages": config.stages},
+            {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True},
         )
 
+    def _sources(self, queries: GridTokens, keys: GridTokens, tile: tuple[int, int]) -> list[Source]:
+        """Queries, keys and values; keys and values of the text, and of the extra tokens."""
+        config, (text, extra) = self._config, self._list_lengths(True)
+        # Of which tensor, which tokens. Text comes first among the keys. An empty list is not read, but its address and
+        # its length must be valid.
+        listed = [(1, slice(0, max(1, text))), (2, slice(0, max(1, text)))]
+        listed += [(3, slice(0, extra)), (4, slice(0, extra))] if self._extra else listed
+        places = [(0, queries.span), (1, keys.span), (2, keys.span), *listed]
+        blocks = (tile, config.box, config.box, *[(config.block,)] * 4)
+        shapes = (queries.shape, keys.shape, keys.shape, *((span.stop,) for _, span in listed))
+        return [
+            Source(index, span, self._tokens[index][:, :, span], shape, block)
+            for (index, span), shape, block in zip(places, shapes, blocks, strict=True)
+        ]
 
-class _Launch:
+    def _list_lengths(self, lists: bool) -> tuple[int, int]:
+        """Text and extra tokens that every query sees."""
+        pattern = self._call.pattern
+        text = pattern.text_key_tokens
+        return (text, pattern.shared_keys - text) if lists else (0, 0)
+
+
+class Launch:
     """All of a launch but the tensors, for tensors of one kind: shapes, strides, dtypes, addresses that are aligned.
 
     To find the kernel that it compiled for such arguments, Triton looks at each of them in every launch, which takes
@@ -132,31 +138,27 @@ class _Launch:
     """
 
     def __init__(
-        self, grid: tuple[int, int, int], readers: list[_Reader], rest: tuple[object, ...], options: dict[str, int]
+        self,
+        kernel: Callable[[], Any],
+        grid: tuple[int, int, int],
+        readers: list[Reader],
+        rest: tuple[object, ...],
+        options: dict[str, int],
     ) -> None:
-        """rest: the arguments behind the tensors."""
-        self._grid, self._readers, self._rest, self._options = grid, readers, rest, options
+        """kernel: imports it, for Triton is heavy and not everywhere. rest: the arguments behind the tensors."""
+        self._kernel, self._grid, self._readers, self._rest, self._options = kernel, grid, readers, rest, options
         self._compiled: Any = None
 
-    def __call__(self, tokens: tuple[Tensor, ...], addresses: list[int], others: tuple[Tensor, ...]) -> None:
-        """tokens: of queries, keys, values, extra keys and values. addresses: theirs. others: the tensors behind."""
+    def __call__(self, tensors: tuple[Tensor, ...], addresses: list[int]) -> None:
+        """tensors: that the readers count by. addresses: theirs."""
         if self._compiled is not None:
-            memory = [_At(addresses[reader.index] + reader.offset) for reader in self._readers]
-            self._compiled[self._grid](*self._arguments(memory, others))
+            made = [reader.of(_At(addresses[reader.index] + reader.offset)) for reader in self._readers]
+            self._compiled[self._grid](*made, *self._rest)
             return
-        from . import kernel  # Triton is heavy, and not everywhere
-
-        window_kernel: Any = kernel.window_kernel
-        views = [tokens[reader.index][:, :, reader.span] for reader in self._readers]
-        compiled = window_kernel[self._grid](*self._arguments(views, others), **self._options)
+        made = [reader.of(reader.part(tensors)) for reader in self._readers]
+        compiled = self._kernel()[self._grid](*made, *self._rest, **self._options)
         if _takes_all_arguments():
             self._compiled = compiled
-
-    def _arguments(self, memory: Sequence[Tensor | _At], others: tuple[Tensor, ...]) -> tuple[object, ...]:
-        sources = [reader.of(part) for reader, part in zip(self._readers, memory, strict=True)]
-        if len(sources) == _WITHOUT_EXTRA:
-            sources += sources[-2:]  # the text's: without extra tokens nothing is read there
-        return (*sources, *others, *self._rest)
 
 
 class _At:
@@ -171,17 +173,21 @@ class _At:
         return self.address
 
 
-class _Reader:
-    """How the kernel reads a part of a tensor: by address, or through a descriptor.
+class Reader:
+    """How the kernel reads a tensor, or some of its tokens: by address, or through a descriptor.
 
-    index: of the tensor. span: which of its tokens. offset: of their address, in bytes. descriptor: one that Triton has
-    checked, for other tokens of this kind.
+    index: of the tensor. span: which of its tokens; None for all. offset: of their address, in bytes. descriptor: one
+    that Triton has checked, for other tokens of this kind.
     """
 
-    def __init__(self, index: int, span: slice, offset: int, descriptor: Any) -> None:
-        self.index, self.span, self.offset = index, span, offset
-        self._type = type(descriptor)
+    def __init__(self, index: int, span: slice | None = None, offset: int = 0, descriptor: Any = None) -> None:
+        self.index, self.offset = index, offset
+        self._span, self._type = span, type(descriptor)
         self._fields = None if descriptor is None else {**vars(descriptor), "base": None}
+
+    def part(self, tensors: tuple[Tensor, ...]) -> Tensor:
+        """What it reads of tensors of this kind."""
+        return tensors[self.index] if self._span is None else tensors[self.index][:, :, self._span]
 
     def of(self, memory: Tensor | _At) -> Any:
         """The argument for memory of this kind."""
@@ -193,15 +199,22 @@ class _Reader:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Source:
+class Source:
     """Tokens [batch, heads, n, head_dim] that the kernel reads in tiles of a grid or in blocks of a list.
 
-    shape: rows and columns of the grid, or the length of the list. block: what is read at a time.
+    index, span: they are those of tensor `index`. shape: rows and columns of the grid, or the length of the list.
+    block: what is read at a time.
     """
 
+    index: int
+    span: slice
     tokens: Tensor
     shape: tuple[int, ...]
     block: tuple[int, ...]
+
+    def reader(self, tensors: tuple[Tensor, ...], descriptor: Any) -> Reader:
+        """How the kernel reads these tokens of tensors of this kind."""
+        return Reader(self.index, self.span, self.tokens.data_ptr() - tensors[self.index].data_ptr(), descriptor)
 
     def fits_descriptor(self) -> bool:
         """Whether start and strides are aligned to 16 bytes, as the tensor memory accelerator requires."""
@@ -223,6 +236,12 @@ class _Source:
         if len(self.shape) == 2:
             yield token * self.shape[1]
         yield token
+
+
+def _window_kernel() -> Any:
+    from . import kernel
+
+    return kernel.window_kernel
 
 
 def _takes_all_arguments() -> bool:

@@ -37,12 +37,15 @@ class TilePlan:
     ranges: int32 [3, tiles]: where a tile's boxes begin, where its partial boxes begin, where they end.
     boxes: int32 [boxes, 2]: row, within the key rows present, and column of a box's first key. A partial box may
         extend beyond the grid at the far sides; the mask hides what lies there.
+    geometry: int32 [9]: rows and columns of the queries, rows and columns of the keys, the first query row and the
+        first key row within their grids, the heights of these grids, the number of tiles.
     """
 
     tile: tuple[int, int]
     box: tuple[int, int]
     ranges: Tensor
     boxes: Tensor
+    geometry: Tensor
 
     @property
     def tiles(self) -> int:
@@ -59,10 +62,11 @@ class TilePlan:
 
     @property
     def nbytes(self) -> int:
-        return self.ranges.nbytes + self.boxes.nbytes
+        return self.ranges.nbytes + self.boxes.nbytes + self.geometry.nbytes
 
     def to(self, device: torch.device) -> TilePlan:
-        return TilePlan(self.tile, self.box, upload(self.ranges, device), upload(self.boxes, device))
+        ranges, boxes, geometry = (upload(part, device) for part in (self.ranges, self.boxes, self.geometry))
+        return TilePlan(self.tile, self.box, ranges, boxes, geometry)
 
 
 class _Strips(NamedTuple):
@@ -93,7 +97,16 @@ def tile_plan(grids: GridPair, window: Window, tile: tuple[int, int], box: tuple
     """Plan one pair of grids, on the CPU. tile, box: rows and columns of a tile of queries and of a KV tile."""
     strips = _strips(grids, window, tile[0], box[0])
     boxes = _boxes(grids, window, strips, tile[1], box[1])
-    return TilePlan(tile, box, *_pack(strips.first - grids.key_rows.start, boxes))
+    ranges, corners = _pack(strips.first - grids.key_rows.start, boxes)
+    return TilePlan(tile, box, ranges, corners, _geometry(grids, ranges.shape[1]))
+
+
+def _geometry(grids: GridPair, tiles: int) -> Tensor:
+    """A plan's `geometry`."""
+    queries, keys = grids.query_rows, grids.key_rows
+    shapes = (len(queries), grids.query.width, len(keys), grids.key.width)
+    rows = (queries.start, keys.start, grids.query.height, grids.key.height)
+    return torch.tensor((*shapes, *rows, tiles), dtype=torch.int32)
 
 
 def _strips(grids: GridPair, window: Window, tile_height: int, box_height: int) -> _Strips:
