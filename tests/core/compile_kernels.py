@@ -105,10 +105,12 @@ def report_nvidia(chip: int, dtype: str, *, descriptors: bool) -> None:
 def report_amd(chip: str) -> None:
     kernel = compiled(config_for(Chip(amd=chip), 2), "bf16", GPUTarget("hip", chip, 32))
     code = kernel.asm["amdgcn"]
-    found = re.search(r"\.vgpr_spill_count: (\d+)", code)
+    found = re.search(r"\.vgpr_spill_count:\s+(\d+)", code)
+    registers = re.search(r"\.vgpr_count:\s+(\d+)", code)
     report(
         chip=chip,
         dtype="bf16",
+        registers=int(registers[1]) if registers else None,
         shared=kernel.metadata.shared,
         spilled=int(found[1]) if found else None,
         wmma=code.count("v_wmma"),

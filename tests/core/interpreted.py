@@ -255,7 +255,14 @@ def test_no_nan_comes_of_large_numbers_or_fully_masked_rows(dtype: torch.dtype) 
 
 @pytest.mark.parametrize(
     "chip",
-    [Chip((8, 0)), Chip((9, 0)), Chip((9, 0), triton=(3, 6)), Chip((9, 0), descriptors=False), Chip(amd="gfx1100")],
+    [
+        Chip((8, 0)),
+        Chip((8, 9), triton=(3, 6)),
+        Chip((9, 0)),
+        Chip((9, 0), triton=(3, 6)),
+        Chip((9, 0), descriptors=False),
+        Chip(amd="gfx1100"),
+    ],
     ids=str,
 )
 def test_the_tables_own_configurations_are_exact(chip: Chip) -> None:

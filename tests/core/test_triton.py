@@ -58,12 +58,11 @@ def test_every_configuration_compiles_for_every_chip_within_its_limits() -> None
         assert result["shared"] <= SHARED_LIMIT[result["chip"]], result
         if result["dtype"] == "fp32":
             continue  # there for exactness: speed is not its business
+        assert result["spilled"] == 0, result
         if result["chip"] == "gfx1100":
-            assert result["spilled"] <= 128 and result["wmma"] > 0, result  # no shape was found that spills none
+            assert result["wmma"] > 0, result
             continue
         assert result["narrow"] == 0, result
-        # Computed addresses take registers: 12 bytes for RTX 50xx without descriptors.
-        assert result["spilled"] <= (16 if (result["chip"], result["descriptors"]) == (120, False) else 0), result
         assert not result["serialised"], result
         if result["chip"] == 90:
             assert result["wgmma"] > 0, result

@@ -64,20 +64,24 @@ class Configs:
 def config_for(chip: Chip, element_size: int) -> KernelConfig:
     """The configuration for a chip and an element size in bytes.
 
-    It depends on nothing that changes from image to image. Chosen by what the compiler reports (no register
-    spills, or the fewest; shared memory within every chip's limit, matrix instructions not serialised), not yet by
-    timing.
+    It depends on nothing that changes from image to image. Chosen by what the compiler reports (no register spills,
+    few instructions for a key, shared memory within every chip's limit, matrix instructions not serialised), not yet
+    by timing.
     """
     if element_size == 4:  # for exactness, not for speed: IEEE products do not use the matrix units
         return KernelConfig((4, 4), (4, 4), 16, 8, 1, descriptors=False)
-    if chip.amd.startswith(_RDNA3):  # 256 registers a thread: larger tiles spill hundreds of them
-        return KernelConfig((8, 8), (4, 8), 32, 8, 2, descriptors=False)
+    if chip.amd.startswith(_RDNA3):  # 256 registers a thread: larger tiles, boxes or blocks spill up to 150 of them
+        return KernelConfig((8, 8), (4, 4), 16, 8, 2, descriptors=False)
     # A quarter fewer instructions for a key, for 2% more keys. Triton 3.8 and 3.9 would serialise the products.
     if chip.capability == (9, 0) and chip.descriptors and (3, 4) <= chip.triton < (3, 8):
         return KernelConfig((8, 16), (8, 16), 128, 8, 2, descriptors=True)
-    # Computed addresses take registers, which on consumer chips (12.0) do not suffice for the larger boxes.
+    registers_suffice = chip.triton >= (3, 5)  # its code for consumer chips and for computed addresses needs fewer
     if chip.capability >= (9, 0) and (chip.descriptors or chip.capability < (12, 0)):
-        return KernelConfig((8, 16), (8, 8), 64, 8, 3, descriptors=chip.descriptors)
+        stages = 3 if chip.capability < (12, 0) or registers_suffice else 2
+        return KernelConfig((8, 16), (8, 8), 64, 8, stages, descriptors=chip.descriptors)
+    if chip.capability >= (8, 0):
+        box, block = ((8, 8), 64) if registers_suffice else ((4, 8), 32)
+        return KernelConfig((8, 16), box, block, 8, 2, descriptors=False)
     return KernelConfig((8, 16), (4, 8), 64, 8, 2, descriptors=False)
 
 

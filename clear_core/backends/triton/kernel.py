@@ -44,19 +44,21 @@ def _load_tile(
     W: tl.constexpr,
     D: tl.constexpr,
     TMA: tl.constexpr,
+    INSIDE: tl.constexpr,
 ):
-    """H x W tokens from row y, column x: [H * W, D]. Outside the grid: zeros."""
+    """H x W tokens from row y, column x: [H * W, D]. Beyond the last row or column: zeros. INSIDE: there are none."""
     if TMA:
         return source.load([b, h, y, x, 0]).reshape(H * W, D)
     else:
         index = tl.arange(0, H * W)
-        yy = y + index // W
-        xx = x + index % W
-        inside = (yy >= 0) & (yy < rows) & (xx >= 0) & (xx < columns)
         # 64 bits for where the tile begins, 32 within it: an 8K image has more elements than 32 bits count.
         start = source + b.to(tl.int64) * s_b + h.to(tl.int64) * s_h + (y * columns + x).to(tl.int64) * s_n
-        offsets = (index // W * columns + index % W) * s_n
-        return tl.load(start + offsets[:, None] + tl.arange(0, D)[None, :], mask=inside[:, None], other=0.0)
+        offsets = ((index // W * columns + index % W) * s_n)[:, None] + tl.arange(0, D)[None, :]
+        if INSIDE:
+            return tl.load(start + offsets)
+        else:
+            inside = (index // W < rows - y) & (index % W < columns - x)
+            return tl.load(start + offsets, mask=inside[:, None], other=0.0)
 
 
 @triton.jit
@@ -170,7 +172,7 @@ def _attend_tiles(
     for box in range(begin, end):
         y = tl.load(boxes + 2 * box)
         x = tl.load(boxes + 2 * box + 1)
-        key = _load_tile(key_source, b, h, y, x, key_rows, columns, k_b, k_h, k_n, KEY_H, KEY_W, D, TMA)
+        key = _load_tile(key_source, b, h, y, x, key_rows, columns, k_b, k_h, k_n, KEY_H, KEY_W, D, TMA, not MASKED)
         scores = _qk(query, key, IEEE)
         if MASKED:
             # Visible: |q - k|^2 <= r^2 - 1. The sign of what is left decides, so a score is capped at far above any
@@ -185,7 +187,7 @@ def _attend_tiles(
             cost = away_x * (away_x * CAP)
             cap = (room[:, :, None] - cost[:, None, :]).reshape(scores.shape[0], KEY_H * KEY_W)
             scores = tl.minimum(scores, cap)
-        value = _load_tile(value_source, b, h, y, x, key_rows, columns, v_b, v_h, v_n, KEY_H, KEY_W, D, TMA)
+        value = _load_tile(value_source, b, h, y, x, key_rows, columns, v_b, v_h, v_n, KEY_H, KEY_W, D, TMA, not MASKED)
         acc, m_i, l_i = _online_softmax(acc, m_i, l_i, scores, value, scale, IEEE)
     return acc, m_i, l_i
 
@@ -270,7 +272,9 @@ def window_kernel(
 
     M: tl.constexpr = TILE_H * TILE_W
     index = tl.arange(0, M)
-    query = _load_tile(query_source, b, h, row, column, query_rows, columns, q_b, q_h, q_n, TILE_H, TILE_W, D, TMA)
+    query = _load_tile(
+        query_source, b, h, row, column, query_rows, columns, q_b, q_h, q_n, TILE_H, TILE_W, D, TMA, False
+    )
     acc = tl.zeros([M, D], dtype=tl.float32)
     m_i = tl.full([M], MASKED_SCORE, dtype=tl.float32)
     l_i = tl.zeros([M], dtype=tl.float32)
