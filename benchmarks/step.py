@@ -12,7 +12,8 @@ from clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS
 from devtools.inprocess import import_host, node_class, run_node
 from devtools.models import FULL_SIZE, flux_model, run_forward
 
-from .timing import medians, wait
+from .peak import peaks
+from .timing import medians
 
 Shape = dict[str, Any]
 """Arguments of the host's FLUX."""
@@ -93,38 +94,36 @@ class Bench:
         self.device = device
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.model = flux_model(device=device, dtype=dtype, **shape)
-        self.apply, self.cut = node_class("apply", "CLEARApply"), node_class("multi_gpu", "CLEARMultiGPU")
 
     def measure(self, task: Task, repeats: int) -> Iterator[Step]:
         """Every variant, in one run."""
         given = inputs(task.side, self.device)
-        models = {str(variant): self._model(variant) for variant in task.variants}
+        models = {
+            str(variant): patched(self.model, variant.radius, variant.bands, str(self.device))
+            for variant in task.variants
+        }
         functions = {name: lambda model=model: run_forward(model, **given) for name, model in models.items()}
-        peaks = {name: self._peak(function) for name, function in functions.items()}
+        gib = {name: self._peak(function) for name, function in functions.items()}
         seconds = medians(functions, self.device, repeats)
         first = seconds[str(task.variants[0])]
         for variant in task.variants:
             name = str(variant)
             taken = seconds[name]
-            yield Step(task.side * PIXELS_PER_TOKEN, variant.radius, variant.bands, taken, first / taken, peaks[name])
-
-    def _model(self, variant: Variant) -> Any:
-        model = self.model
-        if variant.radius:
-            model = run_node(self.apply, model=model, weights=None, radius=variant.radius)[0]
-        if variant.bands:
-            model = run_node(self.cut, model=model, devices=str(self.device), bands=variant.bands)[0]
-        return model
+            yield Step(task.side * PIXELS_PER_TOKEN, variant.radius, variant.bands, taken, first / taken, gib[name])
 
     def _peak(self, function: Callable[[], object]) -> float | None:
-        if self.device.type != "cuda":
-            return None
-        wait(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        function()
-        wait(self.device)
-        return (torch.cuda.max_memory_allocated(self.device) - before) / 2**30
+        with peaks([self.device]) as found:
+            function()
+        return found.get(self.device)
+
+
+def patched(model: Any, radius: int, bands: int, devices: str) -> Any:
+    """A MODEL as the nodes make it. radius: 0 is dense. bands: 0 is without CLEAR Multi-GPU. devices: of that node."""
+    if radius:
+        model = run_node(node_class("apply", "CLEARApply"), model=model, weights=None, radius=radius)[0]
+    if bands:
+        model = run_node(node_class("multi_gpu", "CLEARMultiGPU"), model=model, devices=devices, bands=bands)[0]
+    return model
 
 
 def table(steps: list[Step]) -> str:

@@ -20,10 +20,11 @@ from clear_core.layout import Grid
 from clear_core.window import Window
 from devtools.absent import stand_in_for_absent
 from devtools.cards_model import keep_in_fp8
-from devtools.inprocess import import_host, node_class, run_node
+from devtools.inprocess import import_host
 from devtools.models import FULL_SIZE, flux_model, run_forward
 
-from ..step import SMALL, Shape, inputs
+from ..peak import peaks
+from ..step import SMALL, Shape, inputs, patched
 from ..timing import wait
 from .scale import Scale
 from .supervise import Row
@@ -81,7 +82,7 @@ class _Steps:
             keep_in_fp8(self.model, scale.dtype)
 
     def run(self, side: int, radius: int = 0, bands: int = 0) -> Row:
-        """radius: 0 is dense. bands: 0 is without CLEAR Multi-GPU."""
+        """radius, bands: as in `patched`."""
         row: Row = {
             "pixels": side * PIXELS_PER_TOKEN,
             "blocks": self.blocks,
@@ -89,7 +90,7 @@ class _Steps:
             "radius": radius,
             "bands": bands,
         }
-        model = self._patched(radius, bands)
+        model = patched(self.model, radius, bands, str(self.scale.device))
         try:
             run_forward(model, **inputs(self.scale.sides[0], self.scale.device))
             seconds, peak = self._measured(model, side)
@@ -97,31 +98,18 @@ class _Steps:
             return {**row, "left out": str(problem).splitlines()[0][:120]}
         row["s"] = seconds
         if peak is not None and radius:
-            row |= {"peak GiB": peak / _GIB, "predicted GiB": self._predicted(side, radius, bands) / _GIB}
+            row |= {"peak GiB": peak, "predicted GiB": self._predicted(side, radius, bands) / _GIB}
         return row
 
-    def _patched(self, radius: int, bands: int) -> Any:
-        model = self.model
-        if radius:
-            model = run_node(node_class("apply", "CLEARApply"), model=model, weights=None, radius=radius)[0]
-        if bands:
-            cut = node_class("multi_gpu", "CLEARMultiGPU")
-            model = run_node(cut, model=model, devices=str(self.scale.device), bands=bands)[0]
-        return model
-
-    def _measured(self, model: Any, side: int) -> tuple[float, int | None]:
-        """Seconds of one step, and the device memory beyond what was there before it."""
+    def _measured(self, model: Any, side: int) -> tuple[float, float | None]:
+        """Seconds of one step, and the GiB of the device that it takes; None on a CPU."""
         device, given = self.scale.device, inputs(side, self.scale.device)
-        on_card = device.type == "cuda"
-        if on_card:
-            torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device) if on_card else 0
-        wait(device)
-        started = time.perf_counter()
-        run_forward(model, **given)
-        wait(device)
-        seconds = time.perf_counter() - started
-        return seconds, torch.cuda.max_memory_allocated(device) - before if on_card else None
+        with peaks([device]) as found:
+            started = time.perf_counter()
+            run_forward(model, **given)
+            wait(device)
+            seconds = time.perf_counter() - started
+        return seconds, found.get(device)
 
     def _predicted(self, side: int, radius: int, bands: int) -> int:
         """Bytes that the nodes count on, for FLUX.1's width in 16 bits."""
