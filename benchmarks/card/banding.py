@@ -1,25 +1,19 @@
-"""One attention layer in bands on one device beside the layer whole: time, and how often the host waits."""
+"""One attention layer in bands on one device beside the layer whole: time, waits of the host, look-ups of plans."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from clear_core.attention import local_attention
-from clear_core.bands.plan import BandPlan
-from clear_core.bands.run import BandedForward, Forwards
-from clear_core.bands.workers import BandWorker, ReplicatedWorker
-from clear_core.call import AttentionCall, AttentionResult
+from clear_core.backends import BACKENDS
+from clear_core.backends.sdpa.backend import SdpaBackend
+from clear_core.backends.triton.backend import TritonBackend
 from clear_core.flux import PIXELS_PER_TOKEN
-from clear_core.layout import Grid
-from clear_core.pattern import LocalPattern
-from clear_core.pooling import Pooled
-from clear_core.window import Window
 
 from ..timing import host_seconds, medians
+from .banded_layer import in_bands, whole
 from .correctness import relative_error
 from .scale import Scale
 from .supervise import Row
@@ -31,12 +25,12 @@ def rows(scale: Scale) -> Iterator[Row]:
     side, radius = scale.sides[-1], scale.radii[1]
     with torch.inference_mode():
         call = scale.call(side, radius)
-        whole = _whole(call)
-        runs = {count: _in_bands(call, Grid(side, side), radius, count) for count in scale.bands}
-        expected = whole()[:, call.pattern.query_slices.image]
-        for count, run in runs.items():
-            error = relative_error(run(), expected.double())
-            functions: dict[str, Callable[[], Tensor]] = {"whole": whole, "bands": run}
+        expected = whole(call)[:, call.pattern.query_slices.image].double()
+        for count in scale.bands:
+            run = in_bands(call, count, [scale.device])
+            first, later = _look_ups(run), _look_ups(in_bands(call, count, [scale.device]))
+            error = relative_error(torch.cat(run(), 1), expected)
+            functions: dict[str, Callable[[], object]] = {"whole": lambda: whole(call), "bands": run}
             seconds = medians(functions, scale.device, scale.repeats)
             yield {
                 "pixels": side * PIXELS_PER_TOKEN,
@@ -48,49 +42,31 @@ def rows(scale: Scale) -> Iterator[Row]:
                 "difference": error,
                 "ms of the host": host_seconds(run, scale.device) * 1e3,
                 "waits": _waits(run, scale),
+                "plans looked up": {name: asked for name, (_, asked) in first.items()},
+                "hit rate, first step": {name: hits / asked for name, (hits, asked) in first.items()},
+                "hit rate, next step": {name: hits / asked for name, (hits, asked) in later.items()},
             }
 
 
-def _whole(call: AttentionCall) -> Callable[[], Tensor]:
-    return lambda: local_attention(call.query, call.key, call.value, call.pattern, scale=call.scale).out
+def _look_ups(run: Callable[[], object]) -> dict[str, tuple[int, int]]:
+    """Run it. For each backend that looked plans up: how many it found, and how many it asked for."""
+    before = _counts()
+    run()
+    found = {name: (hits - before[name][0], asked - before[name][1]) for name, (hits, asked) in _counts().items()}
+    return {name: counts for name, counts in found.items() if counts[1]}
 
 
-def _in_bands(call: AttentionCall, image: Grid, radius: int, count: int) -> Callable[[], Tensor]:
-    """The call's image rows, [batch, rows, channels], from as many bands as asked."""
-    plan = BandPlan.cut(image, count, Window(radius))
-    text, width = call.pattern.layout.text, image.width
-
-    def compute(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        /,
-        pattern: LocalPattern,
-        pooled: Pooled | None,
-        *,
-        return_lse: bool,
-    ) -> AttentionResult:
-        found = local_attention(query, key, value, pattern, scale=call.scale, pooled=pooled, return_lse=return_lse)
-        return AttentionResult(found.out, found.lse)
-
-    def replicated(worker: ReplicatedWorker) -> Tensor:
-        tokens = [torch.cat((x[:, :, :text], x[:, :, :1]), 2) for x in (call.query, call.key, call.value)]
-        worker.at_block(0)
-        return worker.attend(tokens[0], tokens[1], tokens[2], call.pattern, compute)[:, :text]
-
-    def band(worker: BandWorker) -> Tensor:
-        rows = slice(text + worker.rows.start * width, text + worker.rows.stop * width)
-        query, key, value = (x[:, :, rows] for x in (call.query, call.key, call.value))
-        worker.at_block(0)
-        return worker.attend(query, key, value, compute, None)
-
-    def run() -> Tensor:
-        return torch.cat(BandedForward(plan, [call.query.device]).run(Forwards(replicated, band)), dim=1)
-
-    return run
+def _counts() -> dict[str, tuple[int, int]]:
+    caches = {}
+    for backend in BACKENDS:
+        if isinstance(backend, SdpaBackend):
+            caches[backend.name] = backend.plans
+        elif isinstance(backend, TritonBackend):
+            caches[backend.name] = backend.uploads.cache
+    return {name: (cache.hits, cache.hits + cache.misses) for name, cache in caches.items()}
 
 
-def _waits(run: Callable[[], Tensor], scale: Scale) -> int:
+def _waits(run: Callable[[], object], scale: Scale) -> int:
     """How often the host waited for the card."""
     activities = [ProfilerActivity.CPU, *([] if scale.rehearsal else [ProfilerActivity.CUDA])]
     with profile(activities=activities) as profiler:

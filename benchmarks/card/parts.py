@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,4 +38,8 @@ FAULTS = (
 
 
 def parts(*, rehearsal: bool) -> tuple[Part, ...]:
-    return (*PARTS[:1], *FAULTS, *PARTS[1:]) if rehearsal else PARTS
+    if not rehearsal:
+        return PARTS
+    # The limits are a card's; a processor that others use too takes many times longer to start alone.
+    slow = [replace(part, seconds=4 * part.seconds) for part in PARTS]
+    return (*slow[:1], *FAULTS, *slow[1:])

@@ -42,4 +42,4 @@ def card(device: torch.device) -> Scale:
 
 
 def rehearsal() -> Scale:
-    return Scale(torch.device("cpu"), (16, 24), (3, 5), heads=1, repeats=1, bands=(3,))
+    return Scale(torch.device("cpu"), (16, 24), (3, 5), heads=1, repeats=1, bands=(3, 6))
