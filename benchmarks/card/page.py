@@ -57,7 +57,18 @@ def _summary(results: Results) -> Iterator[str]:
     for name, outcome in results.parts.items():
         if outcome.status != DONE:
             yield f"- Part {name}: {outcome.status}."
+    for source, names in _other_sources(results).items():
+        yield f"- From source {source}, not {results.run['source']}: {', '.join(names)}."
     yield ""
+
+
+def _other_sources(results: Results) -> dict[str, list[str]]:
+    """The parts that are of another source than the run."""
+    found: dict[str, list[str]] = {}
+    for name, outcome in results.parts.items():
+        if outcome.source != results.run["source"]:
+            found.setdefault(outcome.source, []).append(name)
+    return found
 
 
 def _settings(results: Results) -> Iterator[str]:

@@ -20,7 +20,8 @@ from devtools import card_bundle
 from devtools.environment import HOST
 
 ROOT = Path(__file__).parents[2]
-RUN: dict[str, Any] = {"device": "A card", "torch": "2.13", "source": "abc1234", "rehearsal": False}
+SOURCE = "abc1234"
+RUN: dict[str, Any] = {"device": "A card", "torch": "2.13", "source": SOURCE, "rehearsal": False}
 
 CHILD = "import os, time; from benchmarks.card.supervise import append; append({'found': 1});"
 
@@ -74,6 +75,7 @@ def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:
     fixed = Results.open(tmp_path, {**RUN, "source": "def5678"})
     assert not fixed.is_done("speed"), "done again after a fix"
     assert "s, from source abc1234." in page(fixed, PARTS)
+    assert "- From source abc1234, not def5678: speed, tiles." in page(fixed, PARTS).split("## Settings")[0]
 
 
 def test_the_page_says_what_is_wrong_what_is_fast_and_what_to_change(tmp_path: Path) -> None:
@@ -86,14 +88,15 @@ def test_the_page_says_what_is_wrong_what_is_fast_and_what_to_change(tmp_path: P
     rows = [{**speed, "backend": "sdpa", "ms": 9.0, "against dense": 30.0}]
     rows += [{**speed, "backend": "triton", "ms": 3.0, "against dense": 90.0}]
     tuned = {"radius": 8, "config": {"tile": [8, 16], "warps": 4}, "current": False, "ms": 2.5}
-    results.parts["correctness"] = Outcome(DONE, 1.0, checks, [])
-    results.parts["tuning"] = Outcome(DONE, 1.0, [tuned, {**tuned, "current": True, "ms": 3.0}], [])
-    results.parts["speed"] = Outcome("ended by SIGSEGV", 1.0, rows, ["Segmentation fault"])
+    results.parts["correctness"] = Outcome(DONE, 1.0, checks, [], SOURCE)
+    results.parts["tuning"] = Outcome(DONE, 1.0, [tuned, {**tuned, "current": True, "ms": 3.0}], [], SOURCE)
+    results.parts["speed"] = Outcome("ended by SIGSEGV", 1.0, rows, ["Segmentation fault"], SOURCE)
     text = page(results, PARTS)
     assert "Right: 1 of 2 checks" in text
     assert "**Wrong**: case band, backend triton, error 0.5" in text
     assert "8192 px, radius 8: attention 90.0 times as fast as the best dense kernel (triton, 60 %" in text
     assert "radius 8: tile 8 x 16, warps 4: 2.50 ms against 3.00 ms of the current one" in text
+    assert "From source" not in text
     assert "Part speed: ended by SIGSEGV" in text
     assert "Segmentation fault" in text
     assert text.count("Not run.") == len(PARTS) - 3
@@ -121,7 +124,11 @@ def test_a_rehearsal_of_bands_and_tiles(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     found = json.loads((tmp_path / "card.json").read_text("utf-8"))["parts"]
     assert {name: part["status"] for name, part in found.items()} == {"banding": DONE, "devices": DONE}
-    assert found["banding"]["rows"][0]["difference"] < 1e-6
+    banding = found["banding"]["rows"]
+    assert [row["bands"] for row in banding] == [3, 6]
+    for row in banding:
+        assert row["difference"] < 1e-6
+        assert 0 < row["hit rate, first step"]["sdpa"] < 1
     text = (tmp_path / "card.md").read_text("utf-8")
     assert "nothing here says anything about a card" in text
     again = card(tmp_path, "--only", "devices")
