@@ -74,6 +74,8 @@ def small_tasks() -> list[Task]:
 
 
 SMALL: Shape = {**FULL_SIZE, "hidden_size": 256, "num_heads": 2, "depth": 1, "depth_single_blocks": 1}
+TENTH: Shape = {"depth": 2, "depth_single_blocks": 4}
+"""A tenth of FLUX.1's blocks."""
 
 
 def full_width(device: torch.device) -> Shape:

@@ -248,15 +248,17 @@ def sample(
     text: int = 9,
     seed: int = 5,
     cond: dict[str, Any] | None = None,
+    prompt: dict[str, Tensor] | None = None,
     **options: Any,
 ) -> Tensor:
     """A whole sampling run of a MODEL through the host's guider, Euler, CFG 1. The final latent.
 
-    cond: what nodes would have put into the conditioning.
+    cond: what nodes would have put into the conditioning. prompt: the context and the pooled text, for a model of other
+    widths than the tiny one's.
     """
     import comfy.samplers
 
-    given = inputs(height, width, text)
+    given = prompt or inputs(height, width, text)
     guider = comfy.samplers.CFGGuider(model)
     positive = [[given["context"], {"pooled_output": given["pooled_text"], "guidance": 3.5, **(cond or {})}]]
     guider.set_conds(positive, positive)

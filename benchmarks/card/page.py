@@ -54,6 +54,10 @@ def _summary(results: Results) -> Iterator[str]:
     for row in _rows(results, "steps"):
         if row.get("against dense"):
             yield f"- A step at {row['pixels']} px, {_where(row)}: {row['against dense']:.2f} times as fast as dense."
+    for row in _rows(results, "devices"):
+        if "times as fast" in row:
+            faster = f"{row['times as fast']:.2f} times as fast as one"
+            yield f"- {row['cards']} cards: {row['what']} at {row['pixels']} px {faster}."
     for name, outcome in results.parts.items():
         if outcome.status != DONE:
             yield f"- Part {name}: {outcome.status}."

@@ -25,7 +25,7 @@ PARTS = (
     Part("tiles", "Tiles of the backend that needs no Triton, and the cost of a pair", 60),
     Part("banding", "One layer in bands: time, waits, look-ups", 45),
     Part("steps", "Whole steps of the 12-billion shape, and their peak memory", 180),
-    Part("devices", "Copies between cards", 60),
+    Part("devices", "Several cards: copies between them, a layer and a step in bands over all of them", 60),
     Part("sanitizer", "compute-sanitizer over a small call", 60),
 )
 

@@ -24,20 +24,19 @@ from devtools.inprocess import import_host
 from devtools.models import FULL_SIZE, flux_model, run_forward
 
 from ..peak import peaks
-from ..step import SMALL, Shape, inputs, patched
+from ..step import SMALL, TENTH, Shape, inputs, patched
 from ..timing import wait
 from .scale import Scale
 from .supervise import Row
 
 _GIB = 2**30
-_TENTH: Shape = {"depth": 2, "depth_single_blocks": 4}
 
 
 def rows(scale: Scale) -> Iterator[Row]:
     stand_in_for_absent()
     import_host()
     shape = SMALL if scale.rehearsal else FULL_SIZE
-    few = shape if scale.rehearsal else {**shape, **_TENTH}
+    few = shape if scale.rehearsal else {**shape, **TENTH}
     with torch.inference_mode():
         yield from _against_dense(scale, _Steps(scale, few, fp8=False))
         for fp8 in (False, True):

@@ -91,15 +91,18 @@ def test_the_page_says_what_is_wrong_what_is_fast_and_what_to_change(tmp_path: P
     results.parts["correctness"] = Outcome(DONE, 1.0, checks, [], SOURCE)
     results.parts["tuning"] = Outcome(DONE, 1.0, [tuned, {**tuned, "current": True, "ms": 3.0}], [], SOURCE)
     results.parts["speed"] = Outcome("ended by SIGSEGV", 1.0, rows, ["Segmentation fault"], SOURCE)
+    two = {"what": "a layer", "cards": 2, "pixels": 8192, "times as fast": 1.9, "right": True}
+    results.parts["devices"] = Outcome(DONE, 1.0, [{"what": "copy", "GB/s": 25.0}, two], [], SOURCE)
     text = page(results, PARTS)
-    assert "Right: 1 of 2 checks" in text
+    assert "Right: 2 of 3 checks" in text
     assert "**Wrong**: case band, backend triton, error 0.5" in text
     assert "8192 px, radius 8: attention 90.0 times as fast as the best dense kernel (triton, 60 %" in text
     assert "radius 8: tile 8 x 16, warps 4: 2.50 ms against 3.00 ms of the current one" in text
+    assert "- 2 cards: a layer at 8192 px 1.90 times as fast as one." in text
     assert "From source" not in text
     assert "Part speed: ended by SIGSEGV" in text
     assert "Segmentation fault" in text
-    assert text.count("Not run.") == len(PARTS) - 3
+    assert text.count("Not run.") == len(PARTS) - 4
     assert "rehearsal" not in text.lower()
     nothing = page(Results(tmp_path, RUN), PARTS)
     assert "Right: not measured" in nothing
@@ -129,6 +132,10 @@ def test_a_rehearsal_of_bands_and_tiles(tmp_path: Path) -> None:
     for row in banding:
         assert row["difference"] < 1e-6
         assert 0 < row["hit rate, first step"]["sdpa"] < 1
+    layer, step = found["devices"]["rows"]
+    assert (layer["what"], step["what"]) == ("a layer", "a step of 2 blocks")
+    for row in (layer, step):
+        assert (row["cards"], row["difference"], row["right"]) == (2, 0, True)
     text = (tmp_path / "card.md").read_text("utf-8")
     assert "nothing here says anything about a card" in text
     again = card(tmp_path, "--only", "devices")
