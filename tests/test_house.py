@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import tomllib
 
+from clear_core.show.measured import file_name
+
 ROOT = Path(__file__).parents[1]
 
 IMPORT_CORE = """
@@ -85,6 +87,20 @@ def test_the_registry_knows_the_pack() -> None:
     assert project["project"]["name"] == "clear-attention"
     assert project["tool"]["comfy"]["DisplayName"] == "CLEAR Attention for FLUX"
     assert (ROOT / project["project"]["license"]["file"]).is_file()
+
+
+def test_of_the_benchmarks_the_registry_gets_the_measured_cards(tmp_path: Path) -> None:
+    def git(*arguments: str) -> list[str]:
+        run = subprocess.run(["git", *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return run.stdout.split()
+
+    git("init", "--quiet")
+    (tmp_path / ".git" / "info" / "exclude").write_bytes((ROOT / ".comfyignore").read_bytes())
+    kept = [f"benchmarks/results/{file_name('A card')}", "clear_core/show/measured.py"]
+    for name in ("benchmarks/timing.py", "benchmarks/card/page.py", "benchmarks/results/memory.json", *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert sorted(git("ls-files", "--others", "--exclude-standard")) == kept
 
 
 def test_every_node_has_a_help_page() -> None:

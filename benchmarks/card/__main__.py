@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from clear_core.show.measured import file_name
 from devtools import card_bundle
 from devtools.environment import HOST
 
@@ -58,6 +59,9 @@ def main(arguments: list[str]) -> int:
             return 1
         written = results.write_page(page(results, every))
     print(f"\n{written}")
+    if "steps" in results.parts and not options.rehearse:
+        target = f"benchmarks/results/{file_name(results.run['device'])}"
+        print(f"For CLEAR Report's times on such a card: copy {written.with_name('card.json')} to {target}")
     return 0
 
 

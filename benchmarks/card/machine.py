@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
-from ..timing import device_name, matrix_rate
+from clear_core.show.measured import Identity
+
+from ..timing import device_name
 from .scale import Scale
 from .supervise import Row
 
@@ -19,9 +21,12 @@ def rows(scale: Scale) -> Iterator[Row]:
     device = scale.device
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"PyTorch {torch.__version__} finds no GPU on this machine.")
+    card = Identity.of(device) if device.type == "cuda" else None
     yield {
         "device": device_name(device),
         "devices": torch.cuda.device_count() if device.type == "cuda" else 1,
+        "chip": card.chip if card is not None else None,
+        "multiprocessors": card.multiprocessors if card is not None else None,
         "memory GiB": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
         if device.type == "cuda"
         else None,
@@ -34,7 +39,6 @@ def rows(scale: Scale) -> Iterator[Row]:
         "source": _source(),
         "rehearsal": scale.rehearsal,
     }
-    yield {"matrix TFLOP/s": round(matrix_rate(device, scale.dtype) / 1e12, 3)}
 
 
 def _triton() -> str | None:

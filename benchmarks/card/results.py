@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from clear_core.show.measured import SCHEMA
+
 from .supervise import DONE, Outcome
 
 _SOURCE = "source"
+_ELSEWHERE = "Name another folder with --out, or delete that one."
 
 
 class OtherResults(ValueError):
@@ -36,10 +39,12 @@ class Results:
         if not path.is_file():
             return cls(folder, run)
         saved = json.loads(path.read_text("utf-8"))
+        if saved.get("schema") != SCHEMA:
+            raise OtherResults(f"{path} is of another version of this command. {_ELSEWHERE}")
         different = [name for name in run if name != _SOURCE and saved["run"].get(name) != run[name]]
         if different:
             now = ", ".join(f"{name} {saved['run'].get(name)!r} there, {run[name]!r} now" for name in different)
-            raise OtherResults(f"{path} has other results: {now}. Name another folder with --out, or delete that one.")
+            raise OtherResults(f"{path} has other results: {now}. {_ELSEWHERE}")
         return cls(folder, run, {name: Outcome(**part) for name, part in saved["parts"].items()})
 
     def is_done(self, part: str) -> bool:
@@ -50,7 +55,8 @@ class Results:
     def save(self, part: str, outcome: Outcome) -> None:
         """Add what a part found; the file is replaced at once."""
         self.parts[part] = replace(outcome, source=self.run[_SOURCE])
-        content = {"run": self.run, "parts": {name: asdict(found) for name, found in self.parts.items()}}
+        parts = {name: asdict(found) for name, found in self.parts.items()}
+        content = {"schema": SCHEMA, "run": self.run, "parts": parts}
         _replace(self.folder / "card.json", json.dumps(content, indent=1) + "\n")
 
     def write_page(self, text: str) -> Path:

@@ -22,6 +22,7 @@ _LAUNCHES = 20
 
 def rows(scale: Scale) -> Iterator[Row]:
     rate = matrix_rate(scale.device, scale.dtype)
+    yield {"backend": "matrix products", "TFLOP/s": rate / 1e12}
     with torch.inference_mode():
         for side in scale.sides:
             yield from _size(scale, side, rate)

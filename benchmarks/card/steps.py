@@ -17,6 +17,7 @@ from clear_core.bands.memory import ModelShape, banded_bytes, stock_bytes
 from clear_core.bands.plan import BandPlan
 from clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS
 from clear_core.layout import Grid
+from clear_core.show.cost import BAND_ROWS
 from clear_core.window import Window
 from devtools.absent import stand_in_for_absent
 from devtools.cards_model import keep_in_fp8
@@ -56,12 +57,13 @@ def _against_dense(scale: Scale, steps: _Steps) -> Iterator[Row]:
 
 
 def _whole(scale: Scale, steps: _Steps) -> Iterator[Row]:
+    """Every size: CLEAR Report predicts other steps from these."""
     side, radius = scale.sides[-1], scale.radii[1]
     for bands in (0, *scale.bands):
         yield steps.run(side, radius, bands)
-    if not steps.fp8:
-        for other in scale.sides[:-1]:
-            yield steps.run(other, radius)
+    for other in scale.sides[:-1]:
+        for bands in (0, other // BAND_ROWS):
+            yield steps.run(other, radius, bands)
 
 
 def _fits(scale: Scale, *, fp8: bool) -> bool:

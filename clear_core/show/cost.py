@@ -25,7 +25,8 @@ from ..window import Window
 
 SQUARES = (1024, 2048, 4096, 8192)
 """Pixels a side of the images that are always listed."""
-_BAND_ROWS = 8  # rows of tokens a band: 64 bands for 8192 px, as the shipped workflows have
+BAND_ROWS = 8
+"""Rows of tokens in a band, where its number is not given: 64 bands for 8192 px, as the shipped workflows have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,7 @@ def step_cost(width: int, height: int, options: Options, model: Model, bands: in
         references=options.references,
     )
     shape = ModelShape(model.channels, model.head_dim, element_size=model.dtype.itemsize)
-    plan = band_plan(grid, options, bands or max(1, grid.height // _BAND_ROWS))
+    plan = band_plan(grid, options, bands or max(1, grid.height // BAND_ROWS))
     return SizeCost(
         width,
         height,

@@ -71,11 +71,15 @@ def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:
     assert again.parts == results.parts
     with pytest.raises(OtherResults, match=r"device 'A card' there, 'Another' now. Name another folder with --out"):
         Results.open(tmp_path, {**RUN, "device": "Another"})
-    assert json.loads((tmp_path / "card.json").read_text("utf-8"))["run"] == RUN
+    saved = json.loads((tmp_path / "card.json").read_text("utf-8"))
+    assert saved["run"] == RUN
     fixed = Results.open(tmp_path, {**RUN, "source": "def5678"})
     assert not fixed.is_done("speed"), "done again after a fix"
     assert "s, from source abc1234." in page(fixed, PARTS)
     assert "- From source abc1234, not def5678: speed, tiles." in page(fixed, PARTS).split("## Settings")[0]
+    (tmp_path / "card.json").write_text(json.dumps({**saved, "schema": 0}), "utf-8")
+    with pytest.raises(OtherResults, match=r"is of another version of this command. Name another folder with --out"):
+        Results.open(tmp_path, RUN)
 
 
 def test_the_page_says_what_is_wrong_what_is_fast_and_what_to_change(tmp_path: Path) -> None:
@@ -166,9 +170,11 @@ def test_a_step_runs_on_what_a_bundle_brings(bundle: Path, tmp_path: Path) -> No
     assert found["status"] == DONE, found["log"]
     assert {(row["weights"], row["bands"]) for row in found["rows"]} == {
         ("float32", 0),
+        ("float32", 2),
         ("float32", 3),
         ("float32", 6),
         ("fp8", 0),
+        ("fp8", 2),
         ("fp8", 3),
         ("fp8", 6),
     }
