@@ -14,6 +14,7 @@ from ..clear_core.show.numbers import percent, shown
 from . import host
 from .insight.cost import ModelInfo
 from .insight.picture import as_image
+from .insight.step_time import step_times
 from .options.stages import LARGEST_SIDE
 from .schema import CACHED_PER_NODE_ID, CATEGORY, make
 
@@ -49,7 +50,8 @@ class CLEARReport(io.ComfyNode):
         what = info.headline.split("\n")[0] or f"radius {radius} as an example: no CLEAR in this model"
         subtitle = f"{info.family}, {what}; {report.grid} image tokens and {report.options.text} text tokens"
         about, backends = [subtitle, *_about(info, report)], _backends(report.backends)
-        text = "\n".join([*about, "", *_costs(report), "", *_tiles(report.tiles, report.tile_overhead), "", *backends])
+        costs = [*_costs(report), *step_times(info, report)]
+        text = "\n".join([*about, "", *costs, "", *_tiles(report.tiles, report.tile_overhead), "", *backends])
         image = as_image(report_page(report, subtitle))
         # The picture below it shows the rest.
         host.node_text_sender(cls.hidden.unique_id)("\n".join([*about, backends[0]]))

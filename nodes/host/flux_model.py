@@ -82,7 +82,8 @@ def model_info(model: Any) -> ModelInfo:
     options = model.model_options.get("transformer_options", {})
     base = model.model
     # Weights may be stored in 8 bits; activations never are.
-    dtype = base.manual_cast_dtype or base.get_dtype()
+    weights = base.get_dtype()
+    dtype = base.manual_cast_dtype or weights
     double, single = len(flux.double_blocks), len(flux.single_blocks)
     size = Model(
         layers=double + single,
@@ -92,4 +93,4 @@ def model_info(model: Any) -> ModelInfo:
         device=torch.device(model.load_device),
         can_be_cut=family != CHROMA,
     )
-    return ModelInfo(family, size, double, single, options.get(SETTINGS), options.get(KEY, ""))
+    return ModelInfo(family, size, double, single, weights, options.get(SETTINGS), options.get(KEY, ""))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from ...clear_core.show.cost import Model, Options, Report, make_report
 from ...clear_core.weights import BlockId
 from ..options.clear import USUAL, ClearSettings
@@ -15,6 +17,7 @@ class ModelInfo:
 
     family: FLUX.1, FLUX.2 or Chroma. size: its layers, channels, dtype, and the device where the host will run it.
     double, single: blocks.
+    weights: the dtype that they are kept in.
     settings: of Apply CLEAR Attention; None where it is not in the chain. headline: what that node shows.
     """
 
@@ -22,6 +25,7 @@ class ModelInfo:
     size: Model
     double: int
     single: int
+    weights: torch.dtype
     settings: ClearSettings | None
     headline: str
 
