@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -39,6 +40,9 @@ def _summary(results: Results) -> Iterator[str]:
     yield f"- Right: {len(judged) - len(wrong)} of {len(judged)} checks." if judged else "- Right: not measured."
     for row in wrong:
         yield f"  - **Wrong**: {_facts(row)}"
+    refused = Counter((row["backend"], row["refused"]) for row in _rows(results, "correctness") if "refused" in row)
+    for (backend, reason), count in refused.items():
+        yield f"- {backend} did not run in {count} of the checks: {reason}."
     best: dict[tuple[int, int], Row] = {}
     for row in _rows(results, "speed"):
         if "against dense" in row and row["down"] == 1:
@@ -54,6 +58,8 @@ def _summary(results: Results) -> Iterator[str]:
     for row in _rows(results, "steps"):
         if row.get("against dense"):
             yield f"- A step at {row['pixels']} px, {_where(row)}: {row['against dense']:.2f} times as fast as dense."
+        elif "s" in row and row["radius"] and not row["bands"]:
+            yield f"- A step of {row['blocks']} blocks at {row['pixels']} px, {_where(row)}: {row['s']:.3g} s."
     for row in _rows(results, "devices"):
         if "times as fast" in row:
             faster = f"{row['times as fast']:.2f} times as fast as one"
@@ -118,6 +124,7 @@ def _sections(results: Results, parts: Iterable[Part]) -> Iterator[str]:
     for part in parts:
         yield f"## {part.what}"
         yield ""
+        yield from (part.columns, "") if part.columns else ()
         outcome = results.parts.get(part.name)
         if outcome is None:
             yield "Not run."
@@ -130,7 +137,7 @@ def _sections(results: Results, parts: Iterable[Part]) -> Iterator[str]:
         left_out = [f"- Left out: {_facts(row)}" for row in outcome.rows if "left out" in row]
         yield from ("", *left_out) if left_out and len(left_out) < len(outcome.rows) else left_out
         if outcome.status != DONE:
-            yield from ("", "```", *outcome.log, "```")
+            yield from ("", "```", *(outcome.log or ["(it printed nothing)"]), "```")
         yield ""
 
 
@@ -150,7 +157,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_cell(item)}" for name, item in value.items())
     if isinstance(value, list):

@@ -87,6 +87,7 @@ def test_the_page_says_what_is_wrong_what_is_fast_and_what_to_change(tmp_path: P
     checks = [
         {"case": "whole", "backend": "triton", "error": 3e-3, "allowed": 4e-3, "right": True},
         {"case": "band", "backend": "triton", "error": 5e-1, "allowed": 4e-3, "right": False},
+        {"case": "whole", "backend": "masked", "refused": "its mask would take 64 MB"},
     ]
     speed = {"pixels": 8192, "radius": 8, "down": 1, "of the matrix rate": 0.6}
     rows = [{**speed, "backend": "sdpa", "ms": 9.0, "against dense": 30.0}]
@@ -95,10 +96,16 @@ def test_the_page_says_what_is_wrong_what_is_fast_and_what_to_change(tmp_path: P
     results.parts["correctness"] = Outcome(DONE, 1.0, checks, [], SOURCE)
     results.parts["tuning"] = Outcome(DONE, 1.0, [tuned, {**tuned, "current": True, "ms": 3.0}], [], SOURCE)
     results.parts["speed"] = Outcome("ended by SIGSEGV", 1.0, rows, ["Segmentation fault"], SOURCE)
+    step = {"pixels": 8192, "blocks": 57, "weights": "fp8", "radius": 16, "bands": 0, "s": 12.3}
+    steps = [step, {**step, "bands": 64}, {**step, "radius": 0, "blocks": 6}, {"weights": "bf16", "left out": "small"}]
+    results.parts["steps"] = Outcome(DONE, 1.0, steps, [], SOURCE)
     two = {"what": "a layer", "cards": 2, "pixels": 8192, "times as fast": 1.9, "right": True}
     results.parts["devices"] = Outcome(DONE, 1.0, [{"what": "copy", "GB/s": 25.0}, two], [], SOURCE)
     text = page(results, PARTS)
     assert "Right: 2 of 3 checks" in text
+    assert "- masked did not run in 1 of the checks: its mask would take 64 MB." in text
+    assert text.count("- A step of") == text.count("- A step of 57 blocks at 8192 px, radius 16, fp8: 12.3 s.") == 1
+    assert "Us to launch: what a call keeps the host busy." in text
     assert "**Wrong**: case band, backend triton, error 0.5" in text
     assert "8192 px, radius 8: attention 90.0 times as fast as the best dense kernel (triton, 60 %" in text
     assert "radius 8: tile 8 x 16, warps 4: 2.50 ms against 3.00 ms of the current one" in text
@@ -106,7 +113,7 @@ def test_the_page_says_what_is_wrong_what_is_fast_and_what_to_change(tmp_path: P
     assert "From source" not in text
     assert "Part speed: ended by SIGSEGV" in text
     assert "Segmentation fault" in text
-    assert text.count("Not run.") == len(PARTS) - 4
+    assert text.count("Not run.") == len(PARTS) - 5
     assert "rehearsal" not in text.lower()
     nothing = page(Results(tmp_path, RUN), PARTS)
     assert "Right: not measured" in nothing
