@@ -57,13 +57,11 @@ def _against_dense(scale: Scale, steps: _Steps) -> Iterator[Row]:
 
 
 def _whole(scale: Scale, steps: _Steps) -> Iterator[Row]:
-    """Every size: CLEAR Report predicts other steps from these."""
-    side, radius = scale.sides[-1], scale.radii[1]
-    for bands in (0, *scale.bands):
-        yield steps.run(side, radius, bands)
-    for other in scale.sides[:-1]:
-        for bands in (0, other // BAND_ROWS):
-            yield steps.run(other, radius, bands)
+    """Every size, for CLEAR Report predicts other steps from these; the small ones first, which take little time."""
+    for side in scale.sides:
+        in_bands = scale.bands if side == scale.sides[-1] else (side // BAND_ROWS,)
+        for bands in (0, *in_bands):
+            yield steps.run(side, scale.radii[1], bands)
 
 
 def _fits(scale: Scale, *, fp8: bool) -> bool:

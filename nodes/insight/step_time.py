@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ...clear_core.flux import CHANNELS, HEADS, LAYERS
 from ...clear_core.show.cost import Report, SizeCost
 from ...clear_core.show.measured import FOLDER, Identity, MeasuredCard, measured_cards, nearest
@@ -10,13 +12,18 @@ from ...clear_core.show.step_time import StepTimes, Work
 from .cost import ModelInfo
 
 _ABSENT = "Time per step on this card: not measured (python dev.py card measures it)"
-_WEIGHTS = {1: "fp8", 2: "bfloat16"}
-"""By bytes of a weight: what `python dev.py card` measures; 16 bits are equally fast in both formats."""
+_WEIGHTS = {
+    torch.float8_e4m3fn: "fp8",
+    torch.float8_e5m2: "fp8",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "bfloat16",  # products of both take the same time
+}
+"""What `python dev.py card` measures, by the dtype that a model's weights are kept in."""
 
 
 def step_times(info: ModelInfo, report: Report) -> list[str]:
     """Lines for a report; none for a device or a model that `python dev.py card` does not measure."""
-    weights = _WEIGHTS.get(info.weights.itemsize)
+    weights = _WEIGHTS.get(info.weights)
     size = (info.size.layers, info.size.channels, info.size.heads)
     if weights is None or size != (LAYERS, CHANNELS, HEADS) or info.size.device.type != "cuda":
         return []
