@@ -25,6 +25,9 @@ from .correctness import relative_error
 from .scale import Scale
 from .supervise import Row
 
+Run = Callable[[], Sequence[Tensor]]
+"""Parts of a result from top to bottom, each where it was computed: a model's layers leave them there."""
+
 _BYTES = 2**28
 _BANDS = 4  # of a card: its border bands go first, so copies travel while it computes the others
 
@@ -62,11 +65,10 @@ def _layer(scale: Scale, devices: Sequence[torch.device]) -> Row:
     side, bands = scale.sides[-1], _BANDS * len(devices)
     call = scale.call(side, scale.radii[1])
 
-    def prepared(lanes: Sequence[torch.device]) -> Callable[[], Tensor]:
-        run = in_bands(call, bands, lanes)
-        return lambda: torch.cat([out.to(scale.device) for out in run()], 1)
-
-    return {"what": "a layer", **_compared(scale, side, bands, devices, prepared)}
+    return {
+        "what": "a layer",
+        **_compared(scale, side, bands, devices, lambda lanes: in_bands(call, bands, lanes)),
+    }
 
 
 def _step(scale: Scale, devices: Sequence[torch.device]) -> Row:
@@ -78,11 +80,11 @@ def _step(scale: Scale, devices: Sequence[torch.device]) -> Row:
     model = flux_model(device=scale.device, dtype=scale.dtype, **shape)
     given = inputs(side, scale.device)
 
-    def prepared(lanes: Sequence[torch.device]) -> Callable[[], Tensor]:
+    def prepared(lanes: Sequence[torch.device]) -> Run:
         banded = patched(model, scale.radii[1], bands, ",".join(map(str, lanes)))
         # A sampling run is what has the host load a copy of the weights on each card; they stay there.
         sample(banded, 2 * scale.sides[0], 2 * scale.sides[0], steps=1, prompt=given)
-        return lambda: run_forward(banded, **given)
+        return lambda: [run_forward(banded, **given)]
 
     blocks = shape["depth"] + shape["depth_single_blocks"]
     return {"what": f"a step of {blocks} blocks", **_compared(scale, side, bands, devices, prepared)}
@@ -93,13 +95,17 @@ def _compared(
     side: int,
     bands: int,
     devices: Sequence[torch.device],
-    prepared: Callable[[Sequence[torch.device]], Callable[[], Tensor]],
+    prepared: Callable[[Sequence[torch.device]], Run],
 ) -> Row:
-    """All cards beside the first. prepared: what runs on the devices of some lanes, its result on the first card."""
+    """All cards beside the first. prepared: what runs on the devices of some lanes."""
+
+    def joined(run: Run) -> Tensor:
+        return torch.cat([out.to(scale.device) for out in run()], 1)
+
     one = _Measured.of(prepared(devices[:1]), scale, devices[:1])
-    same = prepared([devices[0]] * len(devices))()
+    same = joined(prepared([devices[0]] * len(devices)))
     on_all = prepared(devices)
-    difference = relative_error(on_all(), same.double())
+    difference = relative_error(joined(on_all), same.double())
     every = _Measured.of(on_all, scale, devices)
     allowed = torch.finfo(scale.dtype).eps
     return {
@@ -126,7 +132,7 @@ class _Measured:
     gib: dict[str, float]
 
     @classmethod
-    def of(cls, run: Callable[[], Tensor], scale: Scale, devices: Sequence[torch.device]) -> _Measured:
+    def of(cls, run: Run, scale: Scale, devices: Sequence[torch.device]) -> _Measured:
         def ended() -> None:
             run()
             for device in devices:
