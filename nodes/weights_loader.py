@@ -50,6 +50,8 @@ class CLEARWeightsLoader(io.ComfyNode):
         released = _to_download(weights_name, download)
         if released is None:
             path = host.weights_path(weights_name)
+            # In place of what an earlier file's download has said.
+            host.node_text_sender(cls.hidden.unique_id)(f"{weights_name}: loaded")
         else:
             path = host.download(released, node_id=cls.hidden.unique_id)
         return io.NodeOutput(read_weights(path))

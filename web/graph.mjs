@@ -208,7 +208,7 @@ export function changeGraph(make) {
 }
 
 /**
- * Whether a running node's id, such as 12 or 7:3 inside a subgraph, means this one.
+ * Whether a running node's id means this one: 12, 7:3 inside a subgraph, 20.0.0.5 for what node 20 expands into.
  *
  * @param {Node} node
  * @param {string} id
@@ -216,7 +216,7 @@ export function changeGraph(make) {
 export function isNode(node, id) {
     /** @type {Graph | undefined} */
     let graph = app.graph;
-    const path = id.split(":");
+    const path = id.replace(/\..*$/, "").split(":");
     for (const part of path.slice(0, -1)) {
         const holder = graph?.getNodeById(part);
         graph = holder?.isSubgraphNode() ? /** @type {any} */ (holder.subgraph) : undefined;

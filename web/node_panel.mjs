@@ -6,6 +6,7 @@ import { html } from "./dom.mjs";
 /** @typedef {import("./types").Panel} Panel */
 
 const WIDGET = "clear_picture";
+const PAGE_TEXT = "$$node-text-preview"; // the widget with which the page shows a run's text
 const MARGIN = 8;
 
 /**
@@ -14,6 +15,7 @@ const MARGIN = 8;
  */
 export function addPanel(node, panel) {
     loadStyle();
+    removePageText(node);
     panel.element.classList.add("widget-expands"); // Nodes 2.0: fills the height that is left
     for (const kind of ["pointerdown", "keydown", "wheel"]) {
         panel.element.addEventListener(kind, forwardToCanvas, { passive: false });
@@ -26,6 +28,12 @@ export function addPanel(node, panel) {
     });
     widget.serialize = false; // not in workflows
     growToFit(node);
+}
+
+/** The text of a run as the page shows it: the panel shows the same. @param {import("./types").Node} node */
+export function removePageText(node) {
+    const widget = node.widgets?.find((other) => other.name === PAGE_TEXT);
+    if (widget) node.removeWidget(widget);
 }
 
 /** Enlarge a node to the size that its widgets need. @param {import("./types").Node} node */

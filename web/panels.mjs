@@ -4,7 +4,9 @@ import { api } from "../../scripts/api.js";
 import { bandsPanel } from "./bands_panel.mjs";
 import { graphs, isNode } from "./graph.mjs";
 import { loadTranslations } from "./i18n.mjs";
-import { addPanel, reattachPanel, removePanel } from "./node_panel.mjs";
+import { addPanel, reattachPanel, removePageText, removePanel } from "./node_panel.mjs";
+import { emptyPanel, withRunText } from "./run_text.mjs";
+import { keepText, runStarted, textsOf } from "./run_texts.mjs";
 import { weightsPanel } from "./weights_panel.mjs";
 import { windowPanel } from "./window_panel.mjs";
 
@@ -21,10 +23,11 @@ const PANELS = {
 
 /** @type {WeakMap<Node, Panel>} */
 const panels = new WeakMap();
+let enabled = true; // the setting
 
 /** The nodes of the workflow that may have a panel. @returns {Node[]} */
 function panelNodes() {
-    return graphs().flatMap((graph) => graph.nodes.filter((node) => PANELS[node.comfyClass ?? ""]));
+    return graphs().flatMap((graph) => graph.nodes.filter((node) => node.comfyClass?.startsWith("CLEAR")));
 }
 
 /** @param {(panel: Panel, node: Node) => void} action */
@@ -37,18 +40,24 @@ function forEachPanel(action) {
 
 /** The graph has changed. */
 export function refreshAll() {
+    if (enabled) panelNodes().forEach((node) => setPanel(node, true));
     forEachPanel((panel, node) => {
         reattachPanel(node, panel);
         panel.refresh();
     });
 }
 
-/** Add or remove a node's panel; most nodes have none. @param {Node} node @param {boolean} shown */
+/**
+ * Add or remove a node's panel. Nodes that show nothing before a run have one when there is a text of a run.
+ *
+ * @param {Node} node
+ * @param {boolean} shown
+ */
 export function setPanel(node, shown) {
-    const make = PANELS[node.comfyClass ?? ""];
-    if (!make) return;
     if (shown && !panels.has(node)) {
-        const panel = make(node);
+        const make = PANELS[node.comfyClass ?? ""] ?? (textsOf(node).length ? emptyPanel : undefined);
+        if (!make) return;
+        const panel = withRunText(node, make(node));
         addPanel(node, panel);
         panels.set(node, panel);
         void loadTranslations(rebuildAll);
@@ -61,6 +70,7 @@ export function setPanel(node, shown) {
 
 /** @param {boolean} shown */
 export function setAllPanels(shown) {
+    enabled = shown;
     panelNodes().forEach((node) => setPanel(node, shown));
 }
 
@@ -75,6 +85,19 @@ function rebuildAll() {
 }
 
 api.addEventListener("graphChanged", refreshAll);
+api.addEventListener("execution_start", runStarted);
+// The page itself draws a text in three lines, only on nodes of the graph in view, and none of those that expand.
+api.addEventListener("progress_text", ({ detail: { nodeId, text } }) => {
+    const nodes = panelNodes().filter((node) => isNode(node, String(nodeId)));
+    if (!nodes.length) return;
+    keepText(String(nodeId), text);
+    if (!enabled) return;
+    for (const node of nodes) {
+        setPanel(node, true);
+        panels.get(node)?.refresh();
+        queueMicrotask(() => removePageText(node)); // after the page's own listener
+    }
+});
 for (const end of /** @type {const} */ (["execution_success", "execution_error", "execution_interrupted"])) {
     api.addEventListener(end, () => forEachPanel((panel) => panel.runEnded?.()));
 }

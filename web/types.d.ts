@@ -26,6 +26,8 @@ export interface Panel {
     height(): number;
     /** The graph has changed: show its present state. */
     refresh(): void;
+    /** Whether a text of a run is about what the node shows now. */
+    concerns?(text: string): boolean;
     /** A run has ended: memory is free again, files may have been downloaded. */
     runEnded?(): void;
     /** A sampling step has progressed. */

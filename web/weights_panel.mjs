@@ -10,14 +10,15 @@ import { t } from "./i18n.mjs";
  * @returns {import("./types").Panel}
  */
 export function weightsPanel(node) {
-    const element = html("div", { class: "clear-panel clear-weights", role: "status" });
+    const about = html("div", { class: "clear-weights", role: "status" });
+    const element = html("div", { class: "clear-panel" }, about);
     /** @type {import("./types").WeightsFile[]} */
     let files = [];
 
     function refresh() {
         const name = valueOf(node, "weights_name");
         const file = files.find((other) => other.name === name);
-        element.replaceChildren(...(file ? lines(file, valueOf(node, "download") === "never") : []));
+        about.replaceChildren(...(file ? lines(file, valueOf(node, "download") === "never") : []));
     }
 
     async function requestFiles() {
@@ -28,7 +29,13 @@ export function weightsPanel(node) {
     }
 
     void requestFiles();
-    return { element, height: () => 76, refresh, runEnded: () => void requestFiles() };
+    return {
+        element,
+        height: () => 76,
+        refresh,
+        concerns: (text) => text.startsWith(`${valueOf(node, "weights_name")}: `),
+        runEnded: () => void requestFiles(),
+    };
 }
 
 /** @param {import("./types").WeightsFile} file @param {boolean} never */

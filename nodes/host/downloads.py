@@ -22,7 +22,7 @@ def download(released: Released, *, node_id: str | None) -> Path:
     """Download the file into models/clear; its path. Raises DownloadError, and the host's interrupt."""
     report = _NodeProgress(released.name, node_id)
     path = fetch(released, download_folder(), report)
-    report.status(f"{released.name}: downloaded into {path.parent}, size and SHA-256 verified")
+    report.status(f"downloaded into {path.parent}, size and SHA-256 verified")
     return path
 
 
@@ -39,7 +39,7 @@ class _NodeProgress:
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     def status(self, text: str) -> None:
-        self._show(text)
+        self._show(f"{self._name}: {text}")
 
     def update(self, done: int, size: int) -> None:
         now = time.monotonic()
@@ -47,7 +47,7 @@ class _NodeProgress:
             return
         self._seen.append((now, done))
         self._bar.update_absolute(done, size)
-        text = f"{self._name}: {size_text(done)} of {size_text(size)}"
+        text = f"{size_text(done)} of {size_text(size)}"
         (since, before), passed = self._seen[0], now - self._seen[0][0]
         if passed > 0 and done > before:
             speed = (done - before) / (now - since)

@@ -17,10 +17,7 @@ from devtools.page import change_widgets, load, open_workflow, panel, set_settin
 _SAVED = "() => app.graph.nodes.find((node) => node.type === 'CLEARApply').serialize()"
 _KEPT = """(seed) => [localStorage, sessionStorage].some((kept) =>
     Object.values(kept).some((text) => text.includes(seed)))"""
-_TEXT = """() => {
-    const { widgets } = app.graph.nodes.find((node) => node.type === 'CLEARApply')
-    return widgets.find((widget) => widget.name === '$$node-text-preview')?.value ?? ''
-}"""
+_TEXT = "() => [...document.querySelectorAll('.clear-run-text')].map((text) => text.textContent).join('\\n')"
 
 
 @pytest.fixture(scope="module")
