@@ -38,7 +38,15 @@ class CLEARApply(io.ComfyNode):
             category=CATEGORY,
             description="Replaces FLUX.1's full image attention by a circular attention window around each image "
             "token, so that the time for large images grows in proportion to their pixels.",
-            search_aliases=["clear", "linear attention", "local attention", "flux high resolution", "4k", "8k"],
+            search_aliases=[
+                "clear",
+                "linear attention",
+                "local attention",
+                "flux high resolution",
+                "4k",
+                "8k",
+                "hires fix",
+            ],
             inputs=_inputs(),
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],

@@ -40,7 +40,10 @@ class CLEARHighRes(io.ComfyNode):
             category=CATEGORY,
             description="Upscales an image to 4K, 8K or more in stages. Each stage enlarges it, adds noise and "
             "denoises it at the larger size, so that it gains detail and not only pixels.",
-            search_aliases=["clear", "upscale", "sdedit", "img2img", "4k", "8k", "16k", "high resolution"],
+            search_aliases=[
+                *("clear", "upscale", "ultimate sd upscale", "hires fix", "highres fix", "high resolution"),
+                *("4k", "8k", "16k", "sdedit", "img2img"),
+            ],
             inputs=_inputs(),
             outputs=[
                 io.Image.Output(display_name="image"),

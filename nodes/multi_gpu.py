@@ -24,7 +24,7 @@ class CLEARMultiGPU(io.ComfyNode):
             category=CATEGORY,
             description="Splits the image into bands of rows: across several GPUs, or one after another on a single "
             "GPU to save memory. The image stays the same.",
-            search_aliases=["clear", "tiled", "multi gpu", "low vram", "8k", "16k", "parallel"],
+            search_aliases=["clear", "tiled", "multi gpu", "low vram", "4k", "8k", "16k", "parallel"],
             inputs=[
                 make(io.Model.Input, "model", tooltip="A FLUX.1 model patched by Apply CLEAR Attention."),
                 *band_inputs(),

@@ -24,7 +24,7 @@ class CLEARTiledSampler(io.ComfyNode):
             category=CATEGORY,
             description="Samples like SamplerCustomAdvanced, with the image split into bands of rows: across several "
             "GPUs, or one after another on a single GPU to save memory. No seams: the image stays the same.",
-            search_aliases=["clear", "tiled", "multi gpu", "low vram", "8k", "16k", "SamplerCustomAdvanced"],
+            search_aliases=["clear", "tiled", "multi gpu", "low vram", "4k", "8k", "16k", "SamplerCustomAdvanced"],
             inputs=[
                 make(io.Noise.Input, "noise", tooltip="As in SamplerCustomAdvanced."),
                 make(io.Guider.Input, "guider", tooltip="A guider whose model is patched by Apply CLEAR Attention."),
