@@ -53,6 +53,14 @@ class Window:
         room = self.radius**2 - dy**2
         return isqrt(room - 1) if room > 0 else -1
 
+    def tokens_at(self, row: int, column: int, height: int, width: int) -> int:
+        """Tokens seen by the query at `row`, `column` of a grid of `height` x `width`: clipped at its border."""
+        total = 0
+        for y in range(max(0, row - self.halo), min(height, row + self.halo + 1)):
+            reach = self.half_width(y - row)
+            total += min(column + reach + 1, width) - max(column - reach, 0)
+        return total
+
     @overload
     def contains(self, dy: int, dx: int) -> bool: ...
     @overload

@@ -28,12 +28,14 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.ldm.flux.layers": "EmbedND",
         "comfy.ldm.flux.model": "Flux",
         "comfy.model_management": "OOM_EXCEPTION cast_to extra_reserved_memory get_free_memory get_torch_device "
-        "get_total_memory load_models_gpu loaded_models soft_empty_cache throw_exception_if_processing_interrupted",
+        "get_total_memory load_models_gpu loaded_models soft_empty_cache throw_exception_if_processing_interrupted "
+        "unet_dtype unet_manual_cast",
         "comfy.ops": "cast_bias_weight uncast_bias_weight",
         "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL "
         "WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE WrappersMP.PREPARE_SAMPLING",
         "comfy.sample": "fix_empty_latent_channels prepare_noise",
         "comfy.samplers": "CFGGuider KSAMPLER KSampler.SAMPLERS KSampler.SCHEDULERS",
+        "comfy.supported_models": "Flux.supported_inference_dtypes",
         "comfy.utils": "ProgressBar flux_to_diffusers set_attr",
         "comfy_api.latest": "ComfyExtension io.AnyType io.Boolean io.Combo io.ComfyNode io.Conditioning io.ControlNet "
         "io.Custom io.Float io.Guider io.Hidden.dynprompt io.Hidden.extra_pnginfo io.Hidden.prompt io.Hidden.unique_id "

@@ -183,7 +183,7 @@ function rows(plan) {
             t("of $all", { all: plan.grid[0] }),
         ],
         plan.halo === null
-            ? [t("halo"), t("all rows"), "", t("Some layers or steps are dense: each band needs all others.")]
-            : [t("halo"), String(plan.halo), t("rows on either side"), t("Rows of keys and values from adjacent bands.")],
+            ? [t("rows shared with neighbours"), t("all rows"), "", t("Some layers or steps use full attention: each band needs all others.")]
+            : [t("rows shared with neighbours"), String(plan.halo), t("on either side"), t("Rows of keys and values from adjacent bands.")],
     ];
 }

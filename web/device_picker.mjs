@@ -63,6 +63,7 @@ export function devicePicker(node, answered) {
             button.ariaChecked = String(name === AUTO ? !ticked.size : ticked.has(name));
             const text = name === AUTO ? all : description(here.get(name), peaks[name]);
             button.children[1].textContent = button.title = text;
+            button.classList.toggle("clear-too-much", (peaks[name] ?? 0) > (here.get(name)?.free ?? Infinity));
         });
     }
 
@@ -98,7 +99,7 @@ function row(name, press) {
 function description(device, peak) {
     if (!device) return t("not in this machine");
     const { name, title, free, total } = device;
-    const need = peak ? t("$size needed", { size: gib(peak) }) : "";
+    const need = peak ? t("$size for a step", { size: gib(peak) }) : "";
     // The title comes last: what is too long for the node is cut off.
     const parts = [need, t("$free of $total free", { free: gib(free), total: gib(total) }), title === name ? "" : title];
     return parts.filter(Boolean).join(", ");

@@ -50,6 +50,8 @@ export interface WindowPayload {
     dense_keys: number;
     cells: [height: number, width: number] | null;
     share: number;
+    memory: number;
+    free: number;
     speedup: { times: number; pixels: number; backend: string; device: string } | string;
 }
 

@@ -47,7 +47,7 @@ function lines(file, never) {
     const context = factor > 1 ? t("global context ($factor x $factor pooled)", { factor }) : t("no global context");
     return [
         file.here
-            ? html("p", { class: "clear-here" }, t("downloaded, $size", { size: file.size }))
+            ? html("p", { class: "clear-here" }, t("found, $size", { size: file.size }))
             : html("p", { class: "clear-absent" }, absent),
         html("p", {}, file.radius === null ? t("radius: see the file") : t("radius $radius, $context", { radius: file.radius, context })),
         ...(file.link && file.licence

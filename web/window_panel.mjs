@@ -1,7 +1,7 @@
 // Panel of Apply CLEAR Attention: the attention window over the image, drawn to scale, and what it costs.
 
 import { latestRequest } from "./api.mjs";
-import { figures, fromLink, grouped, html, message, svg } from "./dom.mjs";
+import { figures, fromLink, gib, grouped, html, message, svg } from "./dom.mjs";
 import { clearSettings } from "./graph.mjs";
 import { t } from "./i18n.mjs";
 import { sizeSelect } from "./size_select.mjs";
@@ -36,7 +36,7 @@ export function windowPanel(node) {
         }
     }
 
-    return { element, height: () => 164, refresh };
+    return { element, height: () => 168, refresh };
 }
 
 /**
@@ -44,21 +44,33 @@ export function windowPanel(node) {
  * @returns {[string, string, string?, string?][]}
  */
 function rows(payload) {
-    const { keys, dense_keys, speedup } = payload;
+    const { keys, dense_keys, speedup, memory, free } = payload;
     const share = 100 * payload.share;
-    const [speed, at, source] =
-        typeof speedup === "string"
-            ? ["–", t("not measured"), speedup]
-            : [
-                  `${speedup.times.toFixed(1)} x`,
-                  t("at $pixels px", { pixels: speedup.pixels }),
-                  t("One layer's attention, $backend on $device", speedup),
-              ];
-    return [
-        [t("keys per query"), grouped(keys), t("of $all", { all: grouped(dense_keys) })],
-        [t("attention cost"), `${share < 10 ? share.toFixed(1) : share.toFixed(0)} %`, t("of dense")],
-        [t("speed-up here"), speed, at, source],
+    /** @type {[string, string, string?, string?][]} */
+    const found = [
+        [t("tokens each patch sees"), grouped(keys), t("of $all", { all: grouped(dense_keys) })],
+        [
+            t("attention cost"),
+            `${share < 10 ? share.toFixed(1) : share.toFixed(0)} %`,
+            share > 50 ? t("of full attention; pays off from 2048 px") : t("of full attention"),
+        ],
+        [
+            t("memory without bands"),
+            gib(memory),
+            memory > free ? t("only $free free", { free: gib(free) }) : t("beside the weights"),
+            t("Of one step, beside the weights. CLEAR Multi-GPU takes less."),
+        ],
     ];
+    if (typeof speedup !== "string") {
+        const source = t("One layer's attention, $backend on $device", speedup);
+        found.push([
+            t("speed-up here"),
+            `${speedup.times.toFixed(1)} x`,
+            t("at $pixels px", { pixels: speedup.pixels }),
+            source,
+        ]);
+    }
+    return found;
 }
 
 /** @param {import("./types").WindowPayload} payload */
@@ -73,7 +85,7 @@ function drawing(payload) {
         svg("rect", { class: "clear-image", width, height }),
         payload.cells ? svg("rect", { class: "clear-coarse", width, height }) : "",
         svg("path", { class: "clear-grid", d: gridLines(width, height) }),
-        svg("path", { class: "clear-window", d: windowPath(payload.half_widths, x, y) }),
+        svg("path", { class: "clear-window", d: windowPath(payload, x, y) }),
         svg("rect", { class: "clear-query", x, y, width: 1, height: 1 }),
     );
 }
@@ -91,16 +103,18 @@ function description({ grid: [height, width], token_pixels, radius, half_widths,
 }
 
 /**
- * The tokens in the window of the token at x, y: one row after the other, a pair of rows for each distance.
+ * The tokens in the window of the token at x, y, clipped at the image's border: one row after the other, a pair of rows
+ * for each distance.
  *
- * @param {number[]} halfWidths by distance in rows
+ * @param {import("./types").WindowPayload} payload
  * @param {number} x
  * @param {number} y
  */
-function windowPath(halfWidths, x, y) {
-    const rows = halfWidths.flatMap((half, dy) => {
-        const row = `h${2 * half + 1}v1h${-2 * half - 1}z`;
-        return [`M${x - half} ${y - dy}${row}`, dy ? `M${x - half} ${y + dy}${row}` : ""];
+function windowPath({ grid: [height, width], half_widths }, x, y) {
+    const rows = half_widths.flatMap((half, dy) => {
+        const [left, right] = [Math.max(0, x - half), Math.min(width, x + half + 1)];
+        const inside = [...new Set([y - dy, y + dy])].filter((row) => row >= 0 && row < height);
+        return inside.map((row) => `M${left} ${row}H${right}v1H${left}z`);
     });
     return rows.join("");
 }

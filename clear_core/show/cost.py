@@ -47,6 +47,11 @@ class Model:
     def head_dim(self) -> int:
         return self.channels // self.heads
 
+    @property
+    def shape(self) -> ModelShape:
+        """As the memory model knows it."""
+        return ModelShape(self.channels, self.head_dim, element_size=self.dtype.itemsize)
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -144,12 +149,7 @@ class Report:
     @property
     def window_tokens(self) -> int:
         """Image tokens in that token's window, clipped at the border."""
-        row, column = self.query
-        window, total = self.options.window, 0
-        for y in range(max(0, row - window.halo), min(self.grid.height, row + window.halo + 1)):
-            reach = window.half_width(y - row)
-            total += min(column + reach + 1, self.grid.width) - max(column - reach, 0)
-        return total
+        return self.options.window.tokens_at(*self.query, self.grid.height, self.grid.width)
 
     @property
     def dense_pairs(self) -> int:
@@ -206,7 +206,7 @@ def step_cost(width: int, height: int, options: Options, model: Model, bands: in
         down_factor=options.down_factor,
         references=options.references,
     )
-    shape = ModelShape(model.channels, model.head_dim, element_size=model.dtype.itemsize)
+    shape = model.shape
     plan = band_plan(grid, options, bands or max(1, grid.height // BAND_ROWS))
     return SizeCost(
         width,

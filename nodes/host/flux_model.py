@@ -6,12 +6,18 @@ from typing import Any
 
 import comfy.ldm.chroma.model
 import comfy.ldm.flux.model
+import comfy.model_management
+import comfy.supported_models
 import torch
 
+from ...clear_core.flux import TEXT_TOKENS
 from ...clear_core.show.cost import Model
 from ..insight.cost import ModelInfo
 from .attention_call import KEY, SETTINGS
 from .overrides import class_owner
+
+PROMPT_TOKENS = 256
+"""Text tokens of FLUX.1: ComfyUI pads shorter prompts to so many. (The weights were distilled with 512.)"""
 
 FLUX_1, FLUX_2, CHROMA = "FLUX.1", "FLUX.2", "Chroma"
 LONGCAT, OVIS = "LongCat-Image", "Ovis-Image"  # of the class of FLUX.1, in newer hosts
@@ -93,4 +99,13 @@ def model_info(model: Any) -> ModelInfo:
         device=torch.device(model.load_device),
         can_be_cut=family != CHROMA,
     )
-    return ModelInfo(family, size, double, single, weights, options.get(SETTINGS), options.get(KEY, ""))
+    text = PROMPT_TOKENS if family == FLUX_1 else TEXT_TOKENS
+    return ModelInfo(family, size, double, single, weights, text, options.get(SETTINGS), options.get(KEY, ""))
+
+
+def model_here(device: torch.device) -> Model:
+    """FLUX.1 as ComfyUI would load and run it on a device, for who has no MODEL yet."""
+    known: Any = comfy.supported_models.Flux.supported_inference_dtypes
+    stored: Any = comfy.model_management.unet_dtype(device, supported_dtypes=known, weight_dtype=torch.bfloat16)
+    cast: Any = comfy.model_management.unet_manual_cast(stored, device, known)
+    return Model(dtype=cast or stored, device=device)

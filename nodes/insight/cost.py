@@ -16,7 +16,7 @@ class ModelInfo:
     """What the nodes that explain know of a MODEL.
 
     family: FLUX.1, FLUX.2 or Chroma. size: its layers, channels, dtype, and the device where the host will run it.
-    double, single: blocks.
+    double, single: blocks. text: tokens of a prompt of usual length.
     weights: the dtype that they are kept in.
     settings: of Apply CLEAR Attention; None where it is not in the chain. headline: what that node shows.
     """
@@ -26,6 +26,7 @@ class ModelInfo:
     double: int
     single: int
     weights: torch.dtype
+    text: int
     settings: ClearSettings | None
     headline: str
 
@@ -44,6 +45,7 @@ class ModelInfo:
             clear.references,
             clear.proportional,
             clear.backend,
+            self.text,
             dense_layers=sum(block not in clear.blocks for block in blocks),
             halo_exchange=clear.band_window() is not None,
         )

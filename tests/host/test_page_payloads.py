@@ -21,6 +21,14 @@ def payloads(nodes_api: Any) -> Any:
     return nodes_api.module("nodes.host.page.payloads")
 
 
+def window_facts(payloads: Any, *values: Any) -> Any:
+    return payloads.window_payload(*values, payloads.ModelShape(), 0)
+
+
+def bands_facts(payloads: Any, *values: Any) -> Any:
+    return payloads.bands_payload(*values, payloads.ModelShape())
+
+
 @pytest.fixture(scope="module")
 def clear(nodes_api: Any) -> Any:
     """Settings of Apply CLEAR Attention by their names."""
@@ -39,24 +47,29 @@ def cut(nodes_api: Any) -> Any:
 
 
 @pytest.mark.parametrize("factor", [1, 4])
-def test_the_windows_figures_are_the_exact_masks(nodes_api: Any, payloads: Any, clear: Any, factor: int) -> None:
-    width, height, radius = 560, 400, 6
-    found = payloads.window_payload(clear(radius, down_factor=factor), width, height, "no table")
+@pytest.mark.parametrize("radius", [6, 15, 40])  # within the image, wider than high, larger than the image
+def test_the_windows_figures_are_the_exact_masks(
+    nodes_api: Any, payloads: Any, clear: Any, factor: int, radius: int
+) -> None:
+    width, height = 560, 400
+    found = window_facts(payloads, clear(radius, down_factor=factor), width, height, "no table")
     pattern = nodes_api.module("clear_core.pattern").LocalPattern
     layout = nodes_api.module("clear_core.layout")
     grid = layout.Grid(25, 35)
     cells = 7 * 9 if factor == 4 else 0
     window = nodes_api.module("clear_core.window").Window(radius)
-    mask = pattern.whole(layout.TokenLayout(512, grid), window, pooled=cells).mask()
-    middle = 512 + 12 * grid.width + 17
+    mask = pattern.whole(layout.TokenLayout(256, grid), window, pooled=cells).mask()
+    middle = 256 + 12 * grid.width + 17
     assert found["grid"] == [25, 35]
     assert found["keys"] == mask[middle].sum()
     assert found["dense_keys"] == mask.shape[0]
     assert found["share"] == pytest.approx(mask.sum().item() / mask.shape[0] ** 2)
     assert found["cells"] == ([7, 9] if factor == 4 else None)
-    seen = mask[middle, cells + 512 :].view(25, 35)
-    assert [half * 2 + 1 for half in found["half_widths"]] == [seen[12 + dy].sum() for dy in range(radius)]
-    assert not seen[12 + radius].any()
+    seen = mask[middle, cells + 256 :].view(25, 35)
+    assert factor > 1 or found["keys"] <= found["dense_keys"]
+    if radius == 6:
+        assert [half * 2 + 1 for half in found["half_widths"]] == [seen[12 + dy].sum() for dy in range(radius)]
+        assert not seen[12 + radius].any()
 
 
 def test_speed_up_is_the_nearest_measurement(payloads: Any, clear: Any) -> None:
@@ -67,19 +80,19 @@ def test_speed_up_is_the_nearest_measurement(payloads: Any, clear: Any) -> None:
         keys = ("pixels", "radius", "down_factor", "backend")
         return next(r["speedup"] for r in rows if tuple(r[k] for k in keys) == (pixels, radius, 1, backend))
 
-    found = payloads.window_payload(clear(8), 2048, 2048, bench)["speedup"]
+    found = window_facts(payloads, clear(8), 2048, 2048, bench)["speedup"]
     assert found == {
         "times": measured(2048, 8, "sdpa"),
         "pixels": 2048,
         "backend": "sdpa",
         "device": "AMD EPYC, 2 cores",
     }
-    assert payloads.window_payload(clear(8), 1152, 896, bench)["speedup"]["pixels"] == 1024
-    quickest = payloads.window_payload(clear(8), 512, 512, bench)["speedup"]["times"]
+    assert window_facts(payloads, clear(8), 1152, 896, bench)["speedup"]["pixels"] == 1024
+    quickest = window_facts(payloads, clear(8), 512, 512, bench)["speedup"]["times"]
     assert quickest == max(measured(512, 8, name) for name in ("sdpa", "masked"))
-    assert payloads.window_payload(clear(8, backend="sdpa"), 512, 512, bench)["speedup"]["backend"] == "sdpa"
+    assert window_facts(payloads, clear(8, backend="sdpa"), 512, 512, bench)["speedup"]["backend"] == "sdpa"
     for settings, size in ((clear(8), 4096), (clear(9), 2048), (clear(8, backend="triton"), 2048)):
-        assert payloads.window_payload(settings, size, size, bench)["speedup"] == "not measured at this radius and size"
+        assert window_facts(payloads, settings, size, size, bench)["speedup"] == "not measured at this radius and size"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +113,7 @@ def test_a_table_that_says_nothing_says_why(
     path = tmp_path / "bench.json"
     if text is not None:
         path.write_text(text, encoding="utf-8")
-    assert words in payloads.window_payload(clear(8), 1024, 1024, payloads.read_bench(path, card))["speedup"]
+    assert words in window_facts(payloads, clear(8), 1024, 1024, payloads.read_bench(path, card))["speedup"]
 
 
 def cards(payloads: Any, *free: float) -> list[Any]:
@@ -110,9 +123,7 @@ def cards(payloads: Any, *free: float) -> list[Any]:
 
 
 def test_bands_and_their_memory_are_the_cores(nodes_api: Any, payloads: Any, clear: Any, cut: Any) -> None:
-    found = payloads.bands_payload(
-        clear(16), cut("cuda:0=2,cuda:1=1", 12, "exact"), 4096, 2048, cards(payloads, 20, 20)
-    )
+    found = bands_facts(payloads, clear(16), cut("cuda:0=2,cuda:1=1", 12, "exact"), 4096, 2048, cards(payloads, 20, 20))
     assert found["grid"] == [128, 256]
     edges = [0, 10, 21, 32, 42, 53, 64, 74, 85, 96, 106, 117, 128]
     assert [band[:2] for band in found["bands"]] == [list(rows) for rows in itertools.pairwise(edges)]
@@ -124,14 +135,14 @@ def test_bands_and_their_memory_are_the_cores(nodes_api: Any, payloads: Any, cle
     )
     grid = layout.Grid(128, 256)
     plan = bands.BandPlan(grid, bands.cut_rows(grid.height, 12), (0,) * 8 + (1,) * 4, clear(16).window)
-    assert max(found["peaks"].values()) == memory.banded_bytes(plan, 512, memory.ModelShape())
+    assert max(found["peaks"].values()) == memory.banded_bytes(plan, 256, memory.ModelShape())
     assert found["peaks"]["cuda:0"] > found["peaks"]["cuda:1"] > 0
 
 
 def test_bands_chosen_by_memory_fit_into_it(payloads: Any, clear: Any, cut: Any) -> None:
     counts = []
     for free in (24, 4.5):
-        found = payloads.bands_payload(clear(16), cut("auto", 0, "exact"), 8192, 8192, cards(payloads, free))
+        found = bands_facts(payloads, clear(16), cut("auto", 0, "exact"), 8192, 8192, cards(payloads, free))
         assert found["chosen"]
         assert found["lanes"] == ["cuda:0"]
         assert found["peaks"]["cuda:0"] <= (free - 0.5) * GIB or len(found["bands"]) == 1
@@ -141,7 +152,7 @@ def test_bands_chosen_by_memory_fit_into_it(payloads: Any, clear: Any, cut: Any)
 
 def test_one_device_in_two_lanes_has_both_to_hold(payloads: Any, clear: Any, cut: Any) -> None:
     once, twice = (
-        payloads.bands_payload(clear(16), cut(devices, 32, "exact"), 4096, 4096, cards(payloads, 20))
+        bands_facts(payloads, clear(16), cut(devices, 32, "exact"), 4096, 4096, cards(payloads, 20))
         for devices in ("cuda:0", "cuda,cuda:0")
     )
     assert twice["lanes"] == ["cuda:0", "cuda:0"]
@@ -156,7 +167,7 @@ def test_lanes_are_those_of_a_run(nodes_api: Any, payloads: Any, clear: Any, cut
     home = torch.device(machine[0].name)
     for devices in ("auto", "cpu", "cpu=2,cpu=1", "cuda:93,cpu", "cuda:93", "mps:7, cpu ,xpu:9"):
         settings = cut(devices, 8, "exact")
-        found = payloads.bands_payload(clear(16), settings, 1024, 1024, machine)
+        found = bands_facts(payloads, clear(16), settings, 1024, 1024, machine)
         replicas = nodes_api.module("nodes.host.bands.replicas").Replicas(settings.devices)
         assert found["lanes"] == [name_of(lane.device) for lane in replicas.lanes(None, home)]
         assert found["missing"] == list(replicas.missing(home))
@@ -168,7 +179,7 @@ def test_dense_layers_need_every_band(nodes_api: Any, payloads: Any, clear: Any,
         changes = {"blocks": nodes_api.module("nodes.options.blocks").parse_blocks(changes["blocks"])}
     bands = cut("auto", 8, "exact")
     windowed, dense = (
-        payloads.bands_payload(clear(16, **more), bands, 4096, 4096, cards(payloads, 20)) for more in ({}, changes)
+        bands_facts(payloads, clear(16, **more), bands, 4096, 4096, cards(payloads, 20)) for more in ({}, changes)
     )
     assert dense["halo"] is None
     assert dense["peaks"]["cuda:0"] > windowed["peaks"]["cuda:0"]
@@ -193,3 +204,23 @@ def test_weights_files_here_and_not(payloads: Any) -> None:
     assert released["link"] == "https://huggingface.co/Huage001/CLEAR"
     assert "non-commercial" in released["licence"]
     assert by_name["clear_local_8.safetensors"]["here"]
+
+
+def test_memory_is_the_reports(host: Any, nodes_api: Any, payloads: Any, clear: Any, cut: Any) -> None:
+    """What the panels show is what CLEAR Report says, in the type in which ComfyUI runs FLUX.1 here."""
+    model = nodes_api.module("nodes.host.flux_model").model_here(torch.device("cpu"))
+    cost = nodes_api.module("clear_core.show.cost")
+    assert model.dtype == torch.float32  # of activations, on a CPU
+    step = cost.step_cost(4096, 4096, cost.Options(clear(16).window, text=256), model)
+    window = payloads.window_payload(clear(16), 4096, 4096, "no table", model.shape, 7)
+    assert (window["memory"], window["free"]) == (step.stock, 7)
+    for count, bytes_ in ((1, step.stock), (step.bands, step.banded)):
+        found = payloads.bands_payload(
+            clear(16), cut("cpu", count, "exact"), 4096, 4096, cards(payloads, 20), model.shape
+        )
+        assert found["peaks"] == {"cpu": bytes_}
+
+
+def test_memory_chooses_no_bands_on_a_cpu(payloads: Any, clear: Any, cut: Any) -> None:
+    found = bands_facts(payloads, clear(16), cut("cpu", 0, "exact"), 8192, 8192, cards(payloads, 20))
+    assert (len(found["bands"]), found["chosen"]) == (1, False)

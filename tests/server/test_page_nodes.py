@@ -108,13 +108,13 @@ def raise_number(page: Page, renderer: str, kind: str, name: str) -> None:
 def expected(radius: int, width: int, height: int, factor: int = 1) -> dict[str, str]:
     """The core's figures, as the panel shows them."""
     grid = Grid(height // 16, width // 16)
-    layout = TokenLayout(512, grid)
+    layout = TokenLayout(256, grid)
     cells = -(-grid.height // factor) * -(-grid.width // factor) if factor > 1 else 0
     share = 100 * attention_flops(layout, Window(radius), down_factor=factor) / attention_flops(layout, None)
     cost = f"{share:.1f}" if share < 10 else f"{share:.0f}"
     return {
-        "keys per query": f"{Window(radius).tokens + 512 + cells:,} of {layout.tokens:,}",
-        "attention cost": f"{cost} % of dense",
+        "tokens each patch sees": f"{Window(radius).tokens + 256 + cells:,} of {layout.tokens:,}",
+        "attention cost": f"{cost} % of full attention" + ("; pays off from 2048 px" if share > 50 else ""),
     }
 
 
@@ -329,6 +329,37 @@ def test_a_node_found_by_search_has_its_picture(page: Page, renderer: str, name:
     assert saved(page, kind)["size"][1] >= panel(page).evaluate("(e) => e.offsetHeight")
 
 
+def test_the_search_does_not_find_parts_of_other_nodes(page: Page) -> None:
+    use_renderer(page, "classic")
+    page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    page.get_by_role("combobox").filter(visible=True).last.fill("clear")
+    options = page.locator(".p-autocomplete-option")
+    expect(options.filter(has_text="Apply CLEAR Attention")).to_have_count(1)
+    assert not [text for text in options.all_inner_texts() if re.search("CLEAR (Item|Stages)", text)]
+    page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+
+
+def test_a_window_larger_than_the_image_is_drawn_within_it(page: Page, renderer: str) -> None:
+    open_workflow(page, shipped("clear_chroma", "CLEARApply"))
+    change_widgets(page, {"EmptySD3LatentImage": {"width": 256, "height": 128}, "CLEARApply": {"radius": 128}})
+    tokens = 256 + 8 * 16
+    wait_for_figures(page, {"tokens each patch sees": f"{tokens} of {tokens}"})
+    image, window = (panel(page).locator(f".clear-{name}").bounding_box() for name in ("image", "window"))
+    assert image
+    assert window == pytest.approx(image, abs=1)
+
+
+def test_memory_beyond_what_is_free_is_marked(page: Page, renderer: str, two_cards: None) -> None:
+    content = shipped("clear_8k_on_16gb", "CLEARTiledSampler")
+    next(n for n in content["nodes"] if n["type"] == "CLEARTiledSampler")["widgets_values"][:2] = ["cuda:0", 64]
+    open_workflow(page, content)
+    marked = panel(page).locator(".clear-too-much")
+    expect(panel(page).get_by_role("checkbox", name="cuda:0")).to_contain_text("for a step, 20 GiB of 24 GiB free")
+    expect(marked).to_have_count(0)
+    change_widgets(page, {"CLEARTiledSampler": {"bands": 1}})
+    expect(marked).to_have_attribute("data-device", "cuda:0")
+
+
 def test_what_cannot_be_shown_says_why(page: Page, renderer: str) -> None:
     content = shipped("clear_chroma", "CLEARApply")
     next(node for node in content["nodes"] if node["type"] == "CLEARApply")["widgets_values"][0] = 0
@@ -362,7 +393,7 @@ def test_ticked_devices_are_written_into_the_widget(page: Page, renderer: str) -
     expect(devices.get_by_role("checkbox", name="auto")).to_be_checked()
     assert boxes(page) == {"auto": True, "cuda:0": False, "cuda:1": False, "cpu": False}
     expect(devices).to_contain_text("Card 1")
-    expect(devices).to_contain_text(re.compile(r"cuda:1\d\.\d GiB needed, 20 GiB of 24 GiB free, Card 1"))
+    expect(devices).to_contain_text(re.compile(r"cuda:1\d\.\d GiB for a step, 20 GiB of 24 GiB free, Card 1"))
     second = devices.get_by_role("checkbox", name="cuda:1")
     second.focus()
     page.keyboard.press("Space")
@@ -407,7 +438,7 @@ def test_bands_are_drawn_as_the_core_cuts_them(page: Page, renderer: str) -> Non
     assert figures(page) == {
         "bands": "64",
         "rows per band": "8 of 512",
-        "halo": "15 rows on either side",
+        "rows shared with neighbours": "15 on either side",
     }
     raise_number(page, renderer, "CLEARTiledSampler", "bands")
     expect(picture).to_have_accessible_name("65 bands over an image of 512 x 512 tokens.")
@@ -421,7 +452,7 @@ def test_multi_gpu_finds_size_and_window_around_it(page: Page, renderer: str) ->
         kind = "CLEARTiledSampler"
     open_workflow(page, shipped(name, kind))
     expect(panel(page).get_by_role("img")).to_have_accessible_name(re.compile(r"over an image of 512 x 512 tokens"))
-    assert figures(page)["halo"] == "15 rows on either side"
+    assert figures(page)["rows shared with neighbours"] == "15 on either side"
 
 
 def test_without_clear_before_it_the_bands_say_so(page: Page, renderer: str) -> None:
@@ -485,7 +516,7 @@ def test_the_weights_file_is_here_or_not(page: Page, renderer: str) -> None:
     link = shown.get_by_role("link", name="FLUX.1 [dev] non-commercial licence")
     expect(link).to_have_attribute("href", "https://huggingface.co/Huage001/CLEAR")
     change_widgets(page, {"CLEARWeightsLoader": {"weights_name": workflow.DEMO.clear}})
-    expect(shown).to_contain_text(re.compile(r"downloaded, 1\d\d MB"))
+    expect(shown).to_contain_text(re.compile(r"found, 1\d\d MB"))
     expect(link).to_have_count(0)
 
 

@@ -39,7 +39,7 @@ def test_window(ask: Any) -> None:
     assert status == 200
     assert facts["grid"] == [64, 128]
     assert facts["cells"] == [16, 32]
-    assert facts["keys"] == 193 + 512 + 16 * 32
+    assert facts["keys"] == 193 + 256 + 16 * 32
     assert facts["half_widths"] == [7, 7, 7, 7, 6, 6, 5, 3]
     assert 0 < facts["share"] < 1
     assert facts["speedup"] == "no clear_attention_bench.json in ComfyUI's user folder"

@@ -16,7 +16,7 @@ from typing import Any
 from ....clear_core.backends import AUTO
 from ....clear_core.bands.memory import ModelShape, lane_bytes, stock_bytes
 from ....clear_core.bands.plan import BandPlan
-from ....clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS, token_grid
+from ....clear_core.flux import PIXELS_PER_TOKEN, token_grid
 from ....clear_core.hub.released import RELEASED, REPOSITORY, find, size_text
 from ....clear_core.layout import Grid, TokenLayout
 from ....clear_core.pattern import attention_flops
@@ -26,11 +26,11 @@ from ...options.bands import BandSettings
 from ...options.clear import ClearSettings
 from ...options.lanes import ResolvedLanes, parse_device, resolve_lanes, split_devices
 from ..bands.memory import RESERVE, fitting_count
+from ..flux_model import PROMPT_TOKENS
 
 LICENCE = "FLUX.1 [dev] non-commercial licence"
 _PAGE = f"https://huggingface.co/{REPOSITORY}"
 _NEAR = math.sqrt(2)  # a measurement at another size counts for sides up to so much larger or smaller
-_FLUX = ModelShape()
 
 Payload = dict[str, Any]
 
@@ -49,13 +49,16 @@ class MachineDevice:
         return self.name.partition(":")[0]
 
 
-def window_payload(settings: ClearSettings, width: int, height: int, bench: Payload | str) -> Payload:
+def window_payload(
+    settings: ClearSettings, width: int, height: int, bench: Payload | str, shape: ModelShape, free: int
+) -> Payload:
     """The attention window over an image of width x height, and its cost in a step in which it is active.
 
-    bench: what `read_bench` gave.
+    bench: what `read_bench` gave. keys: those of the image token in the middle. memory: bytes of one step without
+    bands, beside the weights. free: bytes of the device that ComfyUI computes on.
     """
     grid, window, factor = token_grid(width, height), settings.window, settings.down_factor
-    layout = TokenLayout(TEXT_TOKENS, grid)
+    layout = TokenLayout(PROMPT_TOKENS, grid)
     cells = pooled_grid(grid, factor) if factor > 1 else None
     needed = attention_flops(layout, window, down_factor=factor)
     return {
@@ -64,10 +67,14 @@ def window_payload(settings: ClearSettings, width: int, height: int, bench: Payl
         "radius": window.radius,
         "down_factor": factor,
         "half_widths": [window.half_width(dy) for dy in range(window.halo + 1)],
-        "keys": window.tokens + TEXT_TOKENS + (cells.tokens if cells else 0),
+        "keys": window.tokens_at(grid.height // 2, grid.width // 2, grid.height, grid.width)
+        + PROMPT_TOKENS
+        + (cells.tokens if cells else 0),
         "dense_keys": layout.tokens,
         "cells": [cells.height, cells.width] if cells else None,
         "share": needed / attention_flops(layout, None),
+        "memory": stock_bytes(grid, PROMPT_TOKENS, shape),
+        "free": free,
         "speedup": bench if isinstance(bench, str) else _measured(bench, settings, width, height),
     }
 
@@ -111,26 +118,32 @@ def _measured(bench: Payload, settings: ClearSettings, width: int, height: int) 
 
 
 def bands_payload(
-    clear: ClearSettings, settings: BandSettings, width: int, height: int, machine: Sequence[MachineDevice]
+    clear: ClearSettings,
+    settings: BandSettings,
+    width: int,
+    height: int,
+    machine: Sequence[MachineDevice],
+    shape: ModelShape,
 ) -> Payload:
     """How an image of width x height would be cut on this machine as it is now, and what each device needs for it.
 
     machine: its devices, the one that ComfyUI computes on first. Bands: first row, row after the last, lane. Memory
-    is that of one step of FLUX.1 in 16 bits besides the weights; GPUs of different speed are taken as equal.
+    is that of one step beside the weights; GPUs of different speed are taken as equal. chosen: whether memory did it.
     """
     here = {device.name: device for device in machine}
     resolved = resolve_lanes(settings.devices, list(here))
     devices = [here[lane.name] for lane in resolved.lanes]
     plan_of = _planner(clear, token_grid(width, height), resolved)
-    plan = plan_of(settings.bands or fitting_count(plan_of, len(devices), _room(devices), TEXT_TOKENS, _FLUX, 1))
+    room = _room(devices)
+    plan = plan_of(settings.bands or fitting_count(plan_of, len(devices), room, PROMPT_TOKENS, shape, 1))
     return {
         "grid": [plan.image.height, plan.image.width],
         "bands": [[rows.start, rows.stop, lane] for rows, lane in zip(plan.bands, plan.lanes, strict=True)],
         "halo": None if plan.window is None else plan.window.halo,
         "lanes": [device.name for device in devices[: plan.lane_count]],
-        "peaks": _peaks(plan, devices),
+        "peaks": _peaks(plan, devices, shape),
         "missing": list(resolved.missing),
-        "chosen": settings.bands == 0,
+        "chosen": settings.bands == 0 and room is not None,
     }
 
 
@@ -152,12 +165,12 @@ def _room(devices: Sequence[MachineDevice]) -> int | None:
     return min(room, default=None)
 
 
-def _peaks(plan: BandPlan, devices: Sequence[MachineDevice]) -> dict[str, int]:
+def _peaks(plan: BandPlan, devices: Sequence[MachineDevice], shape: ModelShape) -> dict[str, int]:
     """Bytes that each device needs for its lanes."""
     peaks: Counter[str] = Counter()
     uncut = len(plan.bands) == 1
     for lane in range(plan.lane_count):
-        need = stock_bytes(plan.image, TEXT_TOKENS, _FLUX) if uncut else lane_bytes(plan, lane, TEXT_TOKENS, _FLUX)
+        need = stock_bytes(plan.image, PROMPT_TOKENS, shape) if uncut else lane_bytes(plan, lane, PROMPT_TOKENS, shape)
         peaks[devices[lane].name] += need
     return dict(peaks)
 

@@ -22,6 +22,7 @@ from ...options.bands import resolve_bands
 from ...options.clear import ApplyInputs, ClearSettings, resolve_settings
 from ...options.stages import LARGEST_SIDE
 from ..files import absent_release, weights_files, weights_path
+from ..flux_model import model_here
 from ..machine import device_name, machine_devices
 from .payloads import (
     MachineDevice,
@@ -86,7 +87,7 @@ def window(query: Query) -> Any:
     home = _home()
     card = torch.cuda.get_device_name(home) if home.type == "cuda" else None
     bench = read_bench(Path(folder_paths.get_user_directory()) / BENCH, card)
-    return window_payload(settings, width, height, bench)
+    return window_payload(settings, width, height, bench, model_here(home).shape, machine()[0].free)
 
 
 def bands(query: Query) -> Any:
@@ -94,7 +95,8 @@ def bands(query: Query) -> Any:
     values = _values(query, _SIZE | _CLEAR | _BANDS)
     width, height = _size(values)
     clear, settings = _settings(values), resolve_bands(values["devices"], values["bands"], "exact")
-    return bands_payload(clear, settings, width, height, machine([device.name for device in settings.devices]))
+    found = machine([device.name for device in settings.devices])
+    return bands_payload(clear, settings, width, height, found, model_here(_home()).shape)
 
 
 def devices(query: Query) -> Any:
