@@ -292,7 +292,7 @@ def report(task: Task, files: workflow.Files, device: dict[str, Any], dense: Mea
 
 def _text_tokens(said: str) -> int:
     """The text length that the node saw: it depends on the prompt and the text encoders."""
-    found = re.search(r"window: .*\((\d+) text", said)
+    found = re.search(r"CLEAR ran: .*\((\d+) text", said)
     if found is None:
         raise ClientError(f"The run used no window; the node says:\n{said}")
     return int(found[1])

@@ -120,8 +120,8 @@ class RunLog:
         """The headline and what the run did so far, a line each."""
         with self._lock:
             lines = [self.headline]
-            lines += [f"window: {count} layer calls by {how}" for how, count in self._local.items()]
-            lines += [f"dense: {count} layer calls, {reason}" for reason, count in self._dense.items()]
+            lines += [f"CLEAR ran: {count} layer calls by {how}" for how, count in self._local.items()]
+            lines += [f"full attention: {count} layer calls, {reason}" for reason, count in self._dense.items()]
             if self._overruled():
                 lines.append(
                     f"not used: another node's attention ({self._in_charge}) took over. "
@@ -153,6 +153,6 @@ class StandingRunLog(RunLog):
 
     def text(self) -> str:
         with self._lock:
-            ran = [f"window: {how}" for how in self._local] + [f"dense: {reason}" for reason in self._dense]
+            ran = [f"CLEAR ran: {how}" for how in self._local] + [f"full attention: {reason}" for reason in self._dense]
             ran += self._notes
         return "\n".join([self.headline, *ran])

@@ -164,7 +164,7 @@ def test_it_says_what_ran(patched: Any, nodes_api: Any, shown: Any) -> None:
     run(patched, applied(control))
     said = shown["CLEARControlNet"]
     assert said[0] == "radius 3, window only: this ControlNet was trained with dense attention"
-    assert said[-1].splitlines()[1].startswith("window: sdpa (9 text + 12 x 9 image tokens")
+    assert said[-1].splitlines()[1].startswith("CLEAR ran: sdpa (9 text + 12 x 9 image tokens")
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_a_layer_is_retried_with_a_smaller_workspace(
     said = "out of memory in a layer; retried with a workspace of 64 MB: slower"
     assert shown[-1].splitlines()[-1] == said
     assert [record.message for record in caplog.records] == [f"CLEAR: {said}"]
-    assert "window: 6 layer calls" in shown[-1]
+    assert "CLEAR ran: 6 layer calls" in shown[-1]
 
 
 def test_a_band_is_retried_with_a_smaller_workspace(

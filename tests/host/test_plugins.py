@@ -253,7 +253,7 @@ def test_step_caches_skip_steps_and_change_nothing_else(
         patched = nodes_api.apply(add(model), radius=RADIUS) if before else add(nodes_api.apply(model, radius=RADIUS))
         out = run(patched, [prompt(9, 1)], steps=8)
         return out, sum(
-            int(line.split()[1]) for line in shown["CLEARApply"][-1].splitlines() if line.startswith("window:")
+            int(line.split()[2]) for line in shown["CLEARApply"][-1].splitlines() if line.startswith("CLEAR ran:")
         )
 
     expected = run(nodes_api.apply(flux_model(), radius=RADIUS), [prompt(9, 1)], steps=8)

@@ -30,8 +30,8 @@ def test_a_run_is_counted_by_who_computed_it(report: Any, shown: list[str]) -> N
     assert shown[0] == "radius 8"
     assert shown[-1].splitlines() == [
         "radius 8",
-        "window: 3 layer calls by sdpa (77 text)",
-        "dense: 1 layer calls, as asked: steps outside 0 to 0.5",
+        "CLEAR ran: 3 layer calls by sdpa (77 text)",
+        "full attention: 1 layer calls, as asked: steps outside 0 to 0.5",
     ]
 
 
@@ -52,11 +52,11 @@ def test_a_fallback_is_shown_on_the_node_at_once_and_logged_once(
         for _ in range(2):
             report.begin()
             report.dense("no backend has it")
-            assert "dense: 1 layer calls, no backend has it" in shown[-1]
+            assert "full attention: 1 layer calls, no backend has it" in shown[-1]
             report.dense("no backend has it")
             report.end(finished=True)
     assert [record.message for record in caplog.records] == ["CLEAR runs dense here: no backend has it"]
-    assert "dense: 2 layer calls" in shown[-1]
+    assert "full attention: 2 layer calls" in shown[-1]
 
 
 def test_what_was_asked_for_is_no_warning(report: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -71,7 +71,7 @@ def test_reasons_without_end_are_bounded(report: Any) -> None:
         report.dense(f"an attention of {size} queries")
     lines = report.text().splitlines()
     assert len(lines) == 1 + 17
-    assert lines[-1] == "dense: 84 layer calls, other reasons"
+    assert lines[-1] == "full attention: 84 layer calls, other reasons"
 
 
 def test_a_run_without_one_call_says_who_took_over(report: Any, shown: list[str]) -> None:

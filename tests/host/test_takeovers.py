@@ -78,8 +78,8 @@ def test_a_step_cache_around_another_packs_forward_is_no_takeover(
     patched = packs.load("teacache", "teacache.nodes").apply(nodes_api.apply(cached, radius=2), "named")
     sample(patched, 16, 18, steps=8)
     text = shown["CLEARApply"][-1]
-    (line,) = [line for line in text.splitlines() if line.startswith("window:")]
-    assert 0 < int(line.split()[1]) < 8 * 3
+    (line,) = [line for line in text.splitlines() if line.startswith("CLEAR ran:")]
+    assert 0 < int(line.split()[2]) < 8 * 3
     assert not missed(text) and not warnings()
 
 
@@ -137,7 +137,7 @@ def test_a_forward_that_does_not_name_its_blocks_runs_dense_and_is_named(
     pack = packs.load("teacache", "teacache.nodes")
     assert error(sampled(pack.apply(nodes_api.apply(model, radius=2), "unnamed")), sampled(flux_model())) < 1e-6
     text = shown["CLEARApply"][-1]
-    assert "dense: 6 layer calls, the model's forward does not say which block attends" in text
+    assert "full attention: 6 layer calls, the model's forward does not say which block attends" in text
     assert "the model has the forward of teacache.nodes" in text
     assert not missed(text) and len(warnings()) == 1
 
@@ -152,7 +152,7 @@ def test_layers_that_the_hosts_own_guidance_skips_are_no_takeover(
     sampled(skipping)
     text = shown["CLEARApply"][-1]
     # Two steps of three layers, and in each the forward that guides: without double block 0 and single block 1.
-    assert "window: 8 layer calls" in text
+    assert "CLEAR ran: 8 layer calls" in text
     assert not missed(text) and not warnings()
 
 
@@ -170,7 +170,7 @@ def test_a_part_of_the_layers_taken_over_is_counted_and_named(
     reason = "another node's attention (SolAttn.nodes) computed them. Put Apply CLEAR Attention after that node"
     text = shown["CLEARApply"][-1]
     assert missed(text) == [f"not used: {2 * len(layers)} layer calls, {reason}"]
-    assert f"window: {2 * (3 - len(layers))} layer calls" in text
+    assert f"CLEAR ran: {2 * (3 - len(layers))} layer calls" in text
     assert warnings() == [f"CLEAR is not used in {len(layers)} layers: {reason}"]
 
 
@@ -194,7 +194,7 @@ def test_a_replaced_block_is_counted_and_named(model: Any, nodes_api: Any, shown
     patched = nodes_api.apply(packs.load("blocks", "Blocks.nodes").without_options(model, 1), radius=2)
     sampled(patched)
     text = shown["CLEARApply"][-1]
-    assert "window: 4 layer calls" in text
+    assert "CLEAR ran: 4 layer calls" in text
     assert missed(text) == [
         "not used: 2 layer calls, Blocks.nodes skipped these blocks or computed them without ComfyUI's attention hook"
     ]

@@ -131,8 +131,8 @@ def shown(client: ComfyClient, picture: Callable[[Run], Picture]) -> Callable[..
         done = client.run(prompt)
         apply = workflow.node_id(prompt, "CLEARApply")
         said = [text for node, text in done.texts if node == apply]
-        assert "\nwindow: " in said[-1]
-        assert "\ndense: " not in said[-1]
+        assert "\nCLEAR ran: " in said[-1]
+        assert "\nfull attention: " not in said[-1]
         assert all(word in said[-1] for word in words)
         return picture(done)
 

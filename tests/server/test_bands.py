@@ -56,7 +56,7 @@ def test_the_picture_is_the_plain_samplers(client: Any, demo_prompt: Any, pictur
         assert difference(picture(run), plain) <= 1
         said = [text for _, text in run.texts]
         assert any("5 bands of 2 to 3 rows of tokens on cpu, cpu" in text for text in said)
-        assert any("window: 20 layer calls by" in text and "in bands" in text for text in said)
+        assert any("CLEAR ran: 20 layer calls by" in text and "in bands" in text for text in said)
         sampler = workflow.node_id(prompt, "SamplerCustomAdvanced")
         assert [step.value for step in run.steps_of(sampler)] == [1, 2]
         assert run.previews

@@ -23,7 +23,7 @@ def test_order_of_lora_and_clear_does_not_matter(client: Any, demo_prompt: Any, 
     for key, prompt in prompts.items():
         run = client.run(prompt)
         assert workflow.node_id(prompt, "SamplerCustomAdvanced") not in run.cached
-        assert "window: 4 layer calls" in run.texts[-1][1]
+        assert "CLEAR ran: 4 layer calls" in run.texts[-1][1]
         images[key] = picture(run).astype(int)
 
     assert np.abs(images["lora, then CLEAR"] - images["CLEAR, then lora"]).max() <= 1

@@ -131,5 +131,5 @@ def test_a_node_added_again_shows_its_own_text(client: Any, demo_prompt: Any) ->
     anew = json.loads(json.dumps(prompt).replace(f'["{old}", 0]', '["anew", 0]'))
     anew["anew"] = anew.pop(old)
     run = client.run(anew)
-    assert "\nwindow: " in [text for node, text in run.texts if node == "anew"][-1]
+    assert "\nCLEAR ran: " in [text for node, text in run.texts if node == "anew"][-1]
     assert old not in {node for node, _ in run.texts}

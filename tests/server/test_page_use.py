@@ -49,14 +49,14 @@ def test_run_watch_cancel_and_run_again(page: Page, client: ComfyClient) -> None
     page.get_by_role("button", name="Run", exact=True).first.click()
     # The tab's title counts the sampler's steps.
     page.wait_for_function("() => /\\[[1-9]\\d?%\\] SamplerCustomAdvanced/.test(document.title)", timeout=120_000)
-    assert "\nwindow: " in page.evaluate(_TEXT)
+    assert "\nCLEAR ran: " in page.evaluate(_TEXT)
     page.get_by_role("button", name="Cancel current run").click()
     assert wait_for_end(page, client) == "execution_interrupted"
     change_widgets(page, workflow.sampling(width=128, height=128, steps=2, seed=502))
     page.get_by_role("button", name="Run", exact=True).first.click()
     page.wait_for_function("() => !document.title.includes('%')", timeout=120_000)
     assert wait_for_end(page, client) == "execution_success"
-    assert re.search(r"\nwindow: 4 layer calls by ", page.evaluate(_TEXT))
+    assert re.search(r"\nCLEAR ran: 4 layer calls by ", page.evaluate(_TEXT))
     page.wait_for_function("() => Object.values(app.nodeOutputs).some((made) => made?.images?.[0]?.type === 'output')")
     # What a run has shown on the node is not saved among its values.
     assert page.evaluate(_SAVED)["widgets_values"] == values

@@ -89,8 +89,8 @@ def test_runs_end_to_end_twice(client: Any, demo_prompt: Any, picture: Any) -> N
         # 2 steps of 1 double and 1 single block
         node, text = run.texts[-1]
         assert node == workflow.node_id(prompt, "CLEARApply")
-        assert "window: 4 layer calls" in text
-        assert "\ndense: " not in text
+        assert "CLEAR ran: 4 layer calls" in text
+        assert "\nfull attention: " not in text
         pictures.append(picture(run))
     for image in pictures:
         assert image.shape == (128, 144, 3)

@@ -15,7 +15,7 @@ def test_down_sampled_weights_bring_their_own_factor(client: Any, demo_prompt: A
     run = client.run(demo_prompt({"CLEARWeightsLoader": {"weights_name": name}, "CLEARApply": {"radius": 3}}))
     said = run.texts[-1][1]
     assert "down-sampled 4 x 4 (learned pooling)" in said
-    assert "window: 4 layer calls by masked" in said
+    assert "CLEAR ran: 4 layer calls by masked" in said
     plain = client.run(demo_prompt({"CLEARApply": {"radius": 3}}))
     assert np.abs(picture(run).astype(int) - picture(plain).astype(int)).max() > 0
 
@@ -23,10 +23,10 @@ def test_down_sampled_weights_bring_their_own_factor(client: Any, demo_prompt: A
 def test_the_node_says_which_steps_were_dense(client: Any, demo_prompt: Any) -> None:
     prompt = demo_prompt({"CLEARApply": {"end_percent": 0.5}}, steps=4)
     said = client.run(prompt).texts[-1][1].splitlines()
-    window = next(line for line in said if line.startswith("window: "))
-    dense = next(line for line in said if line.startswith("dense: "))
+    window = next(line for line in said if line.startswith("CLEAR ran: "))
+    dense = next(line for line in said if line.startswith("full attention: "))
     assert "as asked: steps outside 0 to 0.5" in dense
-    calls = [int(line.split()[1]) for line in (window, dense)]
+    calls = [int(line.split()[2]) for line in (window, dense)]
     assert sum(calls) == 4 * 2
     assert min(calls) > 0
 

@@ -96,8 +96,8 @@ def test_schnell_with_the_weights_made_for_dev(client: Any, picture: Any) -> Non
     run = client.run(prompt)
     said = clear_said(prompt, run)[-1]
     assert workflow.DEMO.clear in said
-    assert "\nwindow: 4 layer calls" in said
-    assert "\ndense: " not in said
+    assert "\nCLEAR ran: 4 layer calls" in said
+    assert "\nfull attention: " not in said
     assert different(picture(run), picture(client.run(workflow.without_clear(prompt))))
 
 
@@ -129,8 +129,8 @@ def test_image_to_image_in_two_passes(client: Any, picture: Any) -> None:
         prompt = workflow.changed(prompt, workflow.DEMO.changes(), small_passes)
         run = client.run(prompt)
         said = clear_said(prompt, run)
-        assert sum("\nwindow: 4 layer calls" in text for text in said) == 2, "both passes, 2 steps of 2 blocks each"
-        assert not any("\ndense: " in text for text in said)
+        assert sum("\nCLEAR ran: 4 layer calls" in text for text in said) == 2, "both passes, 2 steps of 2 blocks each"
+        assert not any("\nfull attention: " in text for text in said)
         found.append(picture(run))
         assert found[-1].shape == (80, 128, 3)
     assert not same(*found), "the picture that went in makes no difference"
@@ -140,7 +140,7 @@ def test_dense_and_clear_side_by_side(client: Any) -> None:
     prompt = small("clear_compare", steps=2)
     run = client.run(prompt)
     said = clear_said(prompt, run)[-1]
-    assert "\nwindow: 4 layer calls" in said, "the dense half is not CLEAR's"
+    assert "\nCLEAR ran: 4 layer calls" in said, "the dense half is not CLEAR's"
     saved = pictures(client, prompt, run)
     dense, clear = (saved[f"Picture, {name}"].astype(float) for name in ("dense", "CLEAR"))
     assert different(dense, clear)
@@ -185,8 +185,8 @@ def test_batches_prompts_of_two_lengths_and_a_negative_one(client: Any) -> None:
         run = client.run(prompt)
         said = clear_said(prompt, run)[-1]
         # A line for each length of text.
-        assert sum(map(int, re.findall(r"\nwindow: (\d+) layer calls", said))) == calls
-        assert "\ndense: " not in said
+        assert sum(map(int, re.findall(r"\nCLEAR ran: (\d+) layer calls", said))) == calls
+        assert "\nfull attention: " not in said
         (found[name],) = pictures(client, prompt, run).values()
     assert [len(images) for images in found.values()] == [1, 2, 1]
     assert same(found["two"][0], found["one"][0])

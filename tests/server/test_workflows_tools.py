@@ -84,13 +84,13 @@ def said(run: Run, prompt: Prompt) -> str:
     """The text on Apply CLEAR Attention when the run was over: the window everywhere, nothing dense."""
     apply = workflow.node_id(prompt, "CLEARApply")
     text = [text for node, text in run.texts if node == apply][-1]
-    assert "\nwindow: " in text
-    assert "dense: " not in text
+    assert "\nCLEAR ran: " in text
+    assert "full attention: " not in text
     return text
 
 
 def calls(text: str) -> int:
-    return sum(int(count) for count in re.findall(r"^window: (\d+) layer calls", text, re.MULTILINE))
+    return sum(int(count) for count in re.findall(r"^CLEAR ran: (\d+) layer calls", text, re.MULTILINE))
 
 
 def far(one: np.ndarray, other: np.ndarray) -> float:
@@ -224,9 +224,9 @@ def test_a_mask_and_a_coarse_view_run_dense_and_the_node_says_so(client: ComfyCl
     down = {"weights_name": named(checkpoints.CLEAR_DOWN)}
     prompt = redux(uploaded, {"CLEARWeightsLoader": down})
     text = client.run(prompt).texts[-1][1]
-    assert "window: " not in text
+    assert "CLEAR ran: " not in text
     reason = "an attention mask has no exact meaning for down-sampled tokens (set down_factor to 1)"
-    assert re.search(rf"^dense: 2 layer calls, .*{re.escape(reason)}", text, re.MULTILINE)
+    assert re.search(rf"^full attention: 2 layer calls, .*{re.escape(reason)}", text, re.MULTILINE)
 
 
 # ---- several prompts ---------------------------------------------------------------------------------
