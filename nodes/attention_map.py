@@ -29,8 +29,8 @@ class CLEARAttentionMap(io.ComfyNode):
             node_id="CLEARAttentionMap",
             display_name="CLEAR Attention Map",
             category=CATEGORY,
-            description="Shows what one image token attends to in one layer of the model, dense and with CLEAR's "
-            "attention window side by side, and how much of the dense attention lies in the window.",
+            description="Shows what one image token attends to in one layer of the model, with full attention and with "
+            "CLEAR's attention window side by side, and how much of the full attention lies in the window.",
             search_aliases=["clear", "attention", "heat map", "heatmap", "visualize", "explain", "head", "layer"],
             inputs=_inputs(),
             outputs=[io.Image.Output(display_name="image"), io.String.Output(display_name="text")],

@@ -30,7 +30,7 @@ class CLEARReport(io.ComfyNode):
             display_name="CLEAR Report",
             category=CATEGORY,
             description="Shows the attention window over the image, the cost of attention and memory by image size, "
-            "dense and with CLEAR, and the backend that would run on this machine.",
+            "with full attention and with CLEAR, and the backend that would run on this machine.",
             search_aliases=["clear", "cost", "flops", "memory", "backends", "window", "explain", "benchmark"],
             inputs=_inputs(),
             outputs=[io.Image.Output(display_name="image"), io.String.Output(display_name="text")],
