@@ -135,7 +135,7 @@ def panel(page: Page) -> Locator:
 
 @contextmanager
 def cards(page: Page, nodes_api: Any, count: int) -> Iterator[None]:
-    """Answer the page as a machine with `count` GPUs of 24 GiB would, through the server's own functions."""
+    """Answer the page as a machine with `count` GPUs of 24 GiB and bfloat16, through the server's own functions."""
     payloads, routes = (nodes_api.module(f"nodes.host.page.{name}") for name in ("payloads", "routes"))
     machine = [payloads.MachineDevice(f"cuda:{i}", f"Card {i}", 20 * GIB, 24 * GIB) for i in range(count)]
     machine.append(payloads.MachineDevice("cpu", "cpu", 30 * GIB, 64 * GIB))
@@ -145,8 +145,9 @@ def cards(page: Page, nodes_api: Any, count: int) -> Iterator[None]:
         query = dict(urllib.parse.parse_qsl(url.query))
         route.fulfill(json=routes.answer(url.path.rpartition("/")[2], query))
 
-    pattern = re.compile(r"/clear_attention/(devices|bands)")
+    pattern = re.compile(r"/clear_attention/(devices|bands|window)")
     page.route(pattern, answer)
-    with mock.patch.object(routes, "machine", return_value=machine):
+    usual = nodes_api.module("clear_core.show.cost").Model()
+    with mock.patch.multiple(routes, machine=lambda named=(): machine, model_here=lambda device: usual):
         yield
     page.unroute(pattern)

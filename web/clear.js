@@ -4,6 +4,10 @@ import { app } from "../../scripts/app.js";
 
 /** @typedef {import("./types").Node} Node */
 
+// Nodes that show a picture of 1600 pixels: in the page's own width no word of it can be read.
+const PICTURES = ["CLEARReport", "CLEARAttentionMap"];
+const PICTURE_SIZE = [560, 720];
+
 /** @type {typeof import("./panels.mjs") | undefined} */
 let panels; // loaded with the first CLEAR node: the page fetches every .js of a pack when it starts
 let hasNodes = false; // there has been a CLEAR node
@@ -106,6 +110,10 @@ app.registerExtension({
         if (!node.comfyClass?.startsWith("CLEAR")) return;
         keepOwnValues(node);
         refreshPanelsOnChange(node);
+        if (PICTURES.includes(node.comfyClass)) {
+            const [width, height] = node.size;
+            node.setSize([Math.max(width, PICTURE_SIZE[0]), Math.max(height, PICTURE_SIZE[1])]);
+        }
         if (node.comfyClass === "CLEARApply") preset(node, "backend", setting("Backend"));
         if (node.comfyClass === "CLEARWeightsLoader" && setting("Download") === false) preset(node, "download", "never");
         void addPanel(node);

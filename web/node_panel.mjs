@@ -16,7 +16,7 @@ const MARGIN = 8;
 export function addPanel(node, panel) {
     loadStyle();
     removePageText(node);
-    panel.element.classList.add("widget-expands"); // Nodes 2.0: fills the height that is left
+    if (!panel.compact) panel.element.classList.add("widget-expands"); // Nodes 2.0: fills the height that is left
     for (const kind of ["pointerdown", "keydown", "wheel"]) {
         panel.element.addEventListener(kind, forwardToCanvas, { passive: false });
     }
@@ -25,6 +25,7 @@ export function addPanel(node, panel) {
         margin: MARGIN,
         hideOnZoom: false,
         getMinHeight: () => panel.height() + 2 * MARGIN,
+        getMaxHeight: () => (panel.compact ? panel.height() + 2 * MARGIN : Infinity),
     });
     widget.serialize = false; // not in workflows
     growToFit(node);

@@ -37,7 +37,9 @@ export function withRunText(node, panel) {
     };
 }
 
+const PADDING = 8; // of .clear-panel
+
 /** For nodes that show nothing else. @returns {Panel} */
 export function emptyPanel() {
-    return { element: html("div", { class: "clear-panel" }), height: () => 0, refresh() {} };
+    return { element: html("div", { class: "clear-panel" }), height: () => 2 * PADDING, compact: true, refresh() {} };
 }

@@ -24,6 +24,8 @@ export interface Panel {
     element: HTMLElement;
     /** The least height in pixels, at zoom 1. */
     height(): number;
+    /** Whether that is also the most: it leaves the rest of the node to the node's own picture. */
+    compact?: boolean;
     /** The graph has changed: show its present state. */
     refresh(): void;
     /** Whether a text of a run is about what the node shows now. */

@@ -339,6 +339,16 @@ def test_the_search_does_not_find_parts_of_other_nodes(page: Page) -> None:
     page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
 
 
+@pytest.mark.parametrize("kind", ["CLEARReport", "CLEARAttentionMap"])
+def test_a_node_with_a_picture_is_made_wide(page: Page, kind: str) -> None:
+    use_renderer(page, "classic")  # the other changes sizes of its own accord
+    page.evaluate("(kind) => { app.graph.clear(); app.graph.add(LiteGraph.createNode(kind)) }", kind)
+    assert saved(page, kind)["size"][0] >= 560
+    node = {**saved(page, kind), "size": [400, 500]}
+    open_workflow(page, {"nodes": [node], "links": [], "version": 0.4})
+    assert saved(page, kind)["size"][0] == 400  # the user's own
+
+
 def test_a_window_larger_than_the_image_is_drawn_within_it(page: Page, renderer: str) -> None:
     open_workflow(page, shipped("clear_chroma", "CLEARApply"))
     change_widgets(page, {"EmptySD3LatentImage": {"width": 256, "height": 128}, "CLEARApply": {"radius": 128}})

@@ -12,7 +12,7 @@ from devtools import workflow
 from devtools.page import RENDERERS, change_widgets, load, open_workflow, set_setting, shipped, use_renderer
 from devtools.pictures import look_at, scene
 
-RAN = re.compile(r"radius 8, .*window: \d+ layer calls by ", re.DOTALL)
+RAN = re.compile(r"radius 8, .*CLEAR ran: \d+ layer calls by ", re.DOTALL)
 _CAPTURE = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()"
 
 
@@ -24,7 +24,7 @@ def renderer(page: Page, request: pytest.FixtureRequest) -> str:
 
 
 def said(page: Page) -> Locator:
-    return page.locator(".clear-run-text").filter(visible=True, has_text="window: ")
+    return page.locator(".clear-run-text").filter(visible=True, has_text="CLEAR ran: ")
 
 
 def open_demo(page: Page, seed: int) -> None:
