@@ -38,7 +38,7 @@ def run(page: Page) -> None:
     page.evaluate(
         """async () => {
             const ended = new Promise((done) => app.api.addEventListener('execution_success', done, { once: true }))
-            if (!(await app.queuePrompt(0))) throw new Error('refused')
+            await app.queuePrompt(0)
             await ended
         }"""
     )
