@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from clear_core.backends.triton.backend import TritonBackend
-from clear_core.backends.triton.config import KernelConfig
+from clear_core.backends.triton.config import Chip, KernelConfig, chip_of, specialised_config
 from clear_core.call import AttentionCall
 from clear_core.flux import HEAD_DIM
 
@@ -34,11 +34,11 @@ class Tuned:
         return asdict(self)
 
 
-def candidates(capability: tuple[int, int]) -> list[KernelConfig]:
-    """Tiles, boxes, warps and stages that the compiler takes without spilling much."""
+def candidates(chip: Chip) -> list[KernelConfig]:
+    """Tiles, boxes, warps and stages that the compiler takes without spilling much; the specialised kernel's last."""
     shapes = [((8, 16), (8, 8), 64), ((8, 16), (8, 16), 128), ((8, 16), (4, 8), 64), ((8, 8), (8, 8), 64)]
-    readers = (True, False) if capability >= (9, 0) else (False,)
-    return [
+    readers = (True, False) if chip.capability >= (9, 0) else (False,)
+    usual = [
         KernelConfig(tile, box, block, warps, stages, reader)
         for tile, box, block in shapes
         for warps in (8, 4)
@@ -46,6 +46,10 @@ def candidates(capability: tuple[int, int]) -> list[KernelConfig]:
         for reader in readers
         if not (warps == 8 and tile == (8, 8))
     ]
+    specialised = specialised_config(chip, 2)
+    if specialised is None:
+        return usual
+    return [*usual, specialised, *(replace(specialised, box=(8, 8), block=64, stages=stages) for stages in (3, 4))]
 
 
 def tuned(
@@ -74,7 +78,7 @@ def run(device: torch.device, repeats: int) -> Iterator[Tuned]:
     found: list[Tuned] = []
     for radius in (16, 8, 32):
         call = make_call(Case(_SIDE, radius, 1, 24, torch.bfloat16, False, False), device)
-        for config, row in tuned(call, candidates(torch.cuda.get_device_capability(device)), repeats):
+        for config, row in tuned(call, candidates(chip_of(device)), repeats):
             if isinstance(row, str):
                 print(f"r {radius:>2}  {config}  cannot: {row}", flush=True)
                 continue

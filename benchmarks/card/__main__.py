@@ -10,14 +10,16 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from clear_core.show.measured import file_name
 from devtools import card_bundle
 from devtools.environment import HOST
 
 from .page import page
-from .parts import PARTS, Part, parts
+from .parts import HOPPER, PARTS, Part, parts
 from .results import OtherResults, Results
 from .supervise import DONE, Outcome, supervise
 
@@ -50,7 +52,8 @@ def main(arguments: list[str]) -> int:
                 print(f"{part.name:<12} not started: the {options.minutes:g} minutes are over", flush=True)
                 continue
             print(f"{part.name:<12} {part.what} ...", flush=True)
-            outcome = _run(part, Path(scratch), min(part.seconds, left), rehearse=options.rehearse)
+            settings = _hopper_setting(results.parts.get(HOPPER))
+            outcome = _run(part, Path(scratch), min(part.seconds, left), rehearse=options.rehearse, settings=settings)
             results.save(part.name, outcome)
             results.write_page(page(results, every))
             print(f"{'':<12} {outcome.status}, {outcome.seconds:.0f} s, {len(outcome.rows)} rows", flush=True)
@@ -75,11 +78,20 @@ def _bundle(file: Path) -> int:
     return 0
 
 
-def _run(part: Part, folder: Path, limit: float, *, rehearse: bool) -> Outcome:
+def _hopper_setting(outcome: Outcome | None) -> dict[str, str]:
+    """Use the kernel for Hopper chips without another trial if it passed its own, and not at all if it did not."""
+    if outcome is None:
+        return {}
+    right = outcome.status == DONE and all(row.get("right", True) for row in outcome.rows)
+    return {"CLEAR_HOPPER_KERNEL": str(int(right))}
+
+
+def _run(
+    part: Part, folder: Path, limit: float, *, rehearse: bool, settings: Mapping[str, str] = MappingProxyType({})
+) -> Outcome:
     command = [sys.executable, "-m", "benchmarks.card.part", part.name, *(["--rehearse"] if rehearse else [])]
-    settings: dict[str, str] = {}
     if rehearse:
-        settings = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": str(int(part.interpret))}
+        settings = {**settings, "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": str(int(part.interpret))}
     return supervise(command, folder, limit, settings)
 
 

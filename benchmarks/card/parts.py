@@ -20,7 +20,16 @@ class Part:
     interpret: bool = False
 
 
+HOPPER = "hopper"
+"""The part whose outcome decides which kernel the later ones run."""
+
 PARTS = (
+    Part(
+        HOPPER,
+        "The kernel for Hopper chips: its self-test, in a process of its own",
+        100,
+        "Where it is not right, later parts run the usual kernel; where it is, they do not test it in a process again.",
+    ),
     Part(
         "correctness",
         "Every backend against float64, on sampled queries",

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import torch
 
 from clear_core.backends.triton.backend import TritonBackend
-from clear_core.backends.triton.config import KernelConfig, chip_of, config_for
+from clear_core.backends.triton.config import Chip, KernelConfig, chip_of
 from clear_core.flux import PIXELS_PER_TOKEN
 
 from ..tune import candidates, tuned
@@ -21,8 +21,8 @@ def rows(scale: Scale) -> Iterator[Row]:
     if missing is not None:
         yield {"left out": missing}
         return
-    current = config_for(chip_of(scale.device), scale.dtype.itemsize)
     side = scale.sides[-2]
+    current = TritonBackend().config(scale.call(side, scale.radii[0]))
     facts = {"pixels": side * PIXELS_PER_TOKEN}
     with torch.inference_mode():
         for radius in scale.radii:
@@ -36,5 +36,5 @@ def rows(scale: Scale) -> Iterator[Row]:
 
 def _candidates(scale: Scale) -> list[KernelConfig]:
     if scale.rehearsal:  # the interpreter takes seconds for each
-        return candidates((9, 0))[:2]
-    return candidates(torch.cuda.get_device_capability(scale.device))
+        return candidates(Chip((9, 0)))[:2]
+    return candidates(chip_of(scale.device))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.card.__main__ import _hopper_setting
 from benchmarks.card.page import page
 from benchmarks.card.parts import FAULTS, PARTS, parts
 from benchmarks.card.results import OtherResults, Results
@@ -80,6 +81,21 @@ def test_results_go_on_where_they_stopped(tmp_path: Path) -> None:
     (tmp_path / "card.json").write_text(json.dumps({**saved, "schema": 0}), "utf-8")
     with pytest.raises(OtherResults, match=r"is of another version of this command. Name another folder with --out"):
         Results.open(tmp_path, RUN)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "setting"),
+    [
+        (None, {}),
+        (Outcome(DONE, 1.0, [{"right": True}, {"right": True}], []), {"CLEAR_HOPPER_KERNEL": "1"}),
+        (Outcome(DONE, 1.0, [{"right": True}, {"right": False}], []), {"CLEAR_HOPPER_KERNEL": "0"}),
+        (Outcome("stopped at its limit of 100 s", 100.0, [{"right": True}], []), {"CLEAR_HOPPER_KERNEL": "0"}),
+    ],
+)
+def test_later_parts_run_the_kernel_that_the_first_one_found_right(
+    outcome: Outcome | None, setting: dict[str, str]
+) -> None:
+    assert _hopper_setting(outcome) == setting
 
 
 def test_the_page_says_what_is_wrong_what_is_fast_and_what_to_change(tmp_path: Path) -> None:
