@@ -48,13 +48,12 @@ class CLEARWeightsLoader(io.ComfyNode):
     @classmethod
     def execute(cls, weights_name: str, download: str = _WHEN_MISSING) -> io.NodeOutput:
         released = _to_download(weights_name, download)
-        if released is None:
-            path = host.weights_path(weights_name)
-            # In place of what an earlier file's download has said.
-            host.node_text_sender(cls.hidden.unique_id)(f"{weights_name}: loaded")
-        else:
-            path = host.download(released, node_id=cls.hidden.unique_id)
-        return io.NodeOutput(read_weights(path))
+        if released is not None:
+            return io.NodeOutput(read_weights(host.download(released, node_id=cls.hidden.unique_id)))
+        weights = read_weights(host.weights_path(weights_name))
+        # In place of what an earlier file's download has said.
+        host.node_text_sender(cls.hidden.unique_id)(f"{weights_name}: loaded")
+        return io.NodeOutput(weights)
 
 
 def _inputs() -> list[io.Input]:

@@ -21,7 +21,7 @@ import importlib, pkgutil, sys
 import clear_core
 
 for module in pkgutil.walk_packages(clear_core.__path__, "clear_core."):
-    if module.name.rpartition(".")[2] not in ("kernel", "__main__"):
+    if module.name.rpartition(".")[2] not in ("kernel", "hopper_kernel", "__main__"):
         importlib.import_module(module.name)
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """

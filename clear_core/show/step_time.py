@@ -35,10 +35,19 @@ class Work:
     thinness: float
 
     @classmethod
-    def of(cls, width: int, height: int, attention: float, *, bands: int = 0, blocks: int = LAYERS) -> Work:
-        """width, height: pixels. attention: operations of all layers together."""
+    def of(
+        cls,
+        width: int,
+        height: int,
+        attention: float,
+        *,
+        bands: int = 0,
+        blocks: int = LAYERS,
+        text: int = TEXT_TOKENS,
+    ) -> Work:
+        """width, height: pixels. attention: operations of all layers together. text: tokens, by default as measured."""
         image = token_grid(width, height).tokens
-        return cls(_PRODUCTS * (image + TEXT_TOKENS) * blocks, attention, bands / image)
+        return cls(_PRODUCTS * (image + text) * blocks, attention, bands / image)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,18 +41,18 @@ def _lines(card: MeasuredCard, here: Identity, weights: str, report: Report) -> 
         source = f"scaled from {there.device} ({card.versions}), of the same chip, by multiprocessors, "
         source += f"{there.multiprocessors} there and {here.multiprocessors} here"
     times = StepTimes(card.steps, weights)
-    rows = [row for size in report.sizes if (row := _row(size, times, scale)) is not None]
+    rows = [row for size in report.sizes if (row := _row(size, report.options.text, times, scale)) is not None]
     return [f"Time per step, {source}; one image at CFG 1, {weights} weights on the card:", *rows] if rows else []
 
 
-def _row(size: SizeCost, times: StepTimes, scale: float) -> str | None:
-    plain = times.predict(Work.of(size.width, size.height, size.clear))
+def _row(size: SizeCost, text: int, times: StepTimes, scale: float) -> str | None:
+    plain = times.predict(Work.of(size.width, size.height, size.clear, text=text))
     if plain is None:
         return None
     row = f"  {size.width} x {size.height}: {shown(scale * plain.seconds)} s"
     banded = None
     if size.banded is not None:
-        banded = times.predict(Work.of(size.width, size.height, size.clear, bands=size.bands))
+        banded = times.predict(Work.of(size.width, size.height, size.clear, bands=size.bands, text=text))
     if banded is not None:
         row += f"; {shown(scale * banded.seconds)} in {size.bands} bands (CLEAR Multi-GPU)"
     return f"{row}; larger than what was measured" if plain.beyond else row

@@ -154,7 +154,7 @@ def test_the_loader_reads_what_the_folder_lists(
     assert host_module.weights_files() == ["clear_local_3.safetensors", *released]
     loader = pack["CLEARWeightsLoader"]
     first = loader.fingerprint_inputs(weights_name="clear_local_3.safetensors")
-    weights = loader.execute(weights_name="clear_local_3.safetensors").args[0]
+    weights = nodes_api.execute("CLEARWeightsLoader", weights_name="clear_local_3.safetensors")[0]
     assert weights.variant.radius == 3
     save_file(clear_tensors(flux_model(depth=2)), tmp_path / "clear" / "clear_local_3.safetensors")
     assert loader.fingerprint_inputs(weights_name="clear_local_3.safetensors") != first

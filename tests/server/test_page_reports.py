@@ -46,7 +46,9 @@ def run(page: Page) -> None:
 
 def test_a_run_reports_in_the_panel_and_stays_there(page: Page, renderer: str, server: Any) -> None:
     open_demo(page, seed=700 + RENDERERS.index(renderer))
-    run(page)
+    for download in ("never", "when missing"):  # a node whose result the server has kept would say nothing
+        change_widgets(page, {"CLEARWeightsLoader": {"download": download}})
+        run(page)
     expect(said(page)).to_have_text(RAN)
     whole = said(page).evaluate(
         """(text) => {
