@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 # What a FLUX step uses. Pure Python, or built for every Python from 3.11 on (abi3).
-PACKAGES = ("psutil", "torchsde", "trampoline")
+PACKAGES = ("packaging", "psutil", "torchsde", "tqdm", "trampoline")
 # Built for each Python alone.
 BINARY_PACKAGES = ("greenlet",)
 PYTHONS = ("3.11", "3.12", "3.13")

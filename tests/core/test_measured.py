@@ -122,7 +122,7 @@ def test_the_nearest_card_is_the_same_one_or_the_nearest_of_its_chip(
 def test_the_command_says_where_to_copy_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """There is no card: what the parts would find is made up."""
     found = {"machine": [RUN], "steps": ROWS}
-    monkeypatch.setattr(command, "_run", lambda part, *_, rehearse: Outcome(DONE, 1.0, found[part.name], []))
+    monkeypatch.setattr(command, "_run", lambda part, *_, **__: Outcome(DONE, 1.0, found[part.name], []))
     assert command.main(["--only", "steps", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "card.json to benchmarks/results/card-nvidia-made-up-9000.json" in said
