@@ -63,10 +63,9 @@ def test_the_steps_that_were_measured_on_this_card_are_shown(results: Path, node
     seconds = dict(re.findall(r"^  (\d+ x \d+): ([\d.]+) s", text, re.MULTILINE))
     assert seconds.pop("3072 x 3072") > "1"
     # 512 tokens of text were measured, and a prompt of this model has 256: a little less than the measured seconds.
-    for size, measured in {"1024 x 1024": 0.25, "2048 x 2048": 1.0, "4096 x 4096": 4.5, "8192 x 8192": 20.0}.items():
-        assert 0.9 * measured < float(seconds[size]) < measured
-    assert re.search(r"  4096 x 4096: 4[.\d]+ s; 4[.\d]+ in 32 bands \(CLEAR Multi-GPU\)\n", text)
-    assert f"  2048 x 2048: {seconds['2048 x 2048']} s\n" in text, "bands as thin were not measured"
+    assert seconds == {"1024 x 1024": "0.231", "2048 x 2048": "0.960", "4096 x 4096": "4.36", "8192 x 8192": "19.5"}
+    assert "  4096 x 4096: 4.36 s; 4.85 in 32 bands (CLEAR Multi-GPU)\n" in text
+    assert "  2048 x 2048: 0.960 s\n" in text, "bands as thin were not measured"
 
 
 def test_another_card_of_the_chip_is_scaled(results: Path, nodes_api: Any) -> None:
@@ -75,7 +74,7 @@ def test_another_card_of_the_chip_is_scaled(results: Path, nodes_api: Any) -> No
     text = report(nodes_api)
     source = "scaled from Half a card (PyTorch 2.9.1, Triton 3.5.1)"
     assert f"{source}, of the same chip, by multiprocessors, 66 there and 132 here; one image" in text
-    assert re.search(r"  8192 x 8192: 9\.\d\d s; 10\.\d in 64 bands", text)
+    assert "  8192 x 8192: 9.73 s; 10.3 in 64 bands" in text
 
 
 def test_nothing_is_said_of_what_is_never_measured(results: Path, nodes_api: Any) -> None:
