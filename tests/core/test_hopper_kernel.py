@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from clear_core.backends.reference import ReferenceBackend
 from clear_core.backends.triton import hopper_launch
 from clear_core.backends.triton.backend import TritonBackend
 from clear_core.backends.triton.config import KernelConfig
+from clear_core.backends.triton.self_test import KernelVariant, PassingFailure, SelfTest
 from clear_core.call import AttentionCall
 from clear_core.layout import Band, Grid, TokenLayout
 from clear_core.pattern import LocalPattern, ReferenceView
@@ -114,6 +116,25 @@ def test_queries_that_see_nothing_have_zeros_and_a_log_sum_exp_of_minus_infinity
     pattern = LocalPattern(TokenLayout(0, Grid(60, 16)), Window(3), Band(0, 16), Band(12, 40), text_queries=False)
     with emulated(randomly(3), 2):
         check(make_call(pattern), SQUARE)
+
+
+def test_a_self_test_that_could_not_run_is_asked_once_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a process that takes seconds, and says nothing that is remembered."""
+    asked: list[KernelVariant] = []
+    backend = TritonBackend()
+    usual = KernelConfig((8, 16), (8, 8), 64, 8, 3, descriptors=True)
+    monkeypatch.setattr(backend, "_configs", SimpleNamespace(of=lambda _: (usual, WIDE)))
+    monkeypatch.setattr(backend, "_specialised_test", SelfTest(lambda variant: (asked.append(variant), no_room())[1]))
+    call = make_call(replace(ALONE))
+    for _ in range(3):
+        assert backend.config(call) == usual
+        assert backend.remark(call) == "triton: not its kernel for Hopper chips, because no room"
+    assert len(asked) == 1
+    assert backend.config(make_call(replace(ALONE))) == usual and len(asked) == 2
+
+
+def no_room() -> str:
+    raise PassingFailure("no room")
 
 
 # What the barriers guarantee

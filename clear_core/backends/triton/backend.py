@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import replace
 
 import torch
 
@@ -83,20 +82,19 @@ class TritonBackend:
         if call.pattern.query_grids and not call.pattern.windowed_key_grids:
             return "there are no keys to see through the window"
         if call.query.device.type == "cuda":
-            return self.self_test_failure(_variant(call))
+            variant = KernelVariant(call.query.device, call.query.dtype, call.head_dim, call.heads, call.return_lse)
+            return self.self_test_failure(variant)
         return None
 
     def self_test_failure(self, variant: KernelVariant, *, specialised: bool = False) -> str | None:
         """Why a kernel cannot be used on a device, as a clause; None where it passed its self-test."""
-        if specialised:  # one for both, with and without the log-sum-exp
-            return self._specialised_test.failure(replace(variant, return_lse=False))
-        return self._self_test.failure(variant)
+        return (self._specialised_test if specialised else self._self_test).failure(variant)
 
     def remark(self, call: AttentionCall) -> str | None:
         if self._configs.of(call.query)[1] is None:
             return None
-        failure = self.self_test_failure(_variant(call), specialised=True)
-        return None if failure is None else f"{self.name}: not its kernel for Hopper chips, because {failure}"
+        failure = self._specialised_failure(call)
+        return f"{self.name}: not its kernel for Hopper chips, because {failure}" if failure else None
 
     def executed_pairs(self, call: AttentionCall, config: KernelConfig | None = None) -> int:
         pattern, config = call.pattern, config or self.config(call)
@@ -111,9 +109,21 @@ class TritonBackend:
     def config(self, call: AttentionCall) -> KernelConfig:
         """How a call is computed: by the specialised kernel where there is one and it passed its self-test."""
         usual, specialised = self._configs.of(call.query)
-        if specialised is None or self.self_test_failure(_variant(call), specialised=True) is not None:
-            return usual
-        return specialised
+        return usual if specialised is None or self._specialised_failure(call) else specialised
+
+    def _specialised_failure(self, call: AttentionCall) -> str:
+        """Why the specialised kernel is not used; "" where it is. The same for all layers of a step.
+
+        A test that could not run this time would otherwise start a process in every layer.
+        """
+        device, dtype, head_dim, heads = call.query.device, call.query.dtype, call.head_dim, call.heads
+
+        def failure() -> str:
+            # One test for both, with and without the log-sum-exp.
+            variant = KernelVariant(device, dtype, head_dim, heads, return_lse=False)
+            return self.self_test_failure(variant, specialised=True) or ""
+
+        return call.pattern.remembered((self._specialised_test, device, dtype, head_dim, heads), failure)
 
     def run_specialised(self, call: AttentionCall) -> AttentionResult:
         """Run with the specialised kernel, whether it passed its self-test or not."""
@@ -183,10 +193,6 @@ class TritonBackend:
         window, device = call.pattern.window, call.query.device
         key = (pair, window, config.tile, config.box)
         return self.uploads.get(key, call.query, lambda: self._plan(pair, window, config).to(device))
-
-
-def _variant(call: AttentionCall) -> KernelVariant:
-    return KernelVariant(call.query.device, call.query.dtype, call.head_dim, call.heads, call.return_lse)
 
 
 def _empty_like(result: AttentionResult, heads: int) -> AttentionResult:

@@ -133,8 +133,8 @@ class WindowKernel:
 class Launch:
     """All of a launch but the tensors, for tensors of one kind: shapes, strides, dtypes, addresses that are aligned.
 
-    To find the kernel that it compiled for such arguments, Triton looks at each of them in every launch, which takes
-    longer than all else here. What it goes by is the same for every launch of one object: the kernel is kept.
+    Triton's own launch inspects every argument to find the compiled kernel, which takes longer than the rest of a
+    launch. All that it inspects is the same for every launch of one object, so the kernel is kept.
     """
 
     def __init__(
