@@ -17,6 +17,7 @@ from .options.clear import (
     REFERENCE_VIEWS,
     ApplyInputs,
     check_choices,
+    check_ntk,
     check_range,
     resolve_settings,
     within,
@@ -73,7 +74,7 @@ class CLEARApply(io.ComfyNode):
             if strength is not None:
                 within("strength", strength, 0.0, 1.0)
             if ntk_factor is not None:
-                within("ntk_factor", ntk_factor, 1.0, MAX_NTK_FACTOR)
+                check_ntk(ntk_factor)
         except ValueError as error:
             return str(error)
         return True
@@ -81,7 +82,7 @@ class CLEARApply(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, weights: ClearWeights | None = None, **inputs: Any) -> io.NodeOutput:
         settings = resolve_settings(weights, ApplyInputs(**inputs))
-        patched, report = host.apply_clear(model, settings, weights, node_id=cls.hidden.unique_id)
+        patched, report = host.apply_clear(model, settings, weights, host.node_text_sender(cls.hidden.unique_id))
         return io.NodeOutput(patched, ui={"text": (report.headline,)})
 
 
@@ -143,19 +144,21 @@ def _inputs() -> list[io.Input]:
             io.Float.Input,
             "ntk_factor",
             default=_NEW.ntk_factor,
-            min=1.0,
+            min=0.0,
             max=MAX_NTK_FACTOR,
             step=0.5,
             advanced=True,
-            tooltip="NTK scaling of the rotary position embedding, for images larger than FLUX was trained on. 1 up to "
-            "2K, 10 from 4K.",
+            tooltip="NTK scaling of the rotary position embedding, for images larger than FLUX was trained on. 0: by "
+            "the size of the image, 10 with proportional attention from 12 megapixels (4096 x 3072), else 1. "
+            "1: none.",
         ),
         make(
             io.Boolean.Input,
             "proportional_attention",
             default=_NEW.proportional_attention,
             advanced=True,
-            tooltip="Scales attention with the number of tokens, so that it stays as sharp as at 1K. Turn on from 4K.",
+            tooltip="Scales attention with the number of tokens, so that it stays as sharp as at 1K. Off: from 12 "
+            "megapixels on if ntk_factor is 0, otherwise never.",
         ),
         make(
             io.Float.Input,

@@ -96,8 +96,9 @@ def attention_row(
     index = layout.text + position[0] * layout.image.width + position[1]
     visible = pattern.mask(key.device, slice(index, index + 1))[0]
     heads, head_dim = query.shape
+    proportional = settings.proportional_at(layout.image)
     scale, local_scale = (
-        softmax_scale(head_dim, layout.tokens, proportional=settings.proportional, down_factor=factor)
+        softmax_scale(head_dim, layout.tokens, proportional=proportional, down_factor=factor)
         for factor in (1, settings.down_factor)
     )
     dense = torch.zeros(layout.tokens, device=key.device)

@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 
 from ...clear_core.backends import AUTO, backend_names
+from ...clear_core.flux import PIXELS_PER_TOKEN
+from ...clear_core.layout import Grid
 from ...clear_core.pattern import ReferenceView
 from ...clear_core.weights import LARGEST_FACTOR, LARGEST_RADIUS, BlockId, ClearWeights
 from ...clear_core.window import Window
 from .blocks import ALL, ALL_BLOCKS, BlockChoice, parse_blocks
+from .by_size import BY_SIZE, is_large, ntk_by_size
 
 MAX_RADIUS = LARGEST_RADIUS
 MAX_DOWN_FACTOR = LARGEST_FACTOR
@@ -23,6 +26,7 @@ class ClearSettings:
 
     down_factor: 1 for no down-sampled tokens.
     strength: share of the distilled weights, 0 to 1; it blends the pooling weights too.
+    ntk_factor: `BY_SIZE` leaves it, and proportional attention where that is off, to the size of the image.
     start_percent, end_percent: the part of sampling in which the window is used, 0 to 1.
     """
 
@@ -36,6 +40,18 @@ class ClearSettings:
     end_percent: float = 1.0
     references: ReferenceView = "window"
     blocks: BlockChoice = ALL_BLOCKS
+
+    @property
+    def by_size(self) -> bool:
+        return self.ntk_factor == BY_SIZE
+
+    def ntk_at(self, image: Grid) -> float:
+        """The NTK factor for an image of so many tokens; 1 for none."""
+        return ntk_by_size(*_pixels(image)) if self.by_size else self.ntk_factor
+
+    def proportional_at(self, image: Grid) -> bool:
+        """Whether attention is proportional for an image of so many tokens."""
+        return self.proportional or (self.by_size and is_large(*_pixels(image)))
 
     @property
     def whole_schedule(self) -> bool:
@@ -58,6 +74,10 @@ class ClearSettings:
         return self.window if active and self.blocks.everything else None
 
 
+def _pixels(image: Grid) -> tuple[int, int]:
+    return image.width * PIXELS_PER_TOKEN, image.height * PIXELS_PER_TOKEN
+
+
 USUAL = ClearSettings(window=Window(16))
 """The example settings for a model without CLEAR."""
 
@@ -70,7 +90,7 @@ class ApplyInputs:
     down_factor: int = 0
     strength: float = 1.0
     backend: str = AUTO
-    ntk_factor: float = 1.0
+    ntk_factor: float = BY_SIZE
     proportional_attention: bool = False
     start_percent: float = 0.0
     end_percent: float = 1.0
@@ -86,7 +106,7 @@ def resolve_settings(weights: ClearWeights | None, inputs: ApplyInputs) -> Clear
     within("radius", inputs.radius, 0, MAX_RADIUS)
     within("down_factor", inputs.down_factor, 0, MAX_DOWN_FACTOR)
     within("strength", inputs.strength, 0.0, 1.0)
-    within("ntk_factor", inputs.ntk_factor, 1.0, MAX_NTK_FACTOR)
+    check_ntk(inputs.ntk_factor)
     check_range(inputs.start_percent, inputs.end_percent)
     check_choices(inputs.backend, inputs.references)
     blocks = parse_blocks(inputs.blocks)
@@ -116,6 +136,12 @@ def check_backend(backend: str) -> None:
     """Raises ValueError unless it is one of the backends, or auto."""
     if backend not in backend_names():
         raise ValueError(f"backend is {backend!r:.60}; choose one of: {', '.join(backend_names())}")
+
+
+def check_ntk(factor: float) -> None:
+    """Raises ValueError unless it is `BY_SIZE` or 1 to `MAX_NTK_FACTOR`."""
+    if factor != BY_SIZE and not 1.0 <= factor <= MAX_NTK_FACTOR:
+        raise ValueError(f"ntk_factor is {factor}; allowed is 0 (by size) or 1 to {MAX_NTK_FACTOR:g}")
 
 
 def check_choices(backend: str, references: str) -> None:

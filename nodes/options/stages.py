@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass
 
 from ...clear_core.flux import PIXELS_PER_TOKEN
+from .by_size import ntk_by_size
 
 LARGEST_SIDE = 16384
 LARGEST_GROWTH = 4.0  # times the pixels in one stage: the authors' recipe (arXiv 2412.16112, section 4)
-_LARGE = 12e6  # pixels from which positions are stretched: 4096 x 3072 and over
-NTK_FACTOR = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class Stage:
 
     @property
     def ntk_factor(self) -> float:
-        return NTK_FACTOR if self.width * self.height >= _LARGE else 1.0
+        return ntk_by_size(self.width, self.height)
 
 
 def plan_stages(width: int, height: int, megapixels: float, stages: int = 0) -> tuple[Stage, ...]:

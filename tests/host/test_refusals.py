@@ -30,7 +30,7 @@ def saved(nodes_api: Any, tmp_path: Path, model: Any, name: str = "clear_local_3
         ({"radius": 129}, "radius is 129; allowed is 0 to 128"),
         ({"radius": 4, "down_factor": 9}, "down_factor is 9; allowed is 0 to 8"),
         ({"radius": 4, "strength": float("nan")}, "strength is nan; allowed is 0 to 1"),
-        ({"radius": 4, "ntk_factor": 0.5}, "ntk_factor is 0.5; allowed is 1 to 100"),
+        ({"radius": 4, "ntk_factor": 0.5}, r"ntk_factor is 0.5; allowed is 0 \(by size\) or 1 to 100"),
         ({"radius": 4, "start_percent": 0.6, "end_percent": 0.4}, "start_percent is 0.6 and end_percent is 0.4"),
         ({"radius": 4, "start_percent": 0.5, "end_percent": 0.5}, "the window would never be used"),
         ({"radius": 4, "backend": "cuda"}, "backend is 'cuda'; choose one of: auto"),

@@ -99,7 +99,7 @@ def test_the_backend_is_the_one_that_runs(host: Any, nodes_api: Any, report: Any
     module = nodes_api.module
     window = module("clear_core.window").Window(radius)
     settings = module("nodes.options.clear").ClearSettings(window=window, down_factor=factor)
-    patched, ran = module("nodes.host").apply_clear(flux_model(), settings, None, node_id=None)
+    patched, ran = module("nodes.host").apply_clear(flux_model(), settings, None, print)
     _, text = report(patched, 512, 384)
     run_forward(patched, **inputs(48, 64, text=256))
     found = re.search(r"by (\w+) \(256 text \+ 24 x 32 image tokens; (.*)\)$", ran.text(), re.MULTILINE)

@@ -21,7 +21,7 @@ APPLY = {
     "down_factor": ("INT", 0),
     "strength": ("FLOAT", 1.0),
     "backend": ("COMBO", "auto"),
-    "ntk_factor": ("FLOAT", 1.0),
+    "ntk_factor": ("FLOAT", 0.0),
     "proportional_attention": ("BOOLEAN", False),
     "start_percent": ("FLOAT", 0.0),
     "end_percent": ("FLOAT", 1.0),
@@ -32,7 +32,7 @@ LIMITS = {
     "radius": (0, 128),
     "down_factor": (0, 8),
     "strength": (0, 1),
-    "ntk_factor": (1, 100),
+    "ntk_factor": (0, 100),
     "start_percent": (0, 1),
     "end_percent": (0, 1),
 }

@@ -83,7 +83,8 @@ class _Compute:
         settings, layout = self._settings, pattern.layout
         mask = _cut(self._mask, pattern)
         factor = 1 if self._dense else settings.down_factor
-        scale = softmax_scale(query.shape[-1], layout.tokens, proportional=settings.proportional, down_factor=factor)
+        proportional = settings.proportional_at(layout.image)
+        scale = softmax_scale(query.shape[-1], layout.tokens, proportional=proportional, down_factor=factor)
         if self._dense:
             self._run_log.dense(f"{self._dense}, in bands", asked=True)
         if self._dense or not pattern.query_grids:

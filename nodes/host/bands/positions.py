@@ -82,10 +82,9 @@ class Positions:
                 self._on[device] = self.text.to(device), self.image.to(device)
         models = [flux for flux, _ in lanes]
         own = models[0].pe_embedder
-        if type(own) is EmbedND:
-            yield
-            return
-        cut = _CutEmbedder(own(torch.cat((self.text, self.image), dim=1)), self.text.shape[1], self._part)
+        cut: Any = own  # which may be stretched for this forward's size, and the replicas' are not
+        if type(own) is not EmbedND:
+            cut = _CutEmbedder(own(torch.cat((self.text, self.image), dim=1)), self.text.shape[1], self._part)
         before = {id(model): (model, model.pe_embedder) for model in models}.values()
         try:
             for model, _ in before:

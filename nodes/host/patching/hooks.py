@@ -14,7 +14,7 @@ from torch import Tensor
 from ....clear_core.attention import local_attention
 from ....clear_core.backends import AUTO, BackendError
 from ....clear_core.call import DEFAULT_BUDGET, CallError
-from ....clear_core.layout import TokenLayout
+from ....clear_core.layout import Grid, TokenLayout
 from ....clear_core.pattern import LocalPattern
 from ....clear_core.pooling import Pooled, pool_key_value
 from ....clear_core.scale import proportional_gain, softmax_scale
@@ -26,7 +26,7 @@ from ..retry import is_out_of_memory, with_less_memory
 from ..run_log import RunLog
 from .compiled import explained
 from .out_of_memory import advise
-from .positions import check_positions
+from .positions import check_positions, note_size, stretched_for
 from .takeover import TALLY, Tally
 from .weight_patches import Patches, merged_over
 
@@ -104,22 +104,28 @@ def frame_wrapper(
 ) -> Callable[..., Any]:
     """The DIFFUSION_MODEL wrapper: the grids of this forward, and what other packs have put into the model.
 
-    own: CLEAR's override. embedder: CLEAR's, where `ntk_factor` is not 1.
+    own: CLEAR's override. embedder: CLEAR's, where `ntk_factor` is set and not 1.
     """
 
-    def look_around(transformer: Any, options: Mapping[str, Any]) -> None:
+    def look_around(transformer: Any, options: Mapping[str, Any], image: Grid) -> None:
         tally: Tally = options.get(TALLY) or Tally()
         run_log.forward(tally.forward(transformer, options, own))
         check_positions(transformer, embedder, settings.ntk_factor, run_log)
+        note_size(transformer, settings, image, run_log)
 
     # It asks where functions come from, which torch.compile would try to trace.
     look: Any = torch.compiler.disable(look_around)
 
     def clear_frame(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        given = ForwardArgs.of(executor.original, args, kwargs)
-        look(executor.class_obj, given.options)
-        options = {**given.options, FRAME: given.frame(executor.class_obj)}
-        return given.replaced(transformer_options=options).call(executor)
+        given, transformer = ForwardArgs.of(executor.original, args, kwargs), executor.class_obj
+        frame = given.frame(transformer)
+        look(transformer, given.options, frame.image)
+        sized = given.replaced(transformer_options={**given.options, FRAME: frame})
+        factor = settings.ntk_at(frame.image) if settings.by_size else 1.0
+        if factor == 1.0:
+            return sized.call(executor)
+        with stretched_for(transformer, factor):
+            return sized.call(executor)
 
     return clear_frame
 
@@ -181,7 +187,7 @@ def _attend(
     if refusal:
         return _Dense(refusal)
     layout = call.layout(frame)
-    gain = proportional_gain(layout.tokens) if settings.proportional else 1.0
+    gain = proportional_gain(layout.tokens) if settings.proportional_at(frame.image) else 1.0
     asked = settings.left_dense(call.block, active=frame.active)
     if asked:
         return _Dense(asked, asked=True, gain=gain)
@@ -203,7 +209,10 @@ def _attend_locally(
     """The call's result through the window. Raises CallError or BackendError where no backend can compute it."""
     layout = pattern.layout
     scale = call.scale_gain * softmax_scale(
-        call.query.shape[-1], layout.tokens, proportional=settings.proportional, down_factor=settings.down_factor
+        call.query.shape[-1],
+        layout.tokens,
+        proportional=settings.proportional_at(layout.image),
+        down_factor=settings.down_factor,
     )
     mask = call.mask
     out, _, choice = with_less_memory(

@@ -12,7 +12,7 @@ from ....clear_core.weights import ClearWeights
 from ...options.clear import ClearSettings
 from ..attention_call import KEY, OVERRIDE, POOLING, SETTINGS, Pooling
 from ..flux_model import CHROMA, FLUX_1, transformer_of
-from ..node_text import node_text_sender, origin_of
+from ..node_text import origin_of
 from ..run_log import RunLog
 from .hooks import attention_override, frame_wrapper, run_wrapper, schedule_wrapper
 from .positions import EMBEDDER, stretched_embedder
@@ -20,9 +20,11 @@ from .weight_patches import Patches, blend_in, distilled_patches
 
 
 def apply_clear(
-    model: Any, settings: ClearSettings, weights: ClearWeights | None, *, node_id: str | None
+    model: Any, settings: ClearSettings, weights: ClearWeights | None, show: Callable[[str], None]
 ) -> tuple[Any, RunLog]:
     """A clone of `model` with CLEAR attention; the input and its other clones stay as they were.
+
+    show: takes the text about what CLEAR did, such as `node_text_sender` gives.
 
     Everything is checked before the clone is touched. Raises ValueError with what to do.
     """
@@ -50,7 +52,7 @@ def apply_clear(
         patched.add_object_patch(EMBEDDER, embedder)
     options = patched.model_options["transformer_options"]
     previous = options.get(OVERRIDE)
-    run_log = RunLog(_headline(settings, weights, previous, family, merged=merged > 0), node_text_sender(node_id))
+    run_log = RunLog(_headline(settings, weights, previous, family, merged=merged > 0), show)
     pooling = _pooling_weights(settings, weights)
     override = options[OVERRIDE] = attention_override(settings, pooling, run_log, previous)
     options[KEY], options[SETTINGS], options[POOLING] = run_log.headline, settings, pooling
