@@ -30,6 +30,7 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.model_management": "OOM_EXCEPTION cast_to extra_reserved_memory get_free_memory get_torch_device "
         "get_total_memory load_models_gpu loaded_models soft_empty_cache throw_exception_if_processing_interrupted "
         "unet_dtype unet_manual_cast",
+        "comfy.model_sampling": "ModelSamplingFlux",
         "comfy.ops": "cast_bias_weight uncast_bias_weight",
         "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL "
         "WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE WrappersMP.PREPARE_SAMPLING",
@@ -48,7 +49,10 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
 )
 """By module: every name that this pack imports from ComfyUI. A test compares it with the imports."""
 
-ON_USE: Final = ("comfy_extras.nodes_custom_sampler.SamplerCustomAdvanced",)
+ON_USE: Final = (
+    "comfy_extras.nodes_custom_sampler.SamplerCustomAdvanced",
+    "comfy_extras.nodes_model_advanced.ModelSamplingFlux",
+)
 """Imported on use: checking the names inside would load it."""
 
 METHODS: Final[Mapping[str, str]] = MappingProxyType(

@@ -12,6 +12,7 @@ from .control_net import CLEARControlNet
 from .high_res import CLEARHighRes
 from .high_res_parts import CLEARItem, CLEARStages
 from .multi_gpu import CLEARMultiGPU
+from .preset import CLEARPreset
 from .report import CLEARReport
 from .tiled_sampler import CLEARTiledSampler
 from .weights_loader import CLEARWeightsLoader
@@ -20,6 +21,7 @@ from .weights_loader import CLEARWeightsLoader
 class ClearAttentionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
+            CLEARPreset,
             CLEARWeightsLoader,
             CLEARApply,
             CLEARMultiGPU,

@@ -115,6 +115,7 @@ def test_every_node_has_a_help_page() -> None:
         "CLEARItem",
         "CLEARStages",
         "CLEARMultiGPU",
+        "CLEARPreset",
         "CLEARReport",
         "CLEARTiledSampler",
         "CLEARWeightsLoader",

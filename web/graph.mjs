@@ -16,8 +16,14 @@ const KEEP_SIZE = new Set([
     ..."KSampler KSamplerAdvanced SamplerCustom SamplerCustomAdvanced CLEARTiledSampler".split(" "),
 ]);
 
-/** Inputs of Apply CLEAR Attention that the server's routes take, by the same names. */
-const SETTINGS = ["radius", "down_factor", "backend", "start_percent", "end_percent", "blocks"];
+/** By the class of a node that applies CLEAR: its inputs that the server's routes take, by the same names. */
+/** @type {Record<string, string[]>} */
+const SETTINGS = {
+    CLEARApply: [
+        ..."radius down_factor backend ntk_factor proportional_attention start_percent end_percent blocks".split(" "),
+    ],
+    CLEARPreset: ["preset"],
+};
 
 /** Every graph of the workflow: the root graph, then the subgraphs. @returns {Graph[]} */
 export function graphs() {
@@ -78,8 +84,8 @@ function sizeFrom(origin, depth = 20) {
 }
 
 /**
- * The settings of the Apply CLEAR Attention upstream of a node, for the server; undefined if there is none. A value
- * that is known only when the prompt runs is undefined.
+ * The settings of the Apply CLEAR Attention or CLEAR 4K / 8K upstream of a node, for the server; undefined if there is
+ * none. A value that is known only when the prompt runs is undefined.
  *
  * @param {Node} node that node itself, or one downstream
  * @returns {Record<string, unknown> | undefined}
@@ -87,14 +93,19 @@ function sizeFrom(origin, depth = 20) {
 export function clearSettings(node) {
     const apply = applyBefore(node);
     if (!apply) return undefined;
-    const settings = Object.fromEntries(SETTINGS.map((name) => [name, valueOf(apply, name)]));
+    const settings = Object.fromEntries(settingsOf(apply).map((name) => [name, valueOf(apply, name)]));
     const loader = originOf(apply, apply.inputs.findIndex((input) => input.name === "weights"))?.node;
     return loader ? { ...settings, weights: valueOf(loader, "weights_name") } : settings;
 }
 
+/** @param {Node} node */
+function settingsOf(node) {
+    return SETTINGS[node.comfyClass ?? ""] ?? [];
+}
+
 /** @param {Node} node @returns {Node | undefined} */
 function applyBefore(node, depth = 50) {
-    if (node.comfyClass === "CLEARApply") return node;
+    if (settingsOf(node).length) return node;
     const index = node.inputs.findIndex((input) => ["MODEL", "GUIDER"].includes(String(input.type)));
     const before = depth ? originOf(node, index)?.node : undefined;
     return before && applyBefore(before, depth - 1);

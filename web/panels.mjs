@@ -5,6 +5,7 @@ import { bandsPanel } from "./bands_panel.mjs";
 import { graphs, isNode } from "./graph.mjs";
 import { loadTranslations } from "./i18n.mjs";
 import { addPanel, reattachPanel, removePageText, removePanel } from "./node_panel.mjs";
+import { presetPanel } from "./preset_panel.mjs";
 import { emptyPanel, withRunText } from "./run_text.mjs";
 import { keepText, runStarted, textsOf } from "./run_texts.mjs";
 import { weightsPanel } from "./weights_panel.mjs";
@@ -17,6 +18,7 @@ import { windowPanel } from "./window_panel.mjs";
 const PANELS = {
     CLEARApply: windowPanel,
     CLEARMultiGPU: bandsPanel,
+    CLEARPreset: presetPanel,
     CLEARTiledSampler: bandsPanel,
     CLEARWeightsLoader: weightsPanel,
 };

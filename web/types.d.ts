@@ -54,7 +54,19 @@ export interface WindowPayload {
     share: number;
     memory: number;
     free: number;
+    auto_radius: boolean;
+    with_weights: boolean;
+    trained: number | null;
+    ntk_factor: number;
+    proportional: boolean;
+    by_size: boolean;
+    large: boolean;
     speedup: { times: number; pixels: number; backend: string; device: string } | string;
+}
+
+export interface PresetPayload {
+    refused?: undefined;
+    nodes: { type: string; widgets: Record<string, string | number> }[];
 }
 
 export type Band = [start: number, stop: number, lane: number];

@@ -36,7 +36,7 @@ export function windowPanel(node) {
         }
     }
 
-    return { element, height: () => 168, refresh };
+    return { element, height: () => 204, refresh };
 }
 
 /**
@@ -48,6 +48,7 @@ function rows(payload) {
     const share = 100 * payload.share;
     /** @type {[string, string, string?, string?][]} */
     const found = [
+        ...chosen(payload),
         [t("tokens each patch sees"), grouped(keys), t("of $all", { all: grouped(dense_keys) })],
         [
             t("attention cost"),
@@ -69,6 +70,27 @@ function rows(payload) {
             t("at $pixels px", { pixels: speedup.pixels }),
             source,
         ]);
+    }
+    return found;
+}
+
+/**
+ * What the node chose itself, and what is not as the weights were trained.
+ *
+ * @param {import("./types").WindowPayload} payload
+ * @returns {[string, string, string?][]}
+ */
+function chosen({ radius, auto_radius, with_weights, trained, ntk_factor, proportional, by_size, large }) {
+    const shown = auto_radius ? t("auto ($radius)", { radius }) : String(radius);
+    let warning = with_weights ? "" : t("untrained: no weights");
+    if (trained !== null && trained !== radius) warning = t("untrained: the weights have $radius", { radius: trained });
+    /** @type {[string, string, string?][]} */
+    const found = [[t("radius"), shown, warning]];
+    const ntk = by_size ? t("auto ($factor)", { factor: ntk_factor }) : String(ntk_factor);
+    if (ntk_factor !== 1 || proportional) {
+        found.push([t("NTK factor"), ntk, proportional ? t("proportional attention") : ""]);
+    } else if (large) {
+        found.push([t("NTK factor"), ntk, t("0 suits this size")]);
     }
     return found;
 }

@@ -18,12 +18,13 @@ from .attention_call import Frame
 from .bands.forward import apply_bands, sample_in_bands
 from .downloads import download
 from .files import absent_release, download_folder, file_fingerprint, weights_files, weights_path
-from .flux_model import model_info
-from .node_text import node_text_sender
+from .flux_model import model_info, model_kind
+from .node_text import NodeTextParts, node_text_sender
 from .page.routes import add_routes
 from .patching.controlnet import window_control
 from .patching.patch import apply_clear
 from .probe import ProbeRequest, ProbeResult, probe_attention
+from .time_shift import shifted
 from .workflow import SAMPLERS, SCHEDULERS, GraphBuilder, call_number, has_clear, keeps_outputs
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "SCHEDULERS",
     "Frame",
     "GraphBuilder",
+    "NodeTextParts",
     "ProbeRequest",
     "ProbeResult",
     "ProgressBar",
@@ -45,9 +47,11 @@ __all__ = [
     "has_clear",
     "keeps_outputs",
     "model_info",
+    "model_kind",
     "node_text_sender",
     "probe_attention",
     "sample_in_bands",
+    "shifted",
     "weights_files",
     "weights_path",
     "window_control",

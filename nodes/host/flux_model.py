@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.ldm.chroma.model
@@ -80,6 +81,20 @@ def _swapped(model: Any, kind: type) -> str:
     if _CLASS in getattr(model, "object_patches", {}):
         return f"{start}Connect the model from before that pack's node, or switch the node off."
     return f"{start}It did so on the loaded model itself: remove or switch off its node, then restart ComfyUI."
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKind:
+    """has_weights: whether there are distilled weights for it. can_be_cut: whether its forward can run in bands."""
+
+    has_weights: bool
+    can_be_cut: bool
+
+
+def model_kind(model: Any) -> ModelKind:
+    """What CLEAR can do for a MODEL. Raises ValueError for one that CLEAR does not work on."""
+    family = transformer_of(model)[1]
+    return ModelKind(has_weights=family == FLUX_1, can_be_cut=family != CHROMA)
 
 
 def model_info(model: Any) -> ModelInfo:

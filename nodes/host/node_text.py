@@ -21,6 +21,23 @@ def node_text_sender(node_id: str | None) -> Callable[[str], None]:
     return show
 
 
+class NodeTextParts:
+    """One node's text, made of parts that are updated each for itself."""
+
+    def __init__(self, show: Callable[[str], None], count: int) -> None:
+        self._show = show
+        self._parts = [""] * count
+
+    def part(self, index: int) -> Callable[[str], None]:
+        """Shows the text again, with this part in the place of the one before."""
+
+        def update(text: str) -> None:
+            self._parts[index] = text
+            self._show("\n".join(part for part in self._parts if part))
+
+        return update
+
+
 def origin_of(function: Any) -> str:
     """The pack or module that a callable comes from, so that you can find and remove it."""
     if function is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...clear_core.bands.workers import TextMerge
+from ...clear_core.layout import Grid
 from .lanes import MAX_BANDS, DeviceShare, parse_devices
 
 TEXT_MERGES: tuple[TextMerge, ...] = ("exact", "average")
@@ -14,12 +15,20 @@ TEXT_MERGES: tuple[TextMerge, ...] = ("exact", "average")
 class BandSettings:
     """devices: one for each lane, a device may stand more than once; empty for all of the machine.
 
-    bands: 0 for one a lane, or more where memory asks for it.
+    bands: 0 for one a lane, or more where memory asks for it. rows: of tokens in a band, in place of a number of bands;
+    0 for no limit.
     """
 
     devices: tuple[DeviceShare, ...]
     bands: int
     text_merge: TextMerge
+    rows: int = 0
+
+    def count(self, image: Grid) -> int:
+        """The number of bands of an image of so many tokens that was asked for; 0 where memory decides."""
+        if self.bands or not self.rows:
+            return self.bands
+        return min(MAX_BANDS, max(1, image.height // self.rows))
 
 
 def resolve_bands(devices: str, bands: int, text_merge: str) -> BandSettings:

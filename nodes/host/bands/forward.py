@@ -31,8 +31,13 @@ from .weights import BlockWeights
 _log = logging.getLogger("clear-attention")
 
 
-def apply_bands(model: Any, settings: BandSettings, *, node_id: str | None) -> Any:
-    """A clone of `model` whose forwards run in bands; the last node that asks for bands decides."""
+def apply_bands(
+    model: Any, settings: BandSettings, *, node_id: str | None, show: Callable[[str], None] | None = None
+) -> Any:
+    """A clone of `model` whose forwards run in bands; the last node that asks for bands decides.
+
+    node_id: the node that shows the progress. show: takes the text about the bands in place of that node.
+    """
     family = transformer_of(model)[1]
     if family == CHROMA:
         raise ValueError(
@@ -40,7 +45,7 @@ def apply_bands(model: Any, settings: BandSettings, *, node_id: str | None) -> A
         )
     patched = model.clone()
     replicas = Replicas(settings.devices)
-    bands = _Bands(settings, replicas, _once(node_text_sender(node_id)), band_progress(node_id))
+    bands = _Bands(settings, replicas, _once(show or node_text_sender(node_id)), band_progress(node_id))
     for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.PREPARE_SAMPLING):
         patched.remove_wrappers_with_key(kind, BANDS)
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, BANDS, _forward_wrapper(bands))
@@ -141,8 +146,9 @@ class _Bands:
         def plan_of(count: int) -> BandPlan:
             return BandPlan.cut(frame.image, count, window, down_factor=factor, shares=shares)
 
-        if self.settings.bands:
-            return plan_of(self.settings.bands)
+        count = self.settings.count(frame.image)
+        if count:
+            return plan_of(count)
         replicated = given.context.shape[1] + sum(grid.tokens for grid in frame.references)
         return plan_that_fits(plan_of, lanes, flux, given.x.element_size(), replicated, given.x.shape[0])
 

@@ -153,7 +153,8 @@ class Demand:
 
     def count(self, settings: BandSettings, lanes: int, batch: int) -> int:
         """The number of bands: as set, or the least that fits `batch` latents at once."""
-        return settings.bands or fitting_count(self.plan_of, lanes, self.room, TEXT_TOKENS, self.shape, batch)
+        asked = settings.count(self.grid)
+        return asked or fitting_count(self.plan_of, lanes, self.room, TEXT_TOKENS, self.shape, batch)
 
 
 def _room(model: Any, device: torch.device) -> int:

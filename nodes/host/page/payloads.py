@@ -21,9 +21,10 @@ from ....clear_core.hub.released import RELEASED, REPOSITORY, find, size_text
 from ....clear_core.layout import Grid, TokenLayout
 from ....clear_core.pattern import attention_flops
 from ....clear_core.pooling import pooled_grid
-from ....clear_core.weights import variant_from_name
+from ....clear_core.weights import ClearWeights, variant_from_name
 from ...options.bands import BandSettings
-from ...options.clear import ClearSettings
+from ...options.by_size import is_large
+from ...options.clear import ApplyInputs, ClearSettings
 from ...options.lanes import ResolvedLanes, parse_device, resolve_lanes, split_devices
 from ..bands.memory import RESERVE, fitting_count
 from ..flux_model import PROMPT_TOKENS
@@ -76,6 +77,23 @@ def window_payload(
         "memory": stock_bytes(grid, PROMPT_TOKENS, shape),
         "free": free,
         "speedup": bench if isinstance(bench, str) else _measured(bench, settings, width, height),
+    }
+
+
+def chosen_payload(settings: ClearSettings, inputs: ApplyInputs, weights: ClearWeights | None, image: Grid) -> Payload:
+    """What the node chooses where its inputs leave it open, and what the weights were not trained for.
+
+    trained: the radius of the weights; None without weights, or where the file does not say it. large: whether the
+    image needs NTK scaling and proportional attention.
+    """
+    return {
+        "auto_radius": inputs.radius == 0,
+        "with_weights": weights is not None,
+        "trained": None if weights is None else weights.variant.radius,
+        "ntk_factor": settings.ntk_at(image),
+        "proportional": settings.proportional_at(image),
+        "by_size": settings.by_size,
+        "large": is_large(image.width * PIXELS_PER_TOKEN, image.height * PIXELS_PER_TOKEN),
     }
 
 

@@ -1,4 +1,4 @@
-"""The routes that the page requests: /clear_attention/window, /bands, /devices and /weights. All GET, all small JSON.
+"""The routes that the page requests: /clear_attention/window, /bands, /preset, /devices, /weights. All GET, small JSON.
 
 They are on ComfyUI's own table of routes, so its check of a request's origin covers them too. A request that cannot be
 read is answered with status 400 and {"error": why}; values that a node would refuse, with {"refused": why}.
@@ -17,9 +17,12 @@ import folder_paths
 import torch
 from aiohttp import web
 
+from ....clear_core.backends import AUTO
+from ....clear_core.flux import token_grid
 from ....clear_core.weights import ClearWeights, Variant, parse_weights, read_header, variant_from_name
 from ...options.bands import resolve_bands
-from ...options.clear import ApplyInputs, ClearSettings, resolve_settings
+from ...options.clear import ApplyInputs, resolve_settings
+from ...options.presets import resolve_preset, single_nodes
 from ...options.stages import LARGEST_SIDE
 from ..files import absent_release, weights_files, weights_path
 from ..flux_model import model_here
@@ -27,6 +30,7 @@ from ..machine import device_name, machine_devices
 from .payloads import (
     MachineDevice,
     bands_payload,
+    chosen_payload,
     devices_payload,
     named_devices,
     read_bench,
@@ -39,18 +43,24 @@ BENCH = "clear_attention_bench.json"
 """In ComfyUI's user folder: the table of this machine, by `python dev.py bench --json`."""
 
 Query = Mapping[str, str]
-_Kind = type[int] | type[float] | type[str]
+_Kind = type[int] | type[float] | type[str] | type[bool]
 
 # Names and defaults are those of the nodes' widgets; width and height have none.
 _SIZE: dict[str, tuple[_Kind, Any]] = {"width": (int, None), "height": (int, None)}
 # The widgets of Apply CLEAR Attention on which its picture depends; the page names them alike.
-_WIDGETS = ("radius", "down_factor", "backend", "start_percent", "end_percent", "blocks")
+_WIDGETS = (
+    *("radius", "down_factor", "backend", "ntk_factor", "proportional_attention"),
+    *("start_percent", "end_percent", "blocks"),
+)
+# preset: of CLEAR 4K / 8K, in place of the others.
 _CLEAR: dict[str, tuple[_Kind, Any]] = {
     "weights": (str, ""),
+    "preset": (str, ""),
     **{name: (type(getattr(ApplyInputs(), name)), getattr(ApplyInputs(), name)) for name in _WIDGETS},
 }
 _DEVICES: dict[str, tuple[_Kind, Any]] = {"devices": (str, "auto")}
 _BANDS: dict[str, tuple[_Kind, Any]] = {**_DEVICES, "bands": (int, 0)}
+_TRUTH = {"true": True, "false": False}  # as JavaScript writes them
 _LONGEST = 2000  # characters of one value
 
 
@@ -83,20 +93,29 @@ def window(query: Query) -> Any:
     """The attention window over an image and its cost; see `window_payload`."""
     values = _values(query, _SIZE | _CLEAR)
     width, height = _size(values)
-    settings = _settings(values)
+    file, inputs = _applied(values)
     home = _home()
     card = torch.cuda.get_device_name(home) if home.type == "cuda" else None
     bench = read_bench(Path(folder_paths.get_user_directory()) / BENCH, card)
-    return window_payload(settings, width, height, bench, model_here(home).shape, machine()[0].free)
+    settings = resolve_settings(file, inputs)
+    shown = window_payload(settings, width, height, bench, model_here(home).shape, machine()[0].free)
+    return shown | chosen_payload(settings, inputs, file, token_grid(width, height))
 
 
 def bands(query: Query) -> Any:
     """How an image would be cut here; see `bands_payload`."""
     values = _values(query, _SIZE | _CLEAR | _BANDS)
     width, height = _size(values)
-    clear, settings = _settings(values), resolve_bands(values["devices"], values["bands"], "exact")
+    clear = resolve_settings(*_applied(values))
+    settings = resolve_bands(values["devices"], values["bands"], "exact")
     found = machine([device.name for device in settings.devices])
     return bands_payload(clear, settings, width, height, found, model_here(_home()).shape)
+
+
+def preset(query: Query) -> Any:
+    """The nodes that a preset of CLEAR 4K / 8K stands for; see `single_nodes`."""
+    values = _values(query, _SIZE | _DEVICES | {"preset": (str, None)})
+    return {"nodes": single_nodes(values["preset"], values["devices"], *_size(values))}
 
 
 def devices(query: Query) -> Any:
@@ -115,6 +134,7 @@ def weights(query: Query) -> Any:
 ROUTES: Mapping[str, Callable[[Query], Any]] = {
     "window": window,
     "bands": bands,
+    "preset": preset,
     "devices": devices,
     "weights": weights,
 }
@@ -167,10 +187,20 @@ def _values(query: Query, known: Mapping[str, tuple[_Kind, Any]]) -> dict[str, A
         if text is not None and len(text) > _LONGEST:
             raise BadRequest(f"{name} is longer than {_LONGEST} characters")
         try:
-            found[name] = default if text is None else kind(text)
+            found[name] = default if text is None else _read(kind, text)
         except ValueError:
-            raise BadRequest(f"{name} is {str(text)[:40]!r}, which is not a number") from None
+            what = "neither true nor false" if kind is bool else "not a number"
+            raise BadRequest(f"{name} is {str(text)[:40]!r}, which is {what}") from None
     return found
+
+
+def _read(kind: _Kind, text: str) -> Any:
+    """Raises ValueError for a text that is none of its kind."""
+    if kind is not bool:
+        return kind(text)
+    if text not in _TRUTH:
+        raise ValueError(text)
+    return _TRUTH[text]
 
 
 def _size(values: Mapping[str, Any]) -> tuple[int, int]:
@@ -188,8 +218,10 @@ def _variant(name: str) -> Variant:
     return known
 
 
-def _settings(values: Mapping[str, Any]) -> ClearSettings:
-    """As Apply CLEAR Attention would resolve them."""
+def _applied(values: Mapping[str, Any]) -> tuple[ClearWeights | None, ApplyInputs]:
+    """The weights' name and variant, and the inputs, of Apply CLEAR Attention or of what CLEAR 4K / 8K stands for."""
+    if values["preset"]:
+        values = {**_values({}, _CLEAR), "weights": resolve_preset(values["preset"], AUTO)[0].weights}
     name = values["weights"]
     file = ClearWeights(name, _variant(name), {}, {}, (0, 0)) if name else None
-    return resolve_settings(file, ApplyInputs(**{name: values[name] for name in _WIDGETS}))
+    return file, ApplyInputs(**{name: values[name] for name in _WIDGETS})
