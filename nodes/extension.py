@@ -11,6 +11,7 @@ from .compare import CLEARCompare
 from .control_net import CLEARControlNet
 from .high_res import CLEARHighRes
 from .high_res_parts import CLEARItem, CLEARStages
+from .high_res_vae import CLEARStageDecode, CLEARStageEncode
 from .multi_gpu import CLEARMultiGPU
 from .preset import CLEARPreset
 from .report import CLEARReport
@@ -29,6 +30,8 @@ class ClearAttentionExtension(ComfyExtension):
             CLEARHighRes,
             CLEARStages,
             CLEARItem,
+            CLEARStageEncode,
+            CLEARStageDecode,
             CLEARCompare,
             CLEARControlNet,
             CLEARReport,

@@ -11,7 +11,7 @@ from .schema import CATEGORY, make
 MAX_STAGES = 6
 _STAGES = io.Custom("CLEAR_STAGES")
 # The page's two ways to leave a node out of its search and menus; the second came with newer hosts.
-_HIDDEN: Final = {"is_deprecated": True, "is_dev_only": True}
+HIDDEN: Final = {"is_deprecated": True, "is_dev_only": True}
 
 
 class CLEARItem(io.ComfyNode):
@@ -24,7 +24,7 @@ class CLEARItem(io.ComfyNode):
             node_id="CLEARItem",
             display_name="CLEAR Item",
             category=f"{CATEGORY}/internal",
-            **_HIDDEN,
+            **HIDDEN,
             description="Part of CLEAR High-Res Upscale, which adds it automatically.",
             inputs=[
                 make(io.AnyType.Input, "values", tooltip="What is linked to the upscale."),
@@ -50,7 +50,7 @@ class CLEARStages(io.ComfyNode):
             node_id="CLEARStages",
             display_name="CLEAR Stages",
             category=f"{CATEGORY}/internal",
-            **_HIDDEN,
+            **HIDDEN,
             description="Part of CLEAR High-Res Upscale, which adds it automatically.",
             inputs=[
                 make(io.Image.Input, f"image_{i}", optional=True, tooltip="The image of a stage.")

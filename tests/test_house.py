@@ -113,6 +113,8 @@ def test_every_node_has_a_help_page() -> None:
         "CLEARControlNet",
         "CLEARHighRes",
         "CLEARItem",
+        "CLEARStageDecode",
+        "CLEARStageEncode",
         "CLEARStages",
         "CLEARMultiGPU",
         "CLEARPreset",

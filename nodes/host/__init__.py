@@ -25,6 +25,7 @@ from .patching.controlnet import window_control
 from .patching.patch import apply_clear
 from .probe import ProbeRequest, ProbeResult, probe_attention
 from .time_shift import shifted
+from .vae import vae_decode, vae_encode
 from .workflow import SAMPLERS, SCHEDULERS, GraphBuilder, call_number, has_clear, keeps_outputs
 
 __all__ = [
@@ -52,6 +53,8 @@ __all__ = [
     "probe_attention",
     "sample_in_bands",
     "shifted",
+    "vae_decode",
+    "vae_encode",
     "weights_files",
     "weights_path",
     "window_control",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,12 +231,13 @@ def one_node(megapixels: float = MEGAPIXELS, **values: Any) -> Prompt:
     return graph
 
 
-def by_hand() -> Prompt:
-    """Both stages, as a user wires them."""
+def by_hand(sides: Sequence[int] = (FIRST, SECOND), tile: dict[str, int] | None = None) -> Prompt:
+    """The stages, as a user wires them. tile: the values of the core's tiled VAE nodes; None for the plain ones."""
+    kind, values = ("Tiled", tile) if tile else ("", {})
     graph = Graph()
     model, vae, image = graph.add("GiveMODEL"), graph.add("GiveVAE"), graph.add("GiveIMAGE")
     weights, positive = graph.add("GiveWEIGHTS"), graph.add("GiveCONDITIONING")
-    for side, stretch in ((FIRST, 1.0), (SECOND, 10.0)):
+    for side in sides:
         size = {"width": side, "height": side}
         image = graph.add("ImageScale", image=image, upscale_method="lanczos", crop="center", **size)
         patched = graph.add(
@@ -247,7 +248,7 @@ def by_hand() -> Prompt:
             down_factor=0,
             strength=1.0,
             backend="auto",
-            ntk_factor=stretch,
+            ntk_factor=10.0 if side == SECOND else 1.0,
             proportional_attention=True,
             start_percent=0.0,
             end_percent=1.0,
@@ -260,12 +261,12 @@ def by_hand() -> Prompt:
             guider=graph.add("BasicGuider", model=shifted, conditioning=guided),
             sampler=graph.add("KSamplerSelect", sampler_name="euler"),
             sigmas=graph.add("BasicScheduler", model=shifted, scheduler="simple", steps=STEPS, denoise=DENOISE),
-            latent_image=graph.add("VAEEncodeTiled", pixels=image, vae=vae, **TILE),
+            latent_image=graph.add(f"VAEEncode{kind}", pixels=image, vae=vae, **values),
             devices="cpu",
             bands=2,
             text_merge="exact",
         )
-        image = graph.add("VAEDecodeTiled", samples=sampled, vae=vae, **TILE)
+        image = graph.add(f"VAEDecode{kind}", samples=sampled, vae=vae, **values)
         graph.add("Keep", images=image, name=str(side))
     return graph
 
@@ -303,10 +304,16 @@ def test_every_stage_is_the_hand_wired_graphs(machine: Callable[..., Machine], w
     assert ((second > 0) & (second < 1)).float().mean() > 0.9
 
 
+def test_tiles_on_demand_are_the_cores(machine: Callable[..., Machine]) -> None:
+    (hand,) = machine().run(by_hand((FIRST,), TILE)).images[str(FIRST)]
+    (tiled,) = machine().run(one_node(FIRST**2 / 1e6, vae_tiling="always")).images["image"]
+    assert torch.equal(tiled, hand)
+
+
 def test_each_stage_reports_its_steps_on_the_one_node(whole: Run) -> None:
     assert whole.steps == [1, 2] * 2
     shown = dict(zip(whole.ran, whole.shown_on, strict=True))
-    assert shown["CLEARTiledSampler"] == shown["VAEDecodeTiled"] == shown["CLEARHighRes"]
+    assert shown["CLEARTiledSampler"] == shown["CLEARStageDecode"] == shown["CLEARHighRes"]
 
 
 def test_the_seed_alone_decides(machine: Callable[..., Machine]) -> None:
@@ -338,7 +345,7 @@ def test_cancelled_in_the_second_stage_it_goes_on_from_the_first(host: Any, mach
     prompt = one_node(SMALL, stages=2)
     resumed = cancelled_and_resumed(host, machine(), prompt, STEPS + 1)
     assert resumed.steps == [1, 2]
-    assert resumed.ran == ["CLEARHighRes", "CLEARTiledSampler", "VAEDecodeTiled", "CLEARStages", "Keep", "Keep"]
+    assert resumed.ran == ["CLEARHighRes", "CLEARTiledSampler", "CLEARStageDecode", "CLEARStages", "Keep", "Keep"]
     assert same(resumed, machine().run(prompt))
 
 
