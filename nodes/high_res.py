@@ -16,6 +16,7 @@ from .high_res_inputs import LIMITS, high_res_inputs
 from .options.bands import check_bands
 from .options.clear import within
 from .options.stages import plan_stages
+from .options.target import MEGAPIXELS, Target
 from .options.vae import AUTO
 from .schema import CATEGORY, make
 
@@ -56,8 +57,9 @@ class CLEARHighRes(io.ComfyNode):
         ntk_factor: float | None = None,
         sampler_name: str | None = None,
         scheduler: str | None = None,
+        scale: float | None = None,
     ) -> bool | str:
-        numbers = (target_megapixels, denoise, guidance, ntk_factor)
+        numbers = (target_megapixels, denoise, guidance, ntk_factor, scale)
         try:
             check_bands(devices, bands, None)
             for (name, (low, high)), value in zip(LIMITS.items(), numbers, strict=True):
@@ -86,6 +88,9 @@ class CLEARHighRes(io.ComfyNode):
         weights: Any = None,
         upscale_model: Any = None,
         vae_tiling: str = AUTO,
+        size_by: str = MEGAPIXELS,
+        long_side: int = Target.long_side,
+        scale: float = Target.scale,
         **inputs: Any,
     ) -> io.NodeOutput:
         patched = host.has_clear(model)
@@ -99,7 +104,9 @@ class CLEARHighRes(io.ComfyNode):
                 "The model already has CLEAR: disconnect weights, or connect the model from before Apply CLEAR "
                 "Attention."
             )
-        planned = plan_stages(image.shape[2], image.shape[1], target_megapixels, stages)
+        batch, height, width = image.shape[:3]
+        target = Target(target_megapixels, size_by, long_side, scale)
+        planned = plan_stages(width, height, target.megapixels_of(width, height), stages)
         graph = host.GraphBuilder()
         given = {
             "model": model,

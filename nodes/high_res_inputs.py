@@ -8,6 +8,8 @@ from . import host
 from .high_res_parts import MAX_STAGES
 from .options.bands import MAX_BANDS
 from .options.clear import MAX_NTK_FACTOR
+from .options.stages import LARGEST_SIDE
+from .options.target import MEGAPIXELS, SIZE_BY, Target
 from .options.vae import AUTO, TILINGS
 from .schema import CLEAR_WEIGHTS, make
 
@@ -16,6 +18,7 @@ LIMITS = {
     "denoise": (0.05, 1.0),
     "guidance": (0.0, 100.0),
     "ntk_factor": (0.0, MAX_NTK_FACTOR),
+    "scale": (0.1, 64.0),
 }
 
 
@@ -147,5 +150,34 @@ def high_res_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Encodes and decodes in tiles of 1024 pixels. auto: only where the whole image does not fit into "
             "memory. never: may run out of memory. always: takes the least.",
+        ),
+        make(
+            io.Combo.Input,
+            "size_by",
+            options=list(SIZE_BY),
+            default=MEGAPIXELS,
+            optional=True,
+            tooltip="What gives the size of the result: target_megapixels, long_side or scale. The other two do not "
+            "count.",
+        ),
+        make(
+            io.Int.Input,
+            "long_side",
+            default=Target.long_side,
+            min=64,
+            max=LARGEST_SIDE,
+            step=16,
+            optional=True,
+            tooltip="Pixels of the result's longer side. The aspect ratio is kept.",
+        ),
+        make(
+            io.Float.Input,
+            "scale",
+            default=Target.scale,
+            min=LIMITS["scale"][0],
+            max=LIMITS["scale"][1],
+            step=0.1,
+            optional=True,
+            tooltip="Times the image's width and height: 4 makes 4096 x 4096 of 1024 x 1024.",
         ),
     ]
