@@ -10,7 +10,7 @@ from .attention_map import CLEARAttentionMap
 from .compare import CLEARCompare
 from .control_net import CLEARControlNet
 from .high_res import CLEARHighRes
-from .high_res_parts import CLEARItem, CLEARStages
+from .high_res_parts import CLEARBatch, CLEARItem, CLEARStages
 from .high_res_vae import CLEARStageDecode, CLEARStageEncode
 from .multi_gpu import CLEARMultiGPU
 from .preset import CLEARPreset
@@ -30,6 +30,7 @@ class ClearAttentionExtension(ComfyExtension):
             CLEARHighRes,
             CLEARStages,
             CLEARItem,
+            CLEARBatch,
             CLEARStageEncode,
             CLEARStageDecode,
             CLEARCompare,

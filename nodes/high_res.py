@@ -6,6 +6,7 @@ ComfyUI's preview and progress and can be cancelled, and finished stages stay ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -13,9 +14,10 @@ from comfy_api.latest import io
 from . import host
 from .high_res_graph import add_stage
 from .high_res_inputs import LIMITS, high_res_inputs
+from .high_res_parts import numbered
 from .options.bands import check_bands
 from .options.clear import within
-from .options.stages import plan_stages
+from .options.stages import Stage, plan_stages
 from .options.target import MEGAPIXELS, Target
 from .options.vae import AUTO
 from .schema import CATEGORY, make
@@ -119,16 +121,36 @@ class CLEARHighRes(io.ComfyNode):
         if host.keeps_outputs():
             # Links, not values: ComfyUI's cache finds a finished stage by what is linked to it.
             wires = cls.hidden.dynprompt.get_node(cls.hidden.unique_id)["inputs"]
-            number = host.call_number(graph)
+            call = host.call_number(graph)
             given |= {
-                name: graph.node("CLEARItem", values=wires[name], number=number).out(0)
+                name: graph.node("CLEARItem", values=wires[name], number=call).out(0)
                 for name, value in given.items()
                 if value is not None
             }
-        done = []
         inputs["vae_tiling"] = vae_tiling
-        for number, stage in enumerate(planned, 1):
-            image = given["image"] = add_stage(graph, number, stage, given, inputs)
-            done.append(image)
-        listed = graph.node("CLEARStages", **{f"image_{i}": one for i, one in enumerate(done, 1)})
-        return io.NodeOutput(image, listed.out(0), expand=graph.finalize())
+        done = [_upscaled(graph, planned, given | {"image": one}, inputs) for one in _singles(graph, given, batch)]
+        # The images of each stage.
+        joined = [_joined(graph, images) for images in zip(*done, strict=True)]
+        listed = graph.node("CLEARStages", **numbered(joined))
+        return io.NodeOutput(joined[-1], listed.out(0), expand=graph.finalize())
+
+
+def _upscaled(graph: Any, planned: Sequence[Stage], given: dict[str, Any], inputs: dict[str, Any]) -> list[Any]:
+    """Add all stages of one image; the link to each stage's image."""
+    done = []
+    for number, stage in enumerate(planned, 1):
+        given["image"] = add_stage(graph, number, stage, given, inputs)
+        done.append(given["image"])
+    return done
+
+
+def _singles(graph: Any, given: dict[str, Any], batch: int) -> list[Any]:
+    """Each image of a batch by itself: sampling takes the memory of one, and each comes out as it would alone."""
+    image = given["image"]
+    if batch == 1:
+        return [image]
+    return [graph.node("ImageFromBatch", image=image, batch_index=i, length=1).out(0) for i in range(batch)]
+
+
+def _joined(graph: Any, images: Sequence[Any]) -> Any:
+    return images[0] if len(images) == 1 else graph.node("CLEARBatch", **numbered(images)).out(0)

@@ -30,7 +30,12 @@ def high_res_inputs() -> list[io.Input]:
         make(
             io.Conditioning.Input, "positive", tooltip="What the image shows, ideally the prompt that it was made with."
         ),
-        make(io.Image.Input, "image", tooltip="About one megapixel: made by FLUX without CLEAR, or any photograph."),
+        make(
+            io.Image.Input,
+            "image",
+            tooltip="About one megapixel: made by FLUX without CLEAR, or any photograph. A batch or a list is upscaled "
+            "one by one.",
+        ),
         make(
             io.Float.Input,
             "target_megapixels",
@@ -95,7 +100,8 @@ def high_res_inputs() -> list[io.Input]:
             min=0,
             max=2**64 - 1,
             control_after_generate=True,
-            tooltip="The same seed gives the same image.",
+            tooltip="The same seed gives the same image. Every image of a batch or a list uses it, and comes out as it "
+            "would alone.",
         ),
         make(
             io.Combo.Input,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import torch
 from comfy_api.latest import io
 
 from .schema import CATEGORY, make
@@ -52,15 +54,48 @@ class CLEARStages(io.ComfyNode):
             category=f"{CATEGORY}/internal",
             **HIDDEN,
             description="Part of CLEAR High-Res Upscale, which adds it automatically.",
-            inputs=[
-                make(io.Image.Input, f"image_{i}", optional=True, tooltip="The image of a stage.")
-                for i in range(1, MAX_STAGES + 1)
-            ],
+            inputs=_images("The image of a stage."),
             outputs=[_STAGES.Output()],
         )
 
     @classmethod
     def execute(cls, **images: Any) -> io.NodeOutput:
-        # A tiny image takes more stages than there are inputs to show; the host passes on all of them.
-        given = [name for name, image in images.items() if image is not None]
-        return io.NodeOutput([images[name] for name in sorted(given, key=lambda name: int(name.rpartition("_")[2]))])
+        return io.NodeOutput(_in_order(images))
+
+
+class CLEARBatch(io.ComfyNode):
+    """Joins a stage's images of one size into a batch again."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make(
+            io.Schema,
+            node_id="CLEARBatch",
+            display_name="CLEAR Batch",
+            category=f"{CATEGORY}/internal",
+            **HIDDEN,
+            description="Part of CLEAR High-Res Upscale, which adds it automatically.",
+            inputs=_images("An image of the batch."),
+            outputs=[io.Image.Output()],
+        )
+
+    @classmethod
+    def execute(cls, **images: Any) -> io.NodeOutput:
+        return io.NodeOutput(torch.cat(_in_order(images)))
+
+
+def numbered(images: Sequence[Any]) -> dict[str, Any]:
+    """Links as the inputs of a node here: image_1, image_2 ..."""
+    return {f"image_{i}": image for i, image in enumerate(images, 1)}
+
+
+def _images(tooltip: str) -> list[io.Input]:
+    """As many as are usual; the host also passes on image_7 and so on, of a tiny image or a large batch."""
+    return [
+        make(io.Image.Input, f"image_{i}", optional=True, tooltip=tooltip) for i in range(1, MAX_STAGES + 1)
+    ]
+
+
+def _in_order(images: Mapping[str, Any]) -> list[Any]:
+    given = [name for name, image in images.items() if image is not None]
+    return [images[name] for name in sorted(given, key=lambda name: int(name.rpartition("_")[2]))]

@@ -109,6 +109,7 @@ def test_every_node_has_a_help_page() -> None:
     assert nodes == {
         "CLEARApply",
         "CLEARAttentionMap",
+        "CLEARBatch",
         "CLEARCompare",
         "CLEARControlNet",
         "CLEARHighRes",

@@ -274,7 +274,7 @@ def by_hand(sides: Sequence[int] = (FIRST, SECOND), tile: dict[str, int] | None 
 @pytest.fixture(scope="module")
 def machine(host: Any, nodes_api: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Machine]:
     """Makes machines that have done nothing yet."""
-    for name in ("nodes_custom_sampler", "nodes_flux", "nodes_model_advanced"):
+    for name in ("nodes_custom_sampler", "nodes_flux", "nodes_images", "nodes_model_advanced"):
         path = Path(host.__file__).parent / "comfy_extras" / f"{name}.py"
         assert asyncio.run(host.load_custom_node(str(path), module_parent="comfy_extras"))
     return lambda **options: Machine(host, nodes_api, tmp_path_factory.mktemp("weights"), **options)
@@ -392,6 +392,22 @@ def test_a_list_of_images_is_carried_up_one_by_one(machine: Callable[..., Machin
     assert [image.shape for image in images["both"]] == [(1, 512, 512, 3)] * 2
     assert torch.equal(images["both"][1], images["the last"][0])
     assert error(images["both"][0], images["both"][1]) > 0.01
+
+
+def test_each_image_of_a_batch_comes_out_as_it_would_alone(machine: Callable[..., Machine]) -> None:
+    graph = Graph()
+    image = graph.add("GiveIMAGE")
+    first, second = (graph.upscale(one, SMALL, stages=2) for one in (image, graph.add("ImageInvert", image=image)))
+    batch = graph.add("ImageBatch", image1=image, image2=graph.add("ImageInvert", image=image))
+    both, _ = graph.upscale(batch, SMALL, stages=2)
+    for name, link in (("first", [first[0], 1]), ("second", [second[0], 1]), ("both", [both, 1]), ("image", [both, 0])):
+        graph.add("Keep", images=link, name=name)
+    images = machine().run(graph).images
+    for alone, other, joined in zip(images["first"], images["second"], images["both"], strict=True):
+        assert torch.equal(joined, torch.cat((alone, other)))
+    assert torch.equal(images["image"][0], images["both"][-1])
+    assert len(images["both"]) == 2
+    assert error(*images["both"][-1].split(1)) > 0.01
 
 
 def test_more_stages_than_the_node_offers_come_in_order(machine: Callable[..., Machine]) -> None:
