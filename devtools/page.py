@@ -137,6 +137,7 @@ def panel(page: Page) -> Locator:
 def cards(page: Page, nodes_api: Any, count: int) -> Iterator[None]:
     """Answer the page as a machine with `count` GPUs of 24 GiB and bfloat16, through the server's own functions."""
     payloads, routes = (nodes_api.module(f"nodes.host.page.{name}") for name in ("payloads", "routes"))
+    vaes = nodes_api.module("nodes.host.vae")
     machine = [payloads.MachineDevice(f"cuda:{i}", f"Card {i}", 20 * GIB, 24 * GIB) for i in range(count)]
     machine.append(payloads.MachineDevice("cpu", "cpu", 30 * GIB, 64 * GIB))
 
@@ -145,9 +146,13 @@ def cards(page: Page, nodes_api: Any, count: int) -> Iterator[None]:
         query = dict(urllib.parse.parse_qsl(url.query))
         route.fulfill(json=routes.answer(url.path.rpartition("/")[2], query))
 
-    pattern = re.compile(r"/clear_attention/(devices|bands|window)")
+    def vae(width: int, height: int, tiling: str) -> Any:
+        return vaes.VaePlan.of(tiling, 2178 * width * height * 2, 20 * GIB)
+
+    pattern = re.compile(r"/clear_attention/(devices|bands|upscale|window)")
     page.route(pattern, answer)
     usual = nodes_api.module("clear_core.show.cost").Model()
-    with mock.patch.multiple(routes, machine=lambda named=(): machine, model_here=lambda device: usual):
+    here = {"machine": lambda named=(): machine, "model_here": lambda device: usual, "vae_plan_here": vae}
+    with mock.patch.multiple(routes, **here):
         yield
     page.unroute(pattern)

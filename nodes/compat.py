@@ -44,8 +44,9 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy_api.latest": "ComfyExtension io.AnyType io.Boolean io.Combo io.ComfyNode io.Conditioning io.ControlNet "
         "io.Custom io.Float io.Guider io.Hidden.dynprompt io.Hidden.extra_pnginfo io.Hidden.prompt io.Hidden.unique_id "
         "io.Image io.Input io.Int io.Latent io.Model io.NodeOutput io.Noise io.Sampler io.Schema io.Sigmas io.String "
-        "io.UpscaleModel io.Vae ui.PreviewImage",
+        "io.UpscaleModel io.Vae ui.ImageSaveHelper ui.PreviewImage",
         "comfy_execution.graph_utils": "GraphBuilder",
+        "comfy_execution.progress": "ProgressHandler ProgressRegistry get_progress_state",
         "folder_paths": "add_model_folder_path folder_names_and_paths get_filename_list get_folder_paths get_full_path "
         "get_user_directory models_dir",
     }

@@ -12,10 +12,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import host
-from .high_res_graph import add_stage
+from .high_res_graph import StageNodes, add_stage
 from .high_res_inputs import LIMITS, high_res_inputs
 from .high_res_parts import numbered
-from .options.bands import check_bands
+from .options.bands import check_bands, resolve_bands
 from .options.clear import within
 from .options.stages import Stage, plan_stages
 from .options.target import MEGAPIXELS, Target
@@ -93,6 +93,7 @@ class CLEARHighRes(io.ComfyNode):
         size_by: str = MEGAPIXELS,
         long_side: int = Target.long_side,
         scale: float = Target.scale,
+        save_stages: bool = False,
         **inputs: Any,
     ) -> io.NodeOutput:
         patched = host.has_clear(model)
@@ -127,20 +128,32 @@ class CLEARHighRes(io.ComfyNode):
                 for name, value in given.items()
                 if value is not None
             }
-        inputs["vae_tiling"] = vae_tiling
+        inputs |= {"vae_tiling": vae_tiling, "save_stages": save_stages}
         done = [_upscaled(graph, planned, given | {"image": one}, inputs) for one in _singles(graph, given, batch)]
+        host.start_upscale(
+            cls.hidden.unique_id,
+            model,
+            vae,
+            weights,
+            (width, height),
+            planned,
+            resolve_bands(inputs["devices"], inputs["bands"], "exact"),
+            inputs["steps"],
+            vae_tiling,
+            [[stage.ids for stage in one] for one in done],
+        )
         # The images of each stage.
-        joined = [_joined(graph, images) for images in zip(*done, strict=True)]
+        joined = [_joined(graph, [stage.image for stage in one]) for one in zip(*done, strict=True)]
         listed = graph.node("CLEARStages", **numbered(joined))
         return io.NodeOutput(joined[-1], listed.out(0), expand=graph.finalize())
 
 
-def _upscaled(graph: Any, planned: Sequence[Stage], given: dict[str, Any], inputs: dict[str, Any]) -> list[Any]:
-    """Add all stages of one image; the link to each stage's image."""
-    done = []
+def _upscaled(graph: Any, planned: Sequence[Stage], given: dict[str, Any], inputs: dict[str, Any]) -> list[StageNodes]:
+    """Add all stages of one image."""
+    done: list[StageNodes] = []
     for number, stage in enumerate(planned, 1):
-        given["image"] = add_stage(graph, number, stage, given, inputs)
-        done.append(given["image"])
+        done.append(add_stage(graph, number, stage, given, inputs))
+        given["image"] = done[-1].image
     return done
 
 

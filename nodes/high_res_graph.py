@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from .insight.upscale_run import Part
 from .options.stages import Stage
 
 _SHIFT = 1.1  # ln 3: the fixed time shift of the authors' recipe, whatever the size
 
 
-def add_stage(graph: Any, number: int, stage: Stage, given: Mapping[str, Any], inputs: Mapping[str, Any]) -> Any:
-    """Add the nodes of one stage; the link to its image.
+@dataclass(frozen=True, slots=True)
+class StageNodes:
+    """image: the link to the stage's image. ids: of the node that computes each part."""
+
+    image: Any
+    ids: Mapping[Part, str]
+
+
+def add_stage(graph: Any, number: int, stage: Stage, given: Mapping[str, Any], inputs: Mapping[str, Any]) -> StageNodes:
+    """Add the nodes of one stage.
 
     number: of the stage, from 1. given: what the sockets got. inputs: the widgets' values.
     """
@@ -21,7 +31,7 @@ def add_stage(graph: Any, number: int, stage: Stage, given: Mapping[str, Any], i
     if given["upscale_model"] is not None:
         image = graph.node("ImageUpscaleWithModel", upscale_model=given["upscale_model"], image=image).out(0)
     image = graph.node("ImageScale", image=image, upscale_method="lanczos", crop="center", **size).out(0)
-    latent = graph.node("CLEARStageEncode", pixels=image, vae=vae, **passing).out(0)
+    encoder = graph.node("CLEARStageEncode", pixels=image, vae=vae, **passing)
     if given["weights"] is not None:
         model = graph.node(
             "CLEARApply",
@@ -39,7 +49,7 @@ def add_stage(graph: Any, number: int, stage: Stage, given: Mapping[str, Any], i
         ).out(0)
     model = graph.node("ModelSamplingFlux", model=model, max_shift=_SHIFT, base_shift=_SHIFT, **size).out(0)
     guided = graph.node("FluxGuidance", conditioning=given["positive"], guidance=inputs["guidance"]).out(0)
-    sampled = graph.node(
+    sampler = graph.node(
         "CLEARTiledSampler",
         noise=graph.node("RandomNoise", noise_seed=inputs["seed"]).out(0),
         guider=graph.node("BasicGuider", model=model, conditioning=guided).out(0),
@@ -51,9 +61,10 @@ def add_stage(graph: Any, number: int, stage: Stage, given: Mapping[str, Any], i
             steps=inputs["steps"],
             denoise=inputs["denoise"],
         ).out(0),
-        latent_image=latent,
+        latent_image=encoder.out(0),
         devices=inputs["devices"],
         bands=inputs["bands"],
         text_merge="exact",
-    ).out(0)
-    return graph.node("CLEARStageDecode", samples=sampled, vae=vae, **passing).out(0)
+    )
+    decoder = graph.node("CLEARStageDecode", samples=sampler.out(0), vae=vae, save=inputs["save_stages"], **passing)
+    return StageNodes(decoder.out(0), {"encode": encoder.id, "sample": sampler.id, "decode": decoder.id})

@@ -5,11 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import host
-from .high_res_parts import MAX_STAGES
 from .options.bands import MAX_BANDS
 from .options.clear import MAX_NTK_FACTOR
-from .options.stages import LARGEST_SIDE
-from .options.target import MEGAPIXELS, SIZE_BY, Target
+from .options.stages import LARGEST_SIDE, MAX_STAGES
+from .options.target import LARGEST_SCALE, LEAST_SCALE, LEAST_SIDE, MEGAPIXELS, SIZE_BY, Target
 from .options.vae import AUTO, TILINGS
 from .schema import CLEAR_WEIGHTS, make
 
@@ -18,7 +17,7 @@ LIMITS = {
     "denoise": (0.05, 1.0),
     "guidance": (0.0, 100.0),
     "ntk_factor": (0.0, MAX_NTK_FACTOR),
-    "scale": (0.1, 64.0),
+    "scale": (LEAST_SCALE, LARGEST_SCALE),
 }
 
 
@@ -170,7 +169,7 @@ def high_res_inputs() -> list[io.Input]:
             io.Int.Input,
             "long_side",
             default=Target.long_side,
-            min=64,
+            min=LEAST_SIDE,
             max=LARGEST_SIDE,
             step=16,
             optional=True,
@@ -185,5 +184,12 @@ def high_res_inputs() -> list[io.Input]:
             step=0.1,
             optional=True,
             tooltip="Times the image's width and height: 4 makes 4096 x 4096 of 1024 x 1024.",
+        ),
+        make(
+            io.Boolean.Input,
+            "save_stages",
+            default=False,
+            optional=True,
+            tooltip="Saves the image of every stage to the output folder as soon as it is finished.",
         ),
     ]

@@ -8,9 +8,9 @@ from typing import Any, Final
 import torch
 from comfy_api.latest import io
 
+from .options.stages import MAX_STAGES
 from .schema import CATEGORY, make
 
-MAX_STAGES = 6
 _STAGES = io.Custom("CLEAR_STAGES")
 # The page's two ways to leave a node out of its search and menus; the second came with newer hosts.
 HIDDEN: Final = {"is_deprecated": True, "is_dev_only": True}
@@ -91,9 +91,7 @@ def numbered(images: Sequence[Any]) -> dict[str, Any]:
 
 def _images(tooltip: str) -> list[io.Input]:
     """As many as are usual; the host also passes on image_7 and so on, of a tiny image or a large batch."""
-    return [
-        make(io.Image.Input, f"image_{i}", optional=True, tooltip=tooltip) for i in range(1, MAX_STAGES + 1)
-    ]
+    return [make(io.Image.Input, f"image_{i}", optional=True, tooltip=tooltip) for i in range(1, MAX_STAGES + 1)]
 
 
 def _in_order(images: Mapping[str, Any]) -> list[Any]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from . import host
 from .high_res_parts import HIDDEN
 from .options.vae import AUTO, TILINGS
 from .schema import CATEGORY, make
+
+_PREVIEW = 1024  # pixels of its longer side
 
 
 class CLEARStageEncode(io.ComfyNode):
@@ -40,7 +44,7 @@ class CLEARStageEncode(io.ComfyNode):
 
 
 class CLEARStageDecode(io.ComfyNode):
-    """VAEDecode where the image fits into memory, else VAEDecodeTiled."""
+    """VAEDecode where the image fits into memory, else VAEDecodeTiled; the node on the page shows the image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -54,16 +58,31 @@ class CLEARStageDecode(io.ComfyNode):
             inputs=[
                 make(io.Latent.Input, "samples", tooltip="The sampled latent."),
                 *_vae_inputs(),
+                make(io.Boolean.Input, "save", default=False, tooltip="Whether to save the image."),
             ],
             outputs=[io.Image.Output()],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
-    def execute(cls, samples: Any, vae: Any, vae_tiling: str, stage: int) -> io.NodeOutput:
+    def execute(cls, samples: Any, vae: Any, vae_tiling: str, stage: int, save: bool) -> io.NodeOutput:
         image, plan = host.vae_decode(vae, samples["samples"], vae_tiling)
         host.node_text_sender(cls.hidden.unique_id)(f"Stage {stage}, VAE decode: {plan.text}")
-        return io.NodeOutput(image)
+        return io.NodeOutput(image, ui=_saved(image, stage, cls) if save else ui.PreviewImage(_small(image), cls=cls))
+
+
+def _saved(image: Tensor, stage: int, cls: Any) -> Any:
+    """As Save Image saves it, the workflow in its metadata."""
+    _, height, width, _ = image.shape
+    return ui.ImageSaveHelper.get_save_images_ui(image, f"CLEAR_stage_{stage}_{width}x{height}", cls)
+
+
+def _small(image: Tensor) -> Tensor:
+    """For the node: a picture of 16384 pixels takes minutes to write and to show."""
+    scale = _PREVIEW / max(image.shape[1:3])
+    if scale >= 1:
+        return image
+    return interpolate(image.movedim(-1, 1), scale_factor=scale, mode="area").movedim(1, -1)
 
 
 def _vae_inputs() -> list[io.Input]:

@@ -25,6 +25,7 @@ from .patching.controlnet import window_control
 from .patching.patch import apply_clear
 from .probe import ProbeRequest, ProbeResult, probe_attention
 from .time_shift import shifted
+from .upscale_start import start_upscale
 from .vae import vae_decode, vae_encode
 from .workflow import SAMPLERS, SCHEDULERS, GraphBuilder, call_number, has_clear, keeps_outputs
 
@@ -53,6 +54,7 @@ __all__ = [
     "probe_attention",
     "sample_in_bands",
     "shifted",
+    "start_upscale",
     "vae_decode",
     "vae_encode",
     "weights_files",

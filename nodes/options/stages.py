@@ -9,6 +9,7 @@ from ...clear_core.flux import PIXELS_PER_TOKEN
 from .by_size import ntk_by_size
 
 LARGEST_SIDE = 16384
+MAX_STAGES = 6
 LARGEST_GROWTH = 4.0  # times the pixels in one stage: the authors' recipe (arXiv 2412.16112, section 4)
 
 

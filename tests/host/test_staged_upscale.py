@@ -124,6 +124,7 @@ class Run:
     ran: list[str] = field(default_factory=list)
     shown_on: list[str] = field(default_factory=list)  # the node on the page that each of them lights up
     steps: list[int] = field(default_factory=list)  # the samplers' progress, as it was reported
+    bar: list[float] = field(default_factory=list)  # of the upscale's node, as the page draws it
     ended: str = ""
 
 
@@ -173,14 +174,23 @@ class Machine:
         if event == "executing":
             self._now.ran.append(get_progress_state().dynprompt.get_node(data["node"])["class_type"])
             self._now.shown_on.append(data["display_node"])
+        if event == "progress_state":
+            prompt = get_progress_state().dynprompt
+            states = [state for state in data["nodes"].values() if state["state"] == "running"]
+            of_node = [s for s in states if prompt.get_node(s["display_node_id"])["class_type"] == "CLEARHighRes"]
+            if of_node:
+                self._now.bar.append(min(state["value"] / state["max"] for state in of_node))
         if event in ("execution_success", "execution_interrupted", "execution_error"):
             self._now.ended = data.get("exception_message", event)
 
     def _progress(self, value: int, total: int, preview: Any, node_id: str | None = None) -> None:
         """What the host's `main.py` puts here: cancels, and tells the page."""
         import comfy.model_management
+        from comfy_execution.progress import get_progress_state
+        from comfy_execution.utils import get_executing_context
 
         comfy.model_management.throw_exception_if_processing_interrupted()
+        get_progress_state().update_progress(get_executing_context().node_id, value, total, preview)
         if self._now.ran[-1] == "CLEARTiledSampler":
             self._now.steps.append(value)
             self._at_step(len(self._now.steps))
@@ -314,6 +324,30 @@ def test_each_stage_reports_its_steps_on_the_one_node(whole: Run) -> None:
     assert whole.steps == [1, 2] * 2
     shown = dict(zip(whole.ran, whole.shown_on, strict=True))
     assert shown["CLEARTiledSampler"] == shown["CLEARStageDecode"] == shown["CLEARHighRes"]
+
+
+def test_the_nodes_bar_covers_the_whole_run(whole: Run) -> None:
+    assert whole.bar == sorted(whole.bar)
+    assert whole.bar[0] == 0 and 0.9 < whole.bar[-1] <= 1
+    # The second stage is four fifths of the work, and more.
+    assert len(set(whole.bar)) > 2 * STEPS
+    assert any(0.05 < done < 0.25 for done in whole.bar)
+
+
+def test_the_page_is_told_the_plan_and_then_each_part(machine: Callable[..., Machine], shown: Any) -> None:
+    machine().run(one_node(SMALL, stages=2))
+    plan, *states = [data for event, data in shown.events if event == "clear_attention.upscale"]
+    sizes = [[720, 720], [512, 512]]
+    assert plan["plan"]["source"] == [SIDE, SIDE]
+    assert [stage["size"] for stage in plan["plan"]["stages"]] == sizes
+    assert [(stage["bands"], stage["device"]) for stage in plan["plan"]["stages"]] == [(2, "cpu")] * 2
+    assert not any(stage["vae"]["tiled"] for stage in plan["plan"]["stages"])
+    said = list(dict.fromkeys((state["stage"], state["part"]) for state in states))
+    assert said == [(stage, part) for stage in (1, 2) for part in ("encode", "sample", "decode")]
+    assert {state["step"] for state in states if state["part"] == "sample"} >= {0, STEPS}
+    assert states[0]["left"] is None and states[-1]["left"] > 0
+    assert all(state["sizes"] == sizes and 0 < state["free"] < state["total"] for state in states)
+    assert {data["node"] for data in (plan, *states)} == {plan["node"]}
 
 
 def test_the_seed_alone_decides(machine: Callable[..., Machine]) -> None:

@@ -54,6 +54,39 @@ def test_radius_0_is_the_weights_own(ask: Any) -> None:
     assert ask("window", width=512, height=512, weights="clear_local_8_down_4.safetensors", radius=5)[1]["radius"] == 5
 
 
+def test_upscale(ask: Any) -> None:
+    """The stages of the plan, each with what the other routes and the memory model say of its size."""
+    values = {"weights": "clear_local_16.safetensors", "devices": "cpu", "bands": 4}
+    status, facts = ask("upscale", width=1024, height=512, size_by="long side", long_side=4096, **values)
+    assert status == 200
+    assert facts["source"] == [1024, 512]
+    assert [stage["size"] for stage in facts["stages"]] == [[2048, 1024], [4096, 2048]]
+    for stage in facts["stages"]:
+        width, height = stage["size"]
+        cut = ask("bands", width=width, height=height, **values)[1]
+        assert (stage["bands"], stage["device"], stage["peak"]) == (4, "cpu", cut["peaks"]["cpu"])
+        assert stage["vae"]["need"] == 2178 * width * height * 4
+        assert stage["vae"]["tiled"] == (stage["vae"]["need"] + 2**29 > stage["vae"]["room"])
+    assert all(stage["vae"]["tiled"] for stage in ask("upscale", width=64, height=64, vae_tiling="always")[1]["stages"])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"stages": 10**9}, "stages is 1000000000; allowed is 0 to 6"),
+        ({"size_by": "area"}, "size_by is 'area'; choose one of: megapixels, long side, scale"),
+        ({"size_by": "scale", "scale": "nan"}, "scale is nan; allowed is 0.1 to 64"),
+        ({"size_by": "scale", "scale": 64}, "scale 64 would make 65536 x 65536 pixels of this 1024 x 1024 image"),
+        ({"target_megapixels": "inf"}, "target_megapixels is inf"),
+        ({"vae_tiling": "x"}, "vae_tiling is 'x'; choose one of: auto, always, never"),
+    ],
+)
+def test_an_upscale_that_cannot_be_is_refused(ask: Any, values: dict[str, Any], words: str) -> None:
+    status, facts = ask("upscale", width=1024, height=1024, weights="clear_local_16.safetensors", **values)
+    assert status == 200
+    assert words in facts["refused"]
+
+
 def test_bands(ask: Any) -> None:
     status, facts = ask("bands", width=1024, height=2048, radius=8, devices="cpu,cpu", bands=4)
     assert status == 200

@@ -1,7 +1,8 @@
-"""The routes that the page requests: /clear_attention/window, /bands, /preset, /devices, /weights. All GET, small JSON.
+"""The routes that the page requests: /clear_attention/window, /bands, /preset, /upscale, /devices and /weights.
 
-They are on ComfyUI's own table of routes, so its check of a request's origin covers them too. A request that cannot be
-read is answered with status 400 and {"error": why}; values that a node would refuse, with {"refused": why}.
+All are GET, all answer with small JSON. They are on ComfyUI's own table of routes, so its check of a request's origin
+covers them too. A request that cannot be read is answered with status 400 and {"error": why}; values that a node would
+refuse, with {"refused": why}.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,19 @@ import folder_paths
 import torch
 from aiohttp import web
 
-from ....clear_core.backends import AUTO
 from ....clear_core.flux import token_grid
 from ....clear_core.weights import ClearWeights, Variant, parse_weights, read_header, variant_from_name
 from ...options.bands import resolve_bands
-from ...options.clear import ApplyInputs, resolve_settings
+from ...options.clear import ApplyInputs, resolve_settings, within
+from ...options.lanes import AUTO as AUTO_DEVICES
 from ...options.presets import resolve_preset, single_nodes
-from ...options.stages import LARGEST_SIDE
+from ...options.stages import LARGEST_SIDE, MAX_STAGES, plan_stages
+from ...options.target import MEGAPIXELS, Target
+from ...options.vae import AUTO, TILINGS
 from ..files import absent_release, weights_files, weights_path
 from ..flux_model import model_here
 from ..machine import device_name, machine_devices
+from ..vae import vae_plan_here
 from .payloads import (
     MachineDevice,
     bands_payload,
@@ -37,6 +42,7 @@ from .payloads import (
     weights_payload,
     window_payload,
 )
+from .upscale import upscale_payload
 
 PREFIX = "/clear_attention"
 BENCH = "clear_attention_bench.json"
@@ -61,6 +67,14 @@ _CLEAR: dict[str, tuple[_Kind, Any]] = {
 _DEVICES: dict[str, tuple[_Kind, Any]] = {"devices": (str, "auto")}
 _BANDS: dict[str, tuple[_Kind, Any]] = {**_DEVICES, "bands": (int, 0)}
 _TRUTH = {"true": True, "false": False}  # as JavaScript writes them
+_UPSCALE: dict[str, tuple[_Kind, Any]] = {
+    "target_megapixels": (float, 16.8),
+    "stages": (int, 0),
+    "size_by": (str, MEGAPIXELS),
+    "long_side": (int, Target.long_side),
+    "scale": (float, Target.scale),
+    "vae_tiling": (str, AUTO),
+}
 _LONGEST = 2000  # characters of one value
 
 
@@ -118,6 +132,22 @@ def preset(query: Query) -> Any:
     return {"nodes": single_nodes(values["preset"], values["devices"], *_size(values))}
 
 
+def upscale(query: Query) -> Any:
+    """The stages of an upscale and what each takes; see `upscale_payload`."""
+    values = _values(query, _SIZE | _CLEAR | _BANDS | _UPSCALE)
+    width, height = _size(values)
+    clear = resolve_settings(*_applied(values))
+    settings = resolve_bands(values["devices"], values["bands"], "exact")
+    within("stages", values["stages"], 0, MAX_STAGES)
+    if values["vae_tiling"] not in TILINGS:
+        raise ValueError(f"vae_tiling is {values['vae_tiling']!r:.60}; choose one of: {', '.join(TILINGS)}")
+    target = Target(*(values[name] for name in ("target_megapixels", "size_by", "long_side", "scale")))
+    stages = plan_stages(width, height, target.megapixels_of(width, height), values["stages"])
+    found = machine([device.name for device in settings.devices])
+    vae = partial(vae_plan_here, tiling=values["vae_tiling"])
+    return upscale_payload((width, height), stages, clear, settings, found, model_here(_home()).shape, vae)
+
+
 def devices(query: Query) -> Any:
     """The devices of this machine and the one that each entry of a `devices` text names; see `devices_payload`."""
     entries = named_devices(_values(query, _DEVICES)["devices"])
@@ -137,6 +167,7 @@ ROUTES: Mapping[str, Callable[[Query], Any]] = {
     "preset": preset,
     "devices": devices,
     "weights": weights,
+    "upscale": upscale,
 }
 
 
@@ -221,7 +252,7 @@ def _variant(name: str) -> Variant:
 def _applied(values: Mapping[str, Any]) -> tuple[ClearWeights | None, ApplyInputs]:
     """The weights' name and variant, and the inputs, of Apply CLEAR Attention or of what CLEAR 4K / 8K stands for."""
     if values["preset"]:
-        values = {**_values({}, _CLEAR), "weights": resolve_preset(values["preset"], AUTO)[0].weights}
+        values = {**_values({}, _CLEAR), "weights": resolve_preset(values["preset"], AUTO_DEVICES)[0].weights}
     name = values["weights"]
     file = ClearWeights(name, _variant(name), {}, {}, (0, 0)) if name else None
     return file, ApplyInputs(**{name: values[name] for name in _WIDGETS})
