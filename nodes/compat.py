@@ -27,13 +27,10 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.ldm.flux.controlnet": "ControlNetFlux",
         "comfy.ldm.flux.layers": "EmbedND",
         "comfy.ldm.flux.model": "Flux",
-        "comfy.model_management": "OOM_EXCEPTION cast_to extra_reserved_memory get_free_memory get_torch_device "
-        "get_total_memory load_models_gpu loaded_models soft_empty_cache throw_exception_if_processing_interrupted "
-        "unet_dtype unet_manual_cast",
-        "comfy.model_sampling": "ModelSamplingFlux",
         "comfy.model_management": "OOM_EXCEPTION cast_to current_loaded_models extra_reserved_memory get_free_memory "
         "get_torch_device get_total_memory load_models_gpu loaded_models soft_empty_cache "
         "throw_exception_if_processing_interrupted unet_dtype unet_manual_cast vae_device vae_dtype",
+        "comfy.model_sampling": "ModelSamplingFlux",
         "comfy.ops": "cast_bias_weight uncast_bias_weight",
         "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL "
         "WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE WrappersMP.PREPARE_SAMPLING",

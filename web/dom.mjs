@@ -75,3 +75,10 @@ export function gib(bytes) {
 export function grouped(number) {
     return number.toLocaleString("en");
 }
+
+/** Time that is left, as roughly as it is known. @param {number} seconds */
+export function duration(seconds) {
+    if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
+    const minutes = Math.round(seconds / 60);
+    return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+}

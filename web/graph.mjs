@@ -3,6 +3,7 @@
 // widgets' serializeValue(), which may upload, record, or draw a random prompt.
 
 import { app } from "../../scripts/app.js";
+import { fileSize } from "./image_file.mjs";
 
 /** @typedef {import("./types").Node} Node */
 /** @typedef {import("./types").Graph} Graph */
@@ -24,6 +25,30 @@ const SETTINGS = {
     ],
     CLEARPreset: ["preset"],
 };
+
+/** @typedef {[width: number, height: number]} Size */
+
+/**
+ * Core nodes that enlarge by a value of theirs, rounding as they do.
+ *
+ * @type {Record<string, (node: Node, size: Size) => Size | undefined>}
+ */
+const RESIZE = {
+    LatentUpscaleBy: (node, size) => scaled(size, Number(valueOf(node, "scale_by")), 8),
+    ImageScaleBy: (node, size) => scaled(size, Number(valueOf(node, "scale_by")), 1),
+    ImageScaleToTotalPixels: (node, size) =>
+        scaled(size, Math.sqrt((Number(valueOf(node, "megapixels")) * 1024 ** 2) / (size[0] * size[1])), 1),
+};
+
+/**
+ * @param {Size} size in pixels
+ * @param {number} times NaN where it is not known
+ * @param {number} unit pixels that a side is rounded to
+ * @returns {Size | undefined}
+ */
+function scaled([width, height], times, unit) {
+    return times ? [Math.round((width / unit) * times) * unit, Math.round((height / unit) * times) * unit] : undefined;
+}
 
 /** Every graph of the workflow: the root graph, then the subgraphs. @returns {Graph[]} */
 export function graphs() {
@@ -47,8 +72,8 @@ export function imageSize(node) {
             const size = sizeFrom(originOf(next, latent));
             if (size) return size;
         } else {
-            const megapixels = Number(valueOf(next, "target_megapixels"));
-            if (megapixels) return squareOf(megapixels);
+            const upscaled = next.comfyClass === "CLEARHighRes" && upscaledSize(next);
+            if (upscaled) return upscaled;
             for (const output of next.outputs) {
                 if (next.graph) downstream.push(...targetsOf(next.graph, output.links ?? []));
             }
@@ -57,10 +82,33 @@ export function imageSize(node) {
     return undefined;
 }
 
-/** @param {number} megapixels @returns {[number, number]} */
-function squareOf(megapixels) {
-    const side = Math.round(Math.sqrt(megapixels * 1e6) / 16) * 16;
-    return [side, side];
+/**
+ * The size in pixels of the image at a node's input, or undefined where it is known only when the prompt runs.
+ *
+ * @param {Node} node
+ */
+export function sourceSize(node) {
+    return sizeFrom(originOf(node, node.inputs.findIndex((input) => input.type === "IMAGE")));
+}
+
+/**
+ * About the size that CLEAR High-Res Upscale makes; of an unknown image, as if it were a square.
+ *
+ * @param {Node} node
+ * @returns {[number, number] | undefined}
+ */
+function upscaledSize(node) {
+    const source = sourceSize(node);
+    const [width, height] = source ?? [1, 1];
+    const [megapixels, longSide, scale] = ["target_megapixels", "long_side", "scale"].map((name) =>
+        Number(valueOf(node, name)),
+    );
+    const times = {
+        megapixels: Math.sqrt((megapixels * 1e6) / (width * height)),
+        "long side": longSide / Math.max(width, height),
+        scale: source ? scale : NaN,
+    }[String(valueOf(node, "size_by"))];
+    return times ? [Math.round((width * times) / 16) * 16, Math.round((height * times) / 16) * 16] : undefined;
 }
 
 /**
@@ -73,14 +121,14 @@ function sizeFrom(origin, depth = 20) {
     if (!node || !depth) return undefined;
     const [width, height] = [Number(valueOf(node, "width")), Number(valueOf(node, "height"))];
     if (width && height) return [width, height];
-    const image = /** @type {import("./types").FullNode} */ (node).imgs?.[0];
-    if (node.comfyClass === "LoadImage" && image?.naturalWidth) return [image.naturalWidth, image.naturalHeight];
-    if (!KEEP_SIZE.has(node.comfyClass ?? "")) return undefined;
-    for (const kind of ["LATENT", "IMAGE"]) {
-        const index = node.inputs.findIndex((input) => input.type === kind && input.link != null);
-        if (index >= 0) return sizeFrom(originOf(node, index), depth - 1);
-    }
-    return undefined;
+    const kind = node.comfyClass ?? "";
+    if (kind === "LoadImage") return fileSize(node);
+    if (!KEEP_SIZE.has(kind) && !(kind in RESIZE)) return undefined;
+    const index = ["LATENT", "IMAGE"]
+        .map((type) => node.inputs.findIndex((input) => input.type === type && input.link != null))
+        .find((found) => found >= 0);
+    const size = index === undefined ? undefined : sizeFrom(originOf(node, index), depth - 1);
+    return size && RESIZE[kind] ? RESIZE[kind](node, size) : size;
 }
 
 /**
@@ -94,8 +142,14 @@ export function clearSettings(node) {
     const apply = applyBefore(node);
     if (!apply) return undefined;
     const settings = Object.fromEntries(settingsOf(apply).map((name) => [name, valueOf(apply, name)]));
-    const loader = originOf(apply, apply.inputs.findIndex((input) => input.name === "weights"))?.node;
-    return loader ? { ...settings, weights: valueOf(loader, "weights_name") } : settings;
+    const file = originOf(apply, apply.inputs.findIndex((input) => input.name === "weights"))?.node;
+    return file ? { ...settings, weights: weightsName(apply) } : settings;
+}
+
+/** The file of the loader at a node's input `weights`; undefined if there is none. @param {Node} node */
+export function weightsName(node) {
+    const loader = originOf(node, node.inputs.findIndex((input) => input.name === "weights"))?.node;
+    return loader && valueOf(loader, "weights_name");
 }
 
 /** @param {Node} node */

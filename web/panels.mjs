@@ -3,11 +3,13 @@
 import { api } from "../../scripts/api.js";
 import { bandsPanel } from "./bands_panel.mjs";
 import { graphs, isNode } from "./graph.mjs";
+import { sizeRead } from "./image_file.mjs";
 import { loadTranslations } from "./i18n.mjs";
 import { addPanel, reattachPanel, removePageText, removePanel } from "./node_panel.mjs";
 import { presetPanel } from "./preset_panel.mjs";
 import { emptyPanel, withRunText } from "./run_text.mjs";
 import { keepText, runStarted, textsOf } from "./run_texts.mjs";
+import { upscalePanel } from "./upscale_panel.mjs";
 import { weightsPanel } from "./weights_panel.mjs";
 import { windowPanel } from "./window_panel.mjs";
 
@@ -17,6 +19,7 @@ import { windowPanel } from "./window_panel.mjs";
 /** @type {Record<string, (node: Node) => Panel>} */
 const PANELS = {
     CLEARApply: windowPanel,
+    CLEARHighRes: upscalePanel,
     CLEARMultiGPU: bandsPanel,
     CLEARPreset: presetPanel,
     CLEARTiledSampler: bandsPanel,
@@ -87,6 +90,7 @@ function rebuildAll() {
 }
 
 api.addEventListener("graphChanged", refreshAll);
+sizeRead.addEventListener("read", refreshAll);
 api.addEventListener("execution_start", runStarted);
 // The page itself draws a text in three lines, only on nodes of the graph in view, and none of those that expand.
 api.addEventListener("progress_text", ({ detail: { nodeId, text } }) => {
@@ -106,4 +110,8 @@ for (const end of /** @type {const} */ (["execution_success", "execution_error",
 /** @type {EventTarget} */ (api).addEventListener("clear_attention.bands", (event) => {
     const progress = /** @type {CustomEvent<import("./types").BandProgress>} */ (event).detail;
     forEachPanel((panel, node) => isNode(node, progress.node) && panel.progressed?.(progress));
+});
+/** @type {EventTarget} */ (api).addEventListener("clear_attention.upscale", (event) => {
+    const message = /** @type {CustomEvent<import("./types").UpscaleEvent>} */ (event).detail;
+    forEachPanel((panel, node) => isNode(node, message.node) && panel.upscaled?.(message));
 });

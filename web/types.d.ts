@@ -34,6 +34,8 @@ export interface Panel {
     runEnded?(): void;
     /** A sampling step has progressed. */
     progressed?(progress: BandProgress): void;
+    /** An upscale has started, or progressed. */
+    upscaled?(event: UpscaleEvent): void;
 }
 
 /** Answers of the server: nodes/host/page/payloads.py documents them. */
@@ -114,3 +116,40 @@ export interface WeightsFile {
     licence: string | null;
     link: string | null;
 }
+
+export interface UpscaleStage {
+    size: [width: number, height: number];
+    bands: number;
+    device: string;
+    peak: number;
+    free: number;
+    vae: { tiled: boolean; need: number; room: number };
+}
+
+/** nodes/host/page/upscale.py. */
+export interface UpscalePayload {
+    refused?: undefined;
+    source: [width: number, height: number];
+    stages: UpscaleStage[];
+}
+
+/** nodes/insight/upscale_run.py; the device's memory beside it. Seconds are null where not known. */
+export interface UpscaleProgress {
+    plan?: undefined;
+    node: string;
+    image: number;
+    images: number;
+    sizes: [width: number, height: number][];
+    stage: number;
+    part: "encode" | "sample" | "decode";
+    step: number;
+    steps: number;
+    fraction: number;
+    stage_left: number | null;
+    left: number | null;
+    free: number;
+    total: number;
+}
+
+/** Sent when an upscale starts, with its plan, and while it runs; nodes/host/upscale_progress.py. */
+export type UpscaleEvent = { node: string; plan: UpscalePayload } | UpscaleProgress;
