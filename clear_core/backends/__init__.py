@@ -4,6 +4,7 @@ from .base import Backend
 from .registry import (
     AUTO,
     BACKENDS,
+    COSTS,
     BackendError,
     Choice,
     backend_names,
@@ -13,6 +14,7 @@ from .registry import (
 __all__ = [
     "AUTO",
     "BACKENDS",
+    "COSTS",
     "Backend",
     "BackendError",
     "Choice",

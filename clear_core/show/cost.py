@@ -87,6 +87,10 @@ class SizeCost:
     bands: int
     banded: int | None
 
+    @property
+    def grid(self) -> Grid:
+        return token_grid(self.width, self.height)
+
 
 @dataclass(frozen=True, slots=True)
 class BackendCost:
@@ -226,21 +230,33 @@ def band_plan(grid: Grid, options: Options, bands: int) -> BandPlan:
 
 
 def example_call(model: Model, options: Options, grid: Grid) -> AttentionCall:
-    """A call of the right shape whose tensors are one number, expanded: it takes no memory."""
+    """The call of one layer over the whole image; see `pattern_call`."""
     cells = pooled_grid(grid, options.down_factor).tokens if options.down_factor > 1 else 0
     layout = TokenLayout(options.text, grid)
+    pattern = LocalPattern.whole(layout, options.window, references=options.references, pooled=cells)
+    return pattern_call(model, options, pattern)
+
+
+def pattern_call(model: Model, options: Options, pattern: LocalPattern) -> AttentionCall:
+    """A call of the right shape whose tensors are one number, expanded: it takes no memory."""
     number = torch.empty(1, device=model.device, dtype=model.dtype)
-    tensor = number.expand(1, model.heads, layout.tokens, model.head_dim)
-    pooled = number.expand(1, model.heads, cells, model.head_dim)
+
+    def tensor(tokens: int) -> torch.Tensor:
+        return number.expand(1, model.heads, tokens, model.head_dim)
+
+    key, cells = tensor(pattern.key_tokens), pattern.pooled
     return AttentionCall(
-        tensor,
-        tensor,
-        tensor,
-        LocalPattern.whole(layout, options.window, references=options.references, pooled=cells),
+        tensor(pattern.query_tokens),
+        key,
+        key,
+        pattern,
         softmax_scale(
-            model.head_dim, layout.tokens, proportional=options.proportional, down_factor=options.down_factor
+            model.head_dim,
+            pattern.layout.tokens,
+            proportional=options.proportional,
+            down_factor=options.down_factor,
         ),
-        pooled=Pooled(pooled, pooled) if cells else None,
+        pooled=Pooled(tensor(cells), tensor(cells)) if cells else None,
     )
 
 
