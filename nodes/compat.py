@@ -25,27 +25,28 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.ldm.chroma.model": "Chroma",
         "comfy.ldm.common_dit": "pad_to_patch_size",
         "comfy.ldm.flux.controlnet": "ControlNetFlux",
-        "comfy.ldm.flux.layers": "EmbedND",
+        "comfy.ldm.flux.layers": "DoubleStreamBlock EmbedND SingleStreamBlock",
         "comfy.ldm.flux.model": "Flux",
-        "comfy.model_management": "OOM_EXCEPTION cast_to current_loaded_models extra_reserved_memory get_free_memory "
-        "get_torch_device get_total_memory load_models_gpu loaded_models soft_empty_cache "
+        "comfy.ldm.modules.attention": "optimized_attention",
+        "comfy.model_management": "OOM_EXCEPTION cast_to current_loaded_models extra_reserved_memory free_memory "
+        "get_free_memory get_torch_device get_total_memory load_models_gpu loaded_models soft_empty_cache "
         "throw_exception_if_processing_interrupted unet_dtype unet_manual_cast vae_device vae_dtype",
         "comfy.model_sampling": "ModelSamplingFlux",
-        "comfy.ops": "cast_bias_weight uncast_bias_weight",
+        "comfy.ops": "cast_bias_weight disable_weight_init uncast_bias_weight",
         "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL "
         "WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE WrappersMP.PREPARE_SAMPLING",
         "comfy.sample": "fix_empty_latent_channels prepare_noise",
         "comfy.samplers": "CFGGuider KSAMPLER KSampler.SAMPLERS KSampler.SCHEDULERS",
         "comfy.supported_models": "Flux.supported_inference_dtypes",
         "comfy.utils": "ProgressBar flux_to_diffusers set_attr",
-        "comfy_api.latest": "ComfyExtension io.AnyType io.Boolean io.Combo io.ComfyNode io.Conditioning io.ControlNet "
-        "io.Custom io.Float io.Guider io.Hidden.dynprompt io.Hidden.extra_pnginfo io.Hidden.prompt io.Hidden.unique_id "
-        "io.Image io.Input io.Int io.Latent io.Model io.NodeOutput io.Noise io.Sampler io.Schema io.Sigmas io.String "
-        "io.UpscaleModel io.Vae ui.ImageSaveHelper ui.PreviewImage",
+        "comfy_api.latest": "ComfyExtension io.AnyType io.Boolean io.Combo io.ComfyNode io.Conditioning "
+        "io.ControlNet io.Custom io.Float io.Guider io.Hidden.dynprompt io.Hidden.extra_pnginfo io.Hidden.prompt "
+        "io.Hidden.unique_id io.Image io.Input io.Int io.Latent io.Model io.NodeOutput io.Noise io.Sampler io.Schema "
+        "io.Sigmas io.String io.UpscaleModel io.Vae ui.ImageSaveHelper ui.PreviewImage",
         "comfy_execution.graph_utils": "GraphBuilder",
         "comfy_execution.progress": "ProgressHandler ProgressRegistry get_progress_state",
-        "folder_paths": "add_model_folder_path folder_names_and_paths get_filename_list get_folder_paths get_full_path "
-        "get_user_directory models_dir",
+        "folder_paths": "add_model_folder_path folder_names_and_paths get_filename_list get_folder_paths "
+        "get_full_path get_user_directory models_dir",
     }
 )
 """By module: every name that this pack imports from ComfyUI. A test compares it with the imports."""
@@ -60,7 +61,7 @@ METHODS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "comfy.model_base.BaseModel": "apply_model get_dtype memory_required",
         "comfy.model_patcher.ModelPatcher": "add_object_patch add_patches add_wrapper_with_key clone get_model_object "
-        "get_wrappers model_size remove_wrappers_with_key",
+        "get_wrappers loaded_size model_size remove_wrappers_with_key",
     }
 )
 """By class: methods that this pack calls on objects of the host."""

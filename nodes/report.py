@@ -14,7 +14,7 @@ from ..clear_core.show.numbers import percent, shown
 from . import host
 from .insight.cost import ModelInfo
 from .insight.picture import as_image
-from .insight.step_time import step_times
+from .insight.step_time import StepClock, step_times
 from .options.stages import LARGEST_SIDE
 from .schema import CACHED_PER_NODE_ID, CATEGORY, make
 
@@ -50,7 +50,10 @@ class CLEARReport(io.ComfyNode):
         what = info.headline.split("\n")[0] or f"radius {radius} as an example: no CLEAR in this model"
         subtitle = f"{info.family}, {what}; {report.grid} image tokens and {report.options.text} text tokens"
         about, backends = [subtitle, *_about(info, report)], _backends(report.backends)
-        costs = [*_costs(report), *step_times(info, report)]
+        # The whole step first: that is what one waits for, attention is a part of it.
+        own = host.own_times(info.subject, report.options.backend) if info.family == host.FLUX_1 else None
+        times = step_times(StepClock.of(info.subject, report.options, own), info.subject, report)
+        costs = [*times, *_costs(report, info)]
         text = "\n".join([*about, "", *costs, "", *_tiles(report.tiles, report.tile_overhead), "", *backends])
         image = as_image(report_page(report, subtitle))
         # The picture below it shows the rest.
@@ -107,7 +110,7 @@ def _about(info: ModelInfo, report: Report) -> list[str]:
     return lines
 
 
-def _costs(report: Report) -> list[str]:
+def _costs(report: Report, info: ModelInfo) -> list[str]:
     lines = [f"Attention in one step, all {report.model.layers} layers:"]
     for size in report.sizes:
         dense, clear = size.dense / 1e12, size.clear / 1e12
@@ -116,7 +119,10 @@ def _costs(report: Report) -> list[str]:
             f"({percent(size.clear / size.dense)})"
         )
     dtype = str(report.model.dtype).removeprefix("torch.")
-    lines.append(f"Memory in one step, predicted, without the weights, {dtype}, one image at CFG 1:")
+    lines.append(
+        f"Memory in one step, predicted, {dtype}, one image at CFG 1, beside {shown(info.weight_bytes / 2**30)} GiB of "
+        "weights:"
+    )
     for size in report.sizes:
         line = f"  {size.width} x {size.height}: {shown(size.stock / 2**30)} GiB, dense or with CLEAR"
         if size.banded is not None:

@@ -18,8 +18,9 @@ from .attention_call import Frame
 from .bands.forward import apply_bands, sample_in_bands
 from .downloads import download
 from .files import absent_release, download_folder, file_fingerprint, weights_files, weights_path
-from .flux_model import model_info, model_kind
+from .flux_model import FLUX_1, model_info, model_kind
 from .node_text import NodeTextParts, node_text_sender
+from .own_times import own_times
 from .page.routes import add_routes
 from .patching.controlnet import window_control
 from .patching.patch import apply_clear
@@ -30,6 +31,7 @@ from .vae import vae_decode, vae_encode
 from .workflow import SAMPLERS, SCHEDULERS, GraphBuilder, call_number, has_clear, keeps_outputs
 
 __all__ = [
+    "FLUX_1",
     "SAMPLERS",
     "SCHEDULERS",
     "Frame",
@@ -51,6 +53,7 @@ __all__ = [
     "model_info",
     "model_kind",
     "node_text_sender",
+    "own_times",
     "probe_attention",
     "sample_in_bands",
     "shifted",

@@ -115,7 +115,8 @@ def model_info(model: Any) -> ModelInfo:
         can_be_cut=family != CHROMA,
     )
     text = PROMPT_TOKENS if family == FLUX_1 else TEXT_TOKENS
-    return ModelInfo(family, size, double, single, weights, text, options.get(SETTINGS), options.get(KEY, ""))
+    settings, headline = options.get(SETTINGS), options.get(KEY, "")
+    return ModelInfo(family, size, double, single, weights, int(model.model_size()), text, settings, headline)
 
 
 def model_here(device: torch.device) -> Model:

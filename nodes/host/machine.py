@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.model_management
 import torch
 
 
@@ -24,3 +29,12 @@ def machine_devices(home: torch.device) -> list[torch.device]:
 def device_name(device: torch.device) -> str:
     """As the input `devices` names it: cpu, or with an index, such as cuda:0."""
     return str(device) if device.type == "cpu" else f"{device.type}:{device.index or 0}"
+
+
+def used_by_models() -> Mapping[str, int]:
+    """Bytes that ComfyUI's loaded models take of each device: it unloads them where a run needs the room."""
+    used: Counter[str] = Counter()
+    for patcher in comfy.model_management.loaded_models():
+        loaded: Any = patcher
+        used[device_name(torch.device(loaded.load_device))] += int(loaded.loaded_size())
+    return used

@@ -14,7 +14,7 @@ from clear_core.show.measured import file_name
 from devtools.cards import cards
 from devtools.models import flux_model
 
-ABSENT = "Time per step on this card: not measured (python dev.py card measures it)"
+ABSENT = "Time per step on this card: not measured (Measure now on Apply CLEAR Attention, or python dev.py card)"
 HERE = {"device": "Simulated card", "chip": "sm_90", "multiprocessors": 132}
 STEPS = [
     {"pixels": pixels, "blocks": 57, "weights": "bfloat16", "radius": 16, "bands": bands, "s": seconds}
@@ -59,7 +59,7 @@ def test_the_steps_that_were_measured_on_this_card_are_shown(results: Path, node
     text = report(nodes_api)
     assert ABSENT not in text
     source = "from steps measured on Simulated card (PyTorch 2.9.1, Triton 3.5.1)"
-    assert f"Time per step, {source}; one image at CFG 1, bfloat16 weights on the card:\n" in text
+    assert f"Time per step, {source}; one image at CFG 1, bfloat16 weights on the device:\n" in text
     seconds = dict(re.findall(r"^  (\d+ x \d+): ([\d.]+) s", text, re.MULTILINE))
     assert seconds.pop("3072 x 3072") > "1"
     # 512 tokens of text were measured, and a prompt of this model has 256: a little less than the measured seconds.

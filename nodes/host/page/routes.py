@@ -1,15 +1,16 @@
-"""The routes that the page requests: /clear_attention/window, /bands, /preset, /upscale, /devices and /weights.
+"""The routes that the page requests, below /clear_attention: all GET, except POST /measure, all small JSON.
 
-All are GET, all answer with small JSON. They are on ComfyUI's own table of routes, so its check of a request's origin
-covers them too. A request that cannot be read is answered with status 400 and {"error": why}; values that a node would
-refuse, with {"refused": why}.
+They are on ComfyUI's own table of routes, so its check of a request's origin covers them too. A request that cannot be
+read is answered with status 400 and {"error": why}; values that a node would refuse, with {"refused": why}.
 """
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,24 @@ import torch
 from aiohttp import web
 
 from ....clear_core.flux import token_grid
+from ....clear_core.show.estimate import Subject
 from ....clear_core.weights import ClearWeights, Variant, parse_weights, read_header, variant_from_name
-from ...options.bands import resolve_bands
-from ...options.clear import ApplyInputs, resolve_settings, within
+from ...options.bands import BandSettings, resolve_bands
+from ...options.clear import ApplyInputs, ClearSettings, resolve_settings, within
 from ...options.lanes import AUTO as AUTO_DEVICES
 from ...options.presets import resolve_preset, single_nodes
 from ...options.stages import LARGEST_SIDE, MAX_STAGES, plan_stages
 from ...options.target import MEGAPIXELS, Target
 from ...options.vae import AUTO, TILINGS
-from ..files import absent_release, weights_files, weights_path
+from ..bands.memory import RESERVE
+from ..files import absent_release, download_folder, weights_files, weights_path
 from ..flux_model import model_here
-from ..machine import device_name, machine_devices
+from ..machine import device_name, machine_devices, used_by_models
+from ..model_file import subject_of
+from ..own_times import own_times
 from ..vae import vae_plan_here
+from .estimate import Asked, Here, estimate_payload
+from .measuring import BadRequest, Measuring, Wanted
 from .payloads import (
     MachineDevice,
     bands_payload,
@@ -75,11 +82,11 @@ _UPSCALE: dict[str, tuple[_Kind, Any]] = {
     "scale": (float, Target.scale),
     "vae_tiling": (str, AUTO),
 }
+# What a run loads and does: the loader's folder and file, and the steps of the sampler; 0 for unknown.
+_LOADED: dict[str, tuple[_Kind, Any]] = {"folder": (str, "diffusion_models"), "model": (str, ""), "dtype": (str, "")}
+_RUN: dict[str, tuple[_Kind, Any]] = {**_LOADED, "steps": (int, 0), "banded": (int, 0)}
+_MOST_STEPS = 10_000
 _LONGEST = 2000  # characters of one value
-
-
-class BadRequest(ValueError):
-    """A request that cannot be read; the text says which argument and why."""
 
 
 def add_routes() -> None:
@@ -91,6 +98,7 @@ def add_routes() -> None:
         return
     for name in ROUTES:
         server.routes.get(f"{PREFIX}/{name}")(_handler(name))
+    server.routes.post(f"{PREFIX}/measure")(Measuring(server, _wanted).answer)
 
 
 def answer(route: str, query: Query) -> Any:
@@ -118,11 +126,13 @@ def window(query: Query) -> Any:
 
 def bands(query: Query) -> Any:
     """How an image would be cut here; see `bands_payload`."""
-    values = _values(query, _SIZE | _CLEAR | _BANDS)
+    values = _values(query, _SIZE | _CLEAR | _BANDS | _LOADED)
     width, height = _size(values)
-    clear = resolve_settings(*_applied(values))
-    settings = resolve_bands(values["devices"], values["bands"], "exact")
+    clear, settings = _settings(values), resolve_bands(values["devices"], values["bands"], "exact")
     found = machine([device.name for device in settings.devices])
+    if values["model"]:  # when the bands are chosen, its weights lie on the device and other models need not
+        weights, used = _subject(values).size, used_by_models()
+        found = [replace(device, free=device.free + used.get(device.name, 0) - weights) for device in found]
     return bands_payload(clear, settings, width, height, found, model_here(_home()).shape)
 
 
@@ -136,8 +146,7 @@ def upscale(query: Query) -> Any:
     """The stages of an upscale and what each takes; see `upscale_payload`."""
     values = _values(query, _SIZE | _CLEAR | _BANDS | _UPSCALE)
     width, height = _size(values)
-    clear = resolve_settings(*_applied(values))
-    settings = resolve_bands(values["devices"], values["bands"], "exact")
+    clear, settings = _settings(values), resolve_bands(values["devices"], values["bands"], "exact")
     within("stages", values["stages"], 0, MAX_STAGES)
     if values["vae_tiling"] not in TILINGS:
         raise ValueError(f"vae_tiling is {values['vae_tiling']!r:.60}; choose one of: {', '.join(TILINGS)}")
@@ -161,6 +170,29 @@ def weights(query: Query) -> Any:
     return weights_payload({name: weights_path(name).stat().st_size for name in here})
 
 
+def estimate(query: Query) -> Any:
+    """What a run would take; see `estimate_payload`. banded: whether it runs in bands, and `bands` counts."""
+    values = _values(query, _SIZE | _CLEAR | _BANDS | _RUN)
+    width, height = _size(values)
+    if not 0 <= values["steps"] <= _MOST_STEPS:
+        raise BadRequest(f"steps is {values['steps']}; allowed is 0 to {_MOST_STEPS}")
+    clear, subject = _settings(values), _subject(values)
+    bands = resolve_bands(values["devices"], values["bands"], "exact") if values["banded"] else None
+    absent = absent_release(values["weights"]) if values["weights"] else None
+    patches = weights_path(values["weights"]).stat().st_size if values["weights"] and absent is None else 0
+    asked = Asked(
+        clear,
+        bands,
+        width,
+        height,
+        values["steps"],
+        subject,
+        download=absent.size if absent else 0,
+        patches=absent.size if absent else patches,
+    )
+    return estimate_payload(asked, _here(bands), own_times(subject, clear.backend))
+
+
 ROUTES: Mapping[str, Callable[[Query], Any]] = {
     "window": window,
     "bands": bands,
@@ -168,6 +200,7 @@ ROUTES: Mapping[str, Callable[[Query], Any]] = {
     "devices": devices,
     "weights": weights,
     "upscale": upscale,
+    "estimate": estimate,
 }
 
 
@@ -256,3 +289,34 @@ def _applied(values: Mapping[str, Any]) -> tuple[ClearWeights | None, ApplyInput
     name = values["weights"]
     file = ClearWeights(name, _variant(name), {}, {}, (0, 0)) if name else None
     return file, ApplyInputs(**{name: values[name] for name in _WIDGETS})
+
+
+def _settings(values: Mapping[str, Any]) -> ClearSettings:
+    return resolve_settings(*_applied(values))
+
+
+def _subject(values: Mapping[str, Any]) -> Subject:
+    """The model that the loader in the graph would load."""
+    return subject_of(model_here(_home()), values["folder"], values["model"], values["dtype"])
+
+
+def _wanted(query: Query) -> Wanted:
+    """What `Measure now` is to measure. Raises BadRequest or ValueError."""
+    values = _values(query, _CLEAR | _LOADED)
+    clear = _settings(values)
+    return Wanted(_subject(values), clear.backend, clear.window)
+
+
+def _here(bands: BandSettings | None) -> Here:
+    found = machine([device.name for device in bands.devices] if bands else ())
+    used = used_by_models()
+    return Here(
+        [device.name for device in found],
+        {
+            device.name: device.free + used.get(device.name, 0) - (0 if device.kind == "cpu" else RESERVE)
+            for device in found
+        },
+        {device.name: device.free for device in found},
+        {device.name: device.total for device in found},
+        shutil.disk_usage(download_folder()).free,
+    )
