@@ -149,7 +149,7 @@ def cards(page: Page, nodes_api: Any, count: int) -> Iterator[None]:
     def vae(width: int, height: int, tiling: str) -> Any:
         return vaes.VaePlan.of(tiling, 2178 * width * height * 2, 20 * GIB)
 
-    pattern = re.compile(r"/clear_attention/(devices|bands|upscale|window)")
+    pattern = re.compile(r"/clear_attention/(devices|bands|upscale|window|estimate)")
     page.route(pattern, answer)
     usual = nodes_api.module("clear_core.show.cost").Model()
     here = {"machine": lambda named=(): machine, "model_here": lambda device: usual, "vae_plan_here": vae}

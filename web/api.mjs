@@ -11,12 +11,13 @@ import { t } from "./i18n.mjs";
  * @template Payload
  * @param {string} route
  * @param {Record<string, unknown>} [values]
+ * @param {"GET" | "POST"} [method]
  * @returns {Promise<Payload | Refused>}
  */
-export async function request(route, values = {}) {
+export async function request(route, values = {}, method = "GET") {
     const query = new URLSearchParams(Object.entries(values).map(([name, value]) => [name, String(value)]));
     try {
-        const response = await api.fetchApi(`/clear_attention/${route}?${query}`);
+        const response = await api.fetchApi(`/clear_attention/${route}?${query}`, { method });
         const payload = await response.json();
         return response.ok ? payload : { refused: payload.error };
     } catch {

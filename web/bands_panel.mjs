@@ -2,10 +2,12 @@
 
 import { latestRequest } from "./api.mjs";
 import { devicePicker } from "./device_picker.mjs";
+import { estimate } from "./estimate.mjs";
 import { figures, fromLink, html, message, svg } from "./dom.mjs";
 import { clearSettings, valueOf } from "./graph.mjs";
 import { t } from "./i18n.mjs";
 import { growToFit } from "./node_panel.mjs";
+import { modelFile } from "./run_plan.mjs";
 import { sizeSelect } from "./size_select.mjs";
 
 /** @typedef {import("./types").BandsPayload} BandsPayload */
@@ -25,7 +27,8 @@ export function bandsPanel(node) {
     const size = sizeSelect(node, () => refresh());
     const right = html("div", { class: "clear-numbers" }, numbers, size.element);
     const columns = html("div", { class: "clear-columns" }, picture, right);
-    const element = html("div", { class: "clear-panel" }, columns, picker.element);
+    const run = estimate(node, () => growToFit(node));
+    const element = html("div", { class: "clear-panel" }, columns, run.element, picker.element);
 
     /** @type {BandsPayload | undefined} */
     let plan;
@@ -48,11 +51,12 @@ export function bandsPanel(node) {
         const linked = Object.keys(values).find((name) => values[name] === undefined);
         const [width, height] = size.update();
         picker.refresh(again);
+        run.refresh([width, height], again);
         if (!settings || linked) {
             plan = undefined;
             show(linked ? fromLink(linked) : t("Connect Apply CLEAR Attention before this node."));
         } else {
-            void requestPlan({ width, height, ...values }, again);
+            void requestPlan({ width, height, ...values, ...modelFile(node) }, again);
         }
     }
 
@@ -78,7 +82,7 @@ export function bandsPanel(node) {
 
     return {
         element,
-        height: () => 168 + 22 * picker.element.children.length,
+        height: () => 168 + run.height() + 22 * picker.element.children.length,
         refresh: () => refresh(),
         runEnded() {
             running = undefined;

@@ -188,7 +188,7 @@ export function valueOf(node, name) {
  * @param {number} index of the input; -1 for none
  * @returns {import("./types").Origin | undefined}
  */
-function originOf(node, index) {
+export function originOf(node, index) {
     const link = node.inputs[index]?.link;
     return link == null || !node.graph ? undefined : originOfLink(node.graph, link);
 }
@@ -237,7 +237,7 @@ function bypassedInput(node, slot) {
  * @param {number[]} ids
  * @returns {Node[]}
  */
-function targetsOf(graph, ids) {
+export function targetsOf(graph, ids) {
     return ids.flatMap((id) => {
         const link = graph.getLink(id);
         if (!link) return [];

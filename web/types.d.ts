@@ -93,6 +93,34 @@ export interface BandProgress {
     done: number[];
 }
 
+/** nodes/host/page/estimate.py */
+export interface EstimatePayload {
+    refused?: undefined;
+    seconds: {
+        step: number;
+        all: number | null;
+        steps: number;
+        source: string;
+        beyond: boolean;
+        own: boolean;
+        untimed: boolean;
+    } | null;
+    bands: number;
+    memory: {
+        device: string;
+        weights: number;
+        step: number;
+        need: number;
+        free: number;
+        total: number;
+        missing: number;
+        offloaded: boolean;
+    };
+    ram: { need: number; free: number; missing: boolean } | null;
+    disk: { need: number; free: number } | null;
+    fix: { kind: "bands" | "fp8" | "fp8 and bands" | "none"; bands?: number } | null;
+}
+
 export interface MachineDevice {
     name: string;
     title: string;

@@ -2,8 +2,10 @@
 
 import { latestRequest } from "./api.mjs";
 import { figures, fromLink, gib, grouped, html, message, svg } from "./dom.mjs";
+import { estimate } from "./estimate.mjs";
 import { clearSettings } from "./graph.mjs";
 import { t } from "./i18n.mjs";
+import { growToFit } from "./node_panel.mjs";
 import { sizeSelect } from "./size_select.mjs";
 
 /**
@@ -15,7 +17,9 @@ export function windowPanel(node) {
     const numbers = html("div");
     const size = sizeSelect(node, () => refresh());
     const right = html("div", { class: "clear-numbers" }, numbers, size.element);
-    const element = html("div", { class: "clear-panel" }, html("div", { class: "clear-columns" }, picture, right));
+    const run = estimate(node, () => growToFit(node));
+    const columns = html("div", { class: "clear-columns" }, picture, right);
+    const element = html("div", { class: "clear-panel" }, columns, run.element);
 
     /** @type {ReturnType<typeof latestRequest<import("./types").WindowPayload>>} */
     const requestWindow = latestRequest("window", (payload) => {
@@ -34,9 +38,15 @@ export function windowPanel(node) {
         } else {
             void requestWindow({ width, height, ...settings });
         }
+        run.refresh([width, height]);
     }
 
-    return { element, height: () => 204, refresh };
+    return {
+        element,
+        height: () => 204 + run.height(),
+        refresh,
+        runEnded: () => run.refresh(size.update(), true), // memory is free again
+    };
 }
 
 /**
