@@ -39,6 +39,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cards", action="store_true", help="instead: what each layer takes, on simulated cards")
     parser.add_argument("--launch", action="store_true", help="instead: the host's time for a launch, without a card")
     parser.add_argument(
+        "--estimates", action="store_true", help="instead: steps predicted by Measure now beside steps that ran"
+    )
+    parser.add_argument(
         "--page", action="store_true", help="instead: the start of ComfyUI's page, with the pack and without"
     )
     options = parser.parse_args(arguments)
@@ -61,6 +64,8 @@ def main(arguments: list[str]) -> int:
         return _cards(options, arguments)
     if options.launch:
         return _launch(options, arguments)
+    if options.estimates:
+        return _estimates(options, device, arguments)
     if options.page:
         return _page(options, arguments)
     every = attention.cases(device, flex=options.flex or device.type == "cuda")
@@ -204,6 +209,29 @@ def _launch(options: argparse.Namespace, arguments: list[str]) -> int:
         "stages": [stage.as_dict() for stage in found],
     }
     _write(options.json, content)
+    return 0
+
+
+def _estimates(options: argparse.Namespace, device: torch.device, arguments: list[str]) -> int:
+    from . import estimates  # the host; nothing else here needs it before it runs
+
+    print(
+        f"Steps predicted from a short measurement, beside the same steps run, on {device_name(device)}; the median of "
+        f"{options.repeats}.\n{estimates.about(device)}\n"
+    )
+    content: dict[str, object] = {
+        "date": date.today().isoformat(),
+        "command": "python dev.py bench " + " ".join(arguments),
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "load": estimates.load(),
+    }
+    rows: list[estimates.Row] = []
+    for shape, tasks in estimates.plan(device):
+        rows += estimates.measure(device, shape, tasks, options.repeats)
+        content["rows"] = [asdict(row) for row in rows]
+        _write(options.json, content)
+    print(estimates.table(rows))
     return 0
 
 
