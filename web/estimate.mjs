@@ -5,7 +5,7 @@ import { api } from "../../scripts/api.js";
 import { latestRequest, request } from "./api.mjs";
 import { gib, html } from "./dom.mjs";
 import { t } from "./i18n.mjs";
-import { bandedNode, changeBands, insertMultiGpu, modelFile, steps } from "./run_plan.mjs";
+import { bandedNode, changeBands, hasBands, insertMultiGpu, modelFile, steps } from "./run_plan.mjs";
 import { clearSettings, valueOf } from "./graph.mjs";
 
 /** @typedef {import("./types").EstimatePayload} EstimatePayload */
@@ -87,7 +87,8 @@ export function estimate(node, resized) {
         refresh([width, height], again = false) {
             const settings = clearSettings(node);
             const banded = bandedNode(node);
-            const cut = banded ? { banded: 1, devices: valueOf(banded, "devices"), bands: valueOf(banded, "bands") } : {};
+            const bands = banded && (hasBands(banded) ? valueOf(banded, "bands") : 0);
+            const cut = banded ? { banded: 1, devices: valueOf(banded, "devices"), bands } : {};
             /** @type {Record<string, unknown>} */
             const values = { width, height, ...settings, ...cut, ...modelFile(node), steps: steps(node) };
             if (!settings || Object.values(values).includes(undefined)) {
@@ -166,6 +167,9 @@ function repair(node, { fix }) {
     if (!fix) return [];
     const banded = bandedNode(node);
     const bands = fix.bands ?? 0;
+    if (fix.kind === "bands" && banded && !hasBands(banded)) {
+        return [html("p", {}, t("It fits in $bands bands: expand this node and set them.", { bands }))];
+    }
     if (fix.kind === "bands") {
         const text = bands ? t("Set bands to $bands", { bands }) : t("Set bands to 0 (auto)");
         const button = html("button", { type: "button" }, banded ? text : t("Insert CLEAR Multi-GPU"));

@@ -6,7 +6,7 @@ import { changeGraph, originOf, targetsOf, valueOf } from "./graph.mjs";
 /** @typedef {import("./types").Node} Node */
 
 /** Nodes whose forwards run in bands. */
-const BANDED = new Set(["CLEARMultiGPU", "CLEARTiledSampler"]);
+const BANDED = new Set(["CLEARMultiGPU", "CLEARPreset", "CLEARTiledSampler"]);
 
 /** Loaders by the widget that names the file, and the folder of models in which it lies. */
 const LOADERS = Object.entries({ unet_name: "diffusion_models", ckpt_name: "checkpoints" });
@@ -50,6 +50,11 @@ function following(node) {
 /** The node that cuts this run into bands, if there is one. @param {Node} node @returns {Node | undefined} */
 export function bandedNode(node) {
     return following(node).find((other) => BANDED.has(other.comfyClass ?? ""));
+}
+
+/** Whether the number of bands can be set on a node. @param {Node} node */
+export function hasBands(node) {
+    return node.widgets?.some(({ name }) => name === "bands") ?? false;
 }
 
 /** The steps of the sampler; 0 for unknown. @param {Node} node */

@@ -113,8 +113,9 @@ class _Run:
 
     def _count(self, bands: BandSettings) -> int:
         """As a run would choose them, the weights being loaded where they fit."""
-        if bands.bands or self.on_cpu:
-            return bands.bands or len(self.devices)
+        asked = bands.count(self.grid)
+        if asked or self.on_cpu:
+            return asked or len(self.devices)
         subject = self.asked.subject
         room = min(
             (self.here.room[device] - subject.size) // self.devices.count(device)

@@ -176,10 +176,13 @@ def estimate(query: Query) -> Any:
     width, height = _size(values)
     if not 0 <= values["steps"] <= _MOST_STEPS:
         raise BadRequest(f"steps is {values['steps']}; allowed is 0 to {_MOST_STEPS}")
-    clear, subject = _settings(values), _subject(values)
+    file, inputs = _applied(values)
+    clear, subject = resolve_settings(file, inputs), _subject(values)
     bands = resolve_bands(values["devices"], values["bands"], "exact") if values["banded"] else None
-    absent = absent_release(values["weights"]) if values["weights"] else None
-    patches = weights_path(values["weights"]).stat().st_size if values["weights"] and absent is None else 0
+    if values["preset"] and bands is not None and not bands.bands:
+        bands = resolve_preset(values["preset"], values["devices"])[1]
+    absent = absent_release(file.name) if file else None
+    patches = weights_path(file.name).stat().st_size if file and absent is None else 0
     asked = Asked(
         clear,
         bands,
