@@ -4,6 +4,7 @@ import { latestRequest } from "./api.mjs";
 import { duration, fromLink, gib, html, message } from "./dom.mjs";
 import { clearSettings, sourceSize, valueOf, weightsName } from "./graph.mjs";
 import { t } from "./i18n.mjs";
+import { markInactive } from "./inactive_widgets.mjs";
 import { growToFit } from "./node_panel.mjs";
 
 /** @typedef {import("./types").UpscalePayload} UpscalePayload */
@@ -38,8 +39,14 @@ export function upscalePanel(node) {
         show(payload.refused);
     });
 
+    /** Of the three inputs of the size, those that `size_by` does not name. @param {string} name */
+    function isInactive(name) {
+        const counts = SIZE_INPUTS[String(valueOf(node, "size_by"))];
+        return counts && Object.values(SIZE_INPUTS).includes(name) ? name !== counts : undefined;
+    }
+
     function refresh(again = false) {
-        markInactive(node);
+        markInactive(node, isInactive);
         if (running) return;
         const source = sourceSize(node);
         const values = Object.fromEntries(INPUTS.map((name) => [name, valueOf(node, name)]));
@@ -58,6 +65,7 @@ export function upscalePanel(node) {
 
     /** @param {string} [problem] */
     function show(problem) {
+        markInactive(node, isInactive);
         title.textContent = plan ? chain(plan) : "";
         title.hidden = !plan;
         table.replaceChildren(...(plan ? [planTable(plan, running)] : []));
@@ -85,26 +93,6 @@ export function upscalePanel(node) {
             show();
         },
     };
-}
-
-/**
- * Widgets that do not count in the chosen mode keep their values, and cannot be changed.
- *
- * @param {import("./types").Node} node
- */
-function markInactive(node) {
-    const counts = SIZE_INPUTS[String(valueOf(node, "size_by"))];
-    if (!counts) return;
-    let changed = false;
-    for (const name of Object.values(SIZE_INPUTS)) {
-        const widget = node.widgets?.find((other) => other.name === name);
-        if (!widget || widget.disabled === (name !== counts)) continue;
-        widget.disabled = name !== counts;
-        /** @type {{ disabled?: boolean }} */ (widget.options).disabled = widget.disabled; // Nodes 2.0
-        changed = true;
-    }
-    // Nodes 2.0 reads the options again when the list of widgets changes.
-    if (changed && node.widgets) node.widgets = [...node.widgets];
 }
 
 /** @param {[width: number, height: number]} size */
