@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Protocol
 from ..weights import WeightsError, parse_weights, read_header
 from .background import in_background, wait_for
 from .client import Failure, RemoteFile, TransientError, file_info, stream
-from .released import DATE, Released, address, size_text
+from .released import DATE, Released, address, part_file, size_text
 
 _WAITS = (1.0, 2.0, 4.0, 8.0)
 _PATIENCE = 20.0  # seconds with a hub that does not answer
@@ -65,7 +65,7 @@ def fetch(
         remote = _file_info(url, progress, waits)
         if released.sha256 not in (None, remote.sha256):
             raise Failure(f"the hub has another file by this name now, with the SHA-256 {remote.sha256}")
-        part = folder / f"{released.name}.{remote.sha256[:12]}.part"
+        part = part_file(folder, released.name, remote.sha256)
         with _exclusive(folder / f"{released.name}.lock", released.name, progress):
             if not final.exists():
                 _check_room(part, remote)
@@ -223,7 +223,7 @@ def _kept(part: Path | None, remote: RemoteFile | None) -> str:
     here = part.stat().st_size if part is not None and part.is_file() else 0
     if not here or part is None or remote is None:
         return "Nothing is kept."
-    return f"{size_text(here)} of {size_text(remote.size)} are kept, and the next run resumes there."
+    return f"{size_text(here)} of {size_text(remote.size)} are kept, and the next download resumes there."
 
 
 def _reason(error: OSError, folder: Path) -> str:

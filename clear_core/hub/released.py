@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 REPOSITORY = "Huage001/CLEAR"
 
@@ -42,6 +43,16 @@ DATE = 1_734_652_800
 def find(name: str) -> Released | None:
     """The released file of that name."""
     return next((released for released in RELEASED if released.name == name), None)
+
+
+def part_file(folder: Path, name: str, sha256: str) -> Path:
+    """Where an incomplete download of a file lies: one of another content is not continued."""
+    return folder / f"{name}.{sha256[:12]}.part"
+
+
+def part_files(folder: Path, name: str) -> list[Path]:
+    """The incomplete downloads of a file."""
+    return list(folder.glob(f"{name}.{'?' * 12}.part"))
 
 
 def address(name: str, endpoint: str | None = None) -> str:

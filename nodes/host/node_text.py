@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
+
+from .server import running_server
 
 
 def node_text_sender(node_id: str | None) -> Callable[[str], None]:
     """Shows text on the node, where there is a page and a node."""
 
     def show(text: str) -> None:
-        # Where ComfyUI runs without its server, importing it would start half of one.
-        module = sys.modules.get("server")
-        server = getattr(getattr(module, "PromptServer", None), "instance", None)
+        server = running_server()
         if server is not None and node_id is not None:
             # Nodes 2.0 reads it as Markdown, where a line ends with two spaces; the classic renderer does not mind.
             server.send_progress_text(text.replace("\n", "  \n"), node_id)

@@ -120,7 +120,7 @@ def test_a_connection_that_stays_broken_keeps_what_came(
 ) -> None:
     hub.cuts = [65_536, *([0] * len(PATIENT))]
     text = refused(start, hub, folder, "the connection to 127.0.0.1:[0-9]+ failed|the connection ended early")
-    assert "66 kB of 168 kB are kept, and the next run resumes there." in text
+    assert "66 kB of 168 kB are kept, and the next download resumes there." in text
     assert len([said for said in progress.texts if "retrying" in said]) == len(PATIENT)
     assert part.read_bytes() == data[:65_536]
     assert names(folder) == {part.name}

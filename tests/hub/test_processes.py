@@ -87,7 +87,7 @@ def test_a_network_that_falls_silent(hub: LoopbackHub, folder: Path) -> None:
     text = said(folder, HF_ENDPOINT=hub.address, HF_HUB_DOWNLOAD_TIMEOUT="1")
     assert f"the connection to {hub.address.removeprefix('http://')} failed" in text
     assert "timed out" in text
-    assert "66 kB of 168 kB are kept, and the next run resumes there." in text
+    assert "66 kB of 168 kB are kept, and the next download resumes there." in text
     assert not hub.go.is_set()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from devtools import workflow
 from devtools.checkpoints import make_demo_files
 from devtools.checkpoints_plugins import make_plugin_files
 from devtools.client import ComfyClient, Run
+from devtools.hub import LoopbackHub, small_files
 from devtools.own_base import OwnBase, own_base
 from devtools.page import browser as open_browser
 from devtools.page import open_page
@@ -142,3 +144,21 @@ def shown(client: ComfyClient, picture: Callable[[Run], Picture]) -> Callable[..
 @pytest.fixture(scope="session")
 def pack_folder() -> Path:
     return BASE / "custom_nodes" / PACK_FOLDER
+
+
+@pytest.fixture(scope="module")
+def hub_place(host: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LoopbackHub, ComfyServer, Path]]:
+    """A hub, a server that knows this hub alone, and the folder for weights that its extra_model_paths name."""
+    home = tmp_path_factory.mktemp("download")
+    folder = home / "my weights"
+    folder.mkdir()
+    paths = home / "paths.yaml"
+    paths.write_text(json.dumps({"mine": {"clear": str(folder)}}))  # JSON is YAML
+    options = [*only_this_pack(home), "--extra-model-paths-config", str(paths)]
+    with LoopbackHub(small_files()) as hub, pytest.MonkeyPatch.context() as environment:
+        for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            environment.delenv(name, raising=False)
+        environment.setenv("HF_ENDPOINT", hub.address)
+        environment.setenv("HF_HOME", str(home / "hf"))
+        with ComfyServer(home / "server.log", options=options, cpu=True) as server:
+            yield hub, server, folder

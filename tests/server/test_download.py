@@ -2,51 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from devtools.client import ClientError, ComfyClient, Prompt, Run
-from devtools.hub import LoopbackHub, small_files
-from devtools.server import PACK_FOLDER, ComfyServer
+from devtools.hub import LoopbackHub
+from devtools.server import ComfyServer
 
 LOADER = "1"
+HubPlace = tuple[LoopbackHub, ComfyServer, Path]
 Place = tuple[LoopbackHub, ComfyClient, Path]
 
 
-@pytest.fixture(scope="module")
-def started(host: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    """A hub, a client of a server that knows this hub alone, and the folder that its extra_model_paths name."""
-    home = tmp_path_factory.mktemp("download")
-    folder = home / "my weights"
-    folder.mkdir()
-    paths = home / "paths.yaml"
-    paths.write_text(json.dumps({"mine": {"clear": str(folder)}}))  # JSON is YAML
-    options = ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_FOLDER]
-    options += ["--extra-model-paths-config", str(paths)]
-    for name in ("output", "input", "temp", "user"):
-        (home / name).mkdir()
-        options += [f"--{name}-directory", str(home / name)]
-    with LoopbackHub(small_files()) as hub, pytest.MonkeyPatch.context() as environment:
-        for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-            environment.delenv(name, raising=False)
-        environment.setenv("HF_ENDPOINT", hub.address)
-        environment.setenv("HF_HOME", str(home / "hf"))
-        with ComfyServer(home / "server.log", options=options, cpu=True) as server:
-            yield hub, ComfyClient(server.address), folder
-
-
 @pytest.fixture
-def place(started: Place) -> Iterator[Place]:
-    hub, _, _ = started
+def place(hub_place: HubPlace) -> Iterator[Place]:
+    hub, server, folder = hub_place
     assert hub.requests == [], "nothing is asked at the start, nor between prompts"
     hub.rate, hub.hold_at = None, None
     hub.held.clear()
     hub.go.clear()
-    yield started
+    yield hub, ComfyClient(server.address), folder
     hub.requests.clear()
 
 

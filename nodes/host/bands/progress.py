@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from ....clear_core.bands.plan import BandPlan
+from ..server import running_server
 
 EVENT = "clear_attention.bands"
 _EVERY = 0.2  # seconds
@@ -20,8 +20,7 @@ StartProgress = Callable[[BandPlan, int], BlockDone]
 
 def band_progress(node_id: str | None) -> StartProgress | None:
     """Sends the progress of a node's forwards to the page; None where there is no page."""
-    module = sys.modules.get("server")
-    server = getattr(getattr(module, "PromptServer", None), "instance", None)
+    server = running_server()
     if server is None or node_id is None:
         return None
     sent = [0.0]  # when the last message went, over all forwards

@@ -1,4 +1,4 @@
-"""The routes that the page requests, below /clear_attention: all GET, except POST /measure, all small JSON.
+"""The routes that the page requests, below /clear_attention: GET and small JSON, but for POST /measure and `downloads`.
 
 They are on ComfyUI's own table of routes, so its check of a request's origin covers them too. A request that cannot be
 read is answered with status 400 and {"error": why}; values that a node would refuse, with {"refused": why}.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
@@ -36,7 +35,9 @@ from ..flux_model import model_here
 from ..machine import device_name, machine_devices, used_by_models
 from ..model_file import subject_of
 from ..own_times import own_times
+from ..server import running_server
 from ..vae import vae_plan_here
+from .downloads import add_download_routes
 from .estimate import Asked, Here, estimate_payload
 from .measuring import BadRequest, Measuring, Wanted
 from .payloads import (
@@ -91,14 +92,13 @@ _LONGEST = 2000  # characters of one value
 
 def add_routes() -> None:
     """Put the routes on the running server's table, if there is a server."""
-    # Where ComfyUI runs without its server, importing it would start half of one.
-    module = sys.modules.get("server")
-    server = getattr(getattr(module, "PromptServer", None), "instance", None)
+    server = running_server()
     if server is None:
         return
     for name in ROUTES:
         server.routes.get(f"{PREFIX}/{name}")(_handler(name))
     server.routes.post(f"{PREFIX}/measure")(Measuring(server, _wanted).answer)
+    add_download_routes(server.routes, PREFIX)
 
 
 def answer(route: str, query: Query) -> Any:
