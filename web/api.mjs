@@ -16,8 +16,29 @@ import { t } from "./i18n.mjs";
  */
 export async function request(route, values = {}, method = "GET") {
     const query = new URLSearchParams(Object.entries(values).map(([name, value]) => [name, String(value)]));
+    return answerOf(`${route}?${query}`, { method });
+}
+
+/**
+ * The same for a route that changes something.
+ *
+ * @template Payload
+ * @param {string} route
+ * @param {Record<string, unknown>} values
+ * @returns {Promise<Payload | Refused>}
+ */
+export async function send(route, values) {
+    const headers = { "Content-Type": "application/json" };
+    return answerOf(route, { method: "POST", headers, body: JSON.stringify(values) });
+}
+
+/**
+ * @param {string} path below that of this pack
+ * @param {RequestInit} [options]
+ */
+async function answerOf(path, options) {
     try {
-        const response = await api.fetchApi(`/clear_attention/${route}?${query}`, { method });
+        const response = await api.fetchApi(`/clear_attention/${path}`, options);
         const payload = await response.json();
         return response.ok ? payload : { refused: payload.error };
     } catch {

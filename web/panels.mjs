@@ -107,6 +107,12 @@ api.addEventListener("progress_text", ({ detail: { nodeId, text } }) => {
 for (const end of /** @type {const} */ (["execution_success", "execution_error", "execution_interrupted"])) {
     api.addEventListener(end, () => forEachPanel((panel) => panel.runEnded?.()));
 }
+// Another server may have other files and other downloads.
+api.addEventListener("reconnected", () => forEachPanel((panel) => panel.runEnded?.()));
+/** @type {EventTarget} */ (api).addEventListener("clear_attention.download", (event) => {
+    const state = /** @type {CustomEvent<import("./types").DownloadState>} */ (event).detail;
+    forEachPanel((panel) => panel.downloadChanged?.(state));
+});
 /** @type {EventTarget} */ (api).addEventListener("clear_attention.bands", (event) => {
     const progress = /** @type {CustomEvent<import("./types").BandProgress>} */ (event).detail;
     forEachPanel((panel, node) => isNode(node, progress.node) && panel.progressed?.(progress));

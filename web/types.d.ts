@@ -36,6 +36,8 @@ export interface Panel {
     progressed?(progress: BandProgress): void;
     /** An upscale has started, or progressed. */
     upscaled?(event: UpscaleEvent): void;
+    /** The download of a weights file has progressed, begun or ended. */
+    downloadChanged?(state: DownloadState): void;
 }
 
 /** Answers of the server: nodes/host/page/payloads.py documents them. */
@@ -181,3 +183,15 @@ export interface UpscaleProgress {
 
 /** Sent when an upscale starts, with its plan, and while it runs; nodes/host/upscale_progress.py. */
 export type UpscaleEvent = { node: string; plan: UpscalePayload } | UpscaleProgress;
+/** Of a released file; nodes/host/downloads.py documents it. */
+export interface DownloadState {
+    name: string;
+    phase: "here" | "missing" | "running" | "failed";
+    verified: boolean;
+    done: string | null;
+    size: string;
+    share: number | null;
+    speed: string | null;
+    left: string | null;
+    text: string;
+}
