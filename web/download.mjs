@@ -48,6 +48,7 @@ export function downloadControl(resized, phaseChanged) {
     /** @param {DownloadState} state */
     function changed(state) {
         const before = states.get(state.name);
+        if (before && before.number > state.number) return; // an answer that a message has overtaken
         states.set(state.name, state);
         if (state.name === chosen) show();
         if (before && before.phase !== state.phase) phaseChanged(state);

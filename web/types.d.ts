@@ -194,4 +194,5 @@ export interface DownloadState {
     speed: string | null;
     left: string | null;
     text: string;
+    number: number;
 }

@@ -10,7 +10,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from threading import Condition, Event, Lock, Thread
 from typing import Literal
@@ -36,6 +37,7 @@ class DownloadState:
 
     done, size: bytes; size is 0 until the hub has told it. speed: bytes a second, 0 while unknown.
     text: what it is waiting for or why it failed; "" otherwise.
+    number: grows with every state, also from one process to the next: answers and messages may overtake one another.
     """
 
     phase: Phase = "running"
@@ -43,6 +45,7 @@ class DownloadState:
     size: int = 0
     speed: float = 0.0
     text: str = ""
+    number: int = field(default=0, compare=False)
 
     @property
     def seconds_left(self) -> float | None:
@@ -53,17 +56,24 @@ class DownloadState:
 class Download:
     """One download in a thread of its own; made by `Downloads`. It is the `Progress` of its own fetch.
 
-    changed: called in that thread whenever the state has changed.
+    changed: called in that thread whenever the state has changed. number: makes the states' numbers.
     """
 
-    def __init__(self, released: Released, fetch: Fetch, changed: Callable[[str, DownloadState], None]) -> None:
+    def __init__(
+        self,
+        released: Released,
+        fetch: Fetch,
+        changed: Callable[[str, DownloadState], None],
+        number: Callable[[], int],
+    ) -> None:
         self.holders: set[Hashable] = set()  # guarded by the lock of `Downloads`
         self._released = released
         self._fetch = fetch
         self._changed = changed
+        self._number = number
         self._cancel = Event()
         self._news = Condition()
-        self._state = DownloadState()
+        self._state = DownloadState(number=number())
         self._path: Path | None = None
         self._seen: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
         self._thread = Thread(target=self._run, daemon=True, name=f"clear-download {released.name}")
@@ -126,6 +136,7 @@ class Download:
             self._set(replace(self._state, phase="failed", speed=0.0, text=text))
 
     def _set(self, state: DownloadState) -> None:
+        state = replace(state, number=self._number())
         with self._news:
             self._state = state
             self._news.notify_all()
@@ -139,6 +150,8 @@ class Downloads:
         self._fetch = fetch
         self._changed = changed
         self._lock = Lock()
+        self._number = count(int(time.time() * 1000)).__next__
+        self._none = DownloadState("cancelled", number=self._number())
         self._latest: dict[str, Download] = {}  # by name: as many as there are released files
 
     def start(self, released: Released, holder: Hashable) -> Download:
@@ -148,7 +161,7 @@ class Downloads:
             if current is not None and current.cancelling:
                 current.cancel()  # waits for its end: never two writers
             if current is None or current.state.phase != "running":
-                current = self._latest[released.name] = Download(released, self._fetch, self._changed)
+                current = self._latest[released.name] = Download(released, self._fetch, self._changed, self._number)
             current.holders.add(holder)
             return current
 
@@ -166,10 +179,10 @@ class Downloads:
             if current is not None:
                 current.cancel()
 
-    def state(self, name: str) -> DownloadState | None:
-        """Of the latest download of a file; None where there was none."""
+    def state(self, name: str) -> DownloadState:
+        """Of the latest download of a file; as of one that was cancelled at the start where there was none."""
         current = self._latest.get(name)
-        return current.state if current is not None else None
+        return current.state if current is not None else self._none
 
     def close(self) -> None:
         """Cancel all."""

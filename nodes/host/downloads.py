@@ -82,11 +82,11 @@ def download_payload(name: str) -> dict[str, Any]:
 
     phase: here, missing, running or failed. verified: whether the file that is here was downloaded by this pack.
     done, size: as text, of what has arrived. share: of 0 to 1; None while the hub has not told the size. speed, left:
-    as text or None. text: what the download waits for, or why it failed.
+    as text or None. text: what the download waits for, or why it failed. number: the latest has the highest.
     """
     released = find(name)
     assert released is not None
-    state = _DOWNLOADS.state(name) or DownloadState("cancelled")
+    state = _DOWNLOADS.state(name)
     running = state.phase == "running"
     here = not running and absent_release(name) is None
     kept = state.done if running else _kept(name)
@@ -101,6 +101,7 @@ def download_payload(name: str) -> dict[str, Any]:
         "speed": f"{size_text(state.speed)}/s" if running and state.speed > 0 else None,
         "left": _duration(left) if left is not None else None,
         "text": "" if here else state.text,
+        "number": state.number,
     }
 
 

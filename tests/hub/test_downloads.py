@@ -61,6 +61,8 @@ def test_progress_and_end(hub: LoopbackHub, folder: Path, downloads: Downloads, 
     assert download.path == folder / NAME
     done = [state.done for state in told]
     assert done == sorted(done) and done[-1] == size
+    numbers = [state.number for state in told]
+    assert numbers == sorted(set(numbers))
     assert told[-1] == downloads.state(NAME)
 
 
@@ -101,8 +103,7 @@ def test_cancel_ends_it_for_all(hub: LoopbackHub, downloads: Downloads) -> None:
 def test_a_failure_is_kept_until_the_next_start(hub: LoopbackHub, downloads: Downloads) -> None:
     hub.hub_statuses = [404]
     assert "HTTP 404" in ended(downloads.start(released(), "a")).text
-    state = downloads.state(NAME)
-    assert state is not None and state.phase == "failed"
+    assert downloads.state(NAME).phase == "failed"
     assert ended(downloads.start(released(), "a")).phase == "done"
 
 
