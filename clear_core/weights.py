@@ -18,12 +18,14 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .file_stamp import FileStamp
 
 RADIUS_KEY, DOWN_FACTOR_KEY = "clear.radius", "clear.down_factor"
 """Metadata a file may carry to say its variant whatever its name is."""
@@ -82,6 +84,7 @@ class ClearWeights:
     attention: diffusers key -> tensor, for every projection of every block.
     spatial: block -> pooling weight, float32 [f, f]; empty unless the variant is down-sampled.
     blocks: number of double and of single blocks.
+    stamp: of the file they were read from; None where there is none.
     """
 
     name: str
@@ -89,6 +92,7 @@ class ClearWeights:
     attention: Mapping[str, Tensor]
     spatial: Mapping[BlockId, Tensor]
     blocks: tuple[int, int]
+    stamp: FileStamp | None = None
 
 
 def attention_keys(double: int, single: int) -> list[str]:
@@ -123,10 +127,11 @@ def read_weights(path: Path | str) -> ClearWeights:
     path = Path(path)
     described, metadata = read_header(path)
     parse_weights(described, metadata, path.name)
+    stamp = FileStamp.of(path)
     with _opened(path) as file:
         tensors = {key: file.get_tensor(key) for key in described}
     _check_values(tensors, path.name)
-    return parse_weights(tensors, metadata, path.name)
+    return replace(parse_weights(tensors, metadata, path.name), stamp=stamp)
 
 
 def read_header(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

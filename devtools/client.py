@@ -120,15 +120,22 @@ class ComfyClient:
 
     # ---- prompts -------------------------------------------------------------------------------------
 
-    def run(self, prompt: Prompt, on_event: Callable[[Run], None] | None = None) -> Run:
+    def run(
+        self,
+        prompt: Prompt,
+        on_event: Callable[[Run], None] | None = None,
+        *,
+        pnginfo: dict[str, Any] | None = None,
+    ) -> Run:
         """Queue `prompt` (API format) and follow it to its end.
 
+        pnginfo: what saved images carry beside the prompt, as the page sends the workflow.
         on_event is called with the run so far whenever a step or a text arrived; it may interrupt.
         Raises ClientError when the prompt is refused, a node fails, or the server is silent for too long.
         """
         socket = self._connect()
         try:
-            run = Run(self.queue(prompt))
+            run = Run(self.queue(prompt, pnginfo))
             while True:
                 message = self._receive(socket)
                 if isinstance(message, bytes):
@@ -145,10 +152,11 @@ class ComfyClient:
         address = self._address.replace("http", "ws", 1)
         return websocket.create_connection(f"{address}/ws?clientId={self._id}", timeout=self._timeout)
 
-    def queue(self, prompt: Prompt) -> str:
+    def queue(self, prompt: Prompt, pnginfo: dict[str, Any] | None = None) -> str:
         """Queue `prompt` and return its id. Raises ClientError, naming the node, when the server refuses it."""
         try:
-            answer = json.loads(self.post("/prompt", {"prompt": prompt, "client_id": self._id}))
+            extra = {} if pnginfo is None else {"extra_data": {"extra_pnginfo": pnginfo}}
+            answer = json.loads(self.post("/prompt", {"prompt": prompt, "client_id": self._id, **extra}))
         except ClientError as error:
             raise ClientError(_explain_refusal(error.body, prompt) or str(error)) from error
         if answer.get("node_errors"):

@@ -47,6 +47,9 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy_execution.progress": "ProgressHandler ProgressRegistry get_progress_state",
         "folder_paths": "add_model_folder_path folder_names_and_paths get_filename_list get_folder_paths "
         "get_full_path get_user_directory models_dir",
+        "comfy_execution.utils": "get_executing_context",
+        "folder_paths": "add_model_folder_path folder_names_and_paths get_filename_list get_folder_paths get_full_path "
+        "get_user_directory models_dir",
     }
 )
 """By module: every name that this pack imports from ComfyUI. A test compares it with the imports."""
@@ -81,6 +84,11 @@ ARGUMENTS: Final[Mapping[str, str]] = MappingProxyType(
 """By function: arguments that wrappers and hooks of this pack use by name."""
 
 _OVERRIDE = "optimized_attention_override"
+
+
+def pack_version() -> str:
+    """The version in pyproject.toml."""
+    return _quoted(_PROJECT.read_text(encoding="utf-8"), "version")
 
 
 class MissingHooks(Exception):

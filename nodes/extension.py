@@ -41,5 +41,6 @@ class ClearAttentionExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> ClearAttentionExtension:
+    host.add_prompt_handler()
     host.add_routes()  # not in on_load, which hosts as old as 0.3.75 have but never call
     return ClearAttentionExtension()

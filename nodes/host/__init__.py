@@ -21,6 +21,9 @@ from .files import absent_release, download_folder, file_fingerprint, weights_fi
 from .flux_model import FLUX_1, model_info, model_kind
 from .node_text import NodeTextParts, node_text_sender
 from .own_times import own_times
+from .flux_model import model_info
+from .metadata import add_prompt_handler
+from .node_text import node_text_sender
 from .page.routes import add_routes
 from .patching.controlnet import window_control
 from .patching.patch import apply_clear
@@ -41,6 +44,7 @@ __all__ = [
     "ProbeResult",
     "ProgressBar",
     "absent_release",
+    "add_prompt_handler",
     "add_routes",
     "apply_bands",
     "apply_clear",

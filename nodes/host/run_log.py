@@ -116,6 +116,11 @@ class RunLog:
                 self._warn_missed(reason, layers)
         self._show(self.text())
 
+    def counts(self) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+        """Layer calls of this run: through the window by how, by reason with full attention, by reason not CLEAR's."""
+        with self._lock:
+            return dict(self._local), dict(self._dense), dict(self._missed)
+
     def text(self) -> str:
         """The headline and what the run did so far, a line each."""
         with self._lock:

@@ -22,6 +22,7 @@ from ..attention_call import BANDS, FRAME, SETTINGS, Frame
 from ..flux_model import CHROMA, transformer_of
 from ..forward_args import ForwardArgs
 from ..node_text import node_text_sender
+from ..run_record import note_run
 from .cut import CutForward
 from .memory import plan_that_fits, replica_needs, shape_for_estimate
 from .progress import StartProgress, band_progress
@@ -125,6 +126,7 @@ class _Bands:
         plan = self._plan(flux, given, clear, lanes)
         if len(plan.bands) == 1:
             return given.call(executor)
+        note_run(bands=len(plan.bands), devices=[str(lane.device) for lane in lanes[: plan.lane_count]])
         blocks = len(flux.double_blocks) + len(flux.single_blocks)
         block_done = self.progress(plan, blocks) if self.progress is not None else None
         self.replicas.follow_hooks()

@@ -14,6 +14,7 @@ from ..attention_call import KEY, OVERRIDE, POOLING, SETTINGS, Pooling
 from ..flux_model import CHROMA, FLUX_1, transformer_of
 from ..node_text import origin_of
 from ..run_log import RunLog
+from ..run_record import record_wrapper
 from .hooks import attention_override, frame_wrapper, run_wrapper, schedule_wrapper
 from .positions import EMBEDDER, stretched_embedder
 from .weight_patches import Patches, blend_in, distilled_patches
@@ -56,6 +57,8 @@ def apply_clear(
     pooling = _pooling_weights(settings, weights)
     override = options[OVERRIDE] = attention_override(settings, pooling, run_log, previous)
     options[KEY], options[SETTINGS], options[POOLING] = run_log.headline, settings, pooling
+    # The first is the outermost: it reads what the run log has counted when the run is over.
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, record_wrapper(settings, weights, run_log))
     run = run_wrapper(run_log, patches, can_be_cut=family != CHROMA)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, run)
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, schedule_wrapper(settings, run_log))
