@@ -151,7 +151,7 @@ _DROP = """async (data) => {
 def test_an_image_that_is_dropped_opens_its_workflow(page: Page, client: ComfyClient) -> None:
     open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
     change_widgets(page, {**workflow.DEMO.changes(), **workflow.sampling(width=128, height=128, steps=1, seed=705)})
-    shape = """() => app.graph.nodes.map((node) => [node.id, node.type, node.widgets?.map((widget) => widget.value)])
+    shape = """() => app.graph.nodes.map((node) => [node.id, node.type, node.serialize().widgets_values])
         .sort((a, b) => a[0] - b[0])"""
     before = page.evaluate(shape)
     page.evaluate("() => app.queuePrompt(0)")  # which then draws another seed
