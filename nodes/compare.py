@@ -1,4 +1,4 @@
-"""Compare Images: the similarity of two images in numbers, and a picture of their difference."""
+"""Compare Images: the similarity of two images in numbers, their difference, and both under a slider on the node."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import host
 from .insight.similarity import MS_SSIM_SIDE, SSIM_SIDE, Similarity, pixels_to_do, similarity
+from .insight.slider_images import slider_pairs
 from .schema import CACHED_PER_NODE_ID, CATEGORY, make
 
 _MAX_GAIN = 255.0
@@ -26,8 +27,9 @@ class CLEARCompare(io.ComfyNode):
             node_id="CLEARCompare",
             display_name="Compare Images",
             category=CATEGORY,
-            description="Measures the similarity of two images (PSNR, SSIM, MS-SSIM) and shows where they differ.",
-            search_aliases=["clear", "compare", "difference", "psnr", "ssim", "ms-ssim", "metrics", "quality"],
+            description="Measures the similarity of two images (PSNR, SSIM, MS-SSIM), shows where they differ, and "
+            "shows both under a slider.",
+            search_aliases=["clear", "compare", "difference", "psnr", "ssim", "ms-ssim", "quality", "slider", "a/b"],
             inputs=_inputs(),
             outputs=[io.String.Output(display_name="text"), io.Image.Output(display_name="difference")],
             hidden=[io.Hidden.unique_id],
@@ -66,7 +68,8 @@ class CLEARCompare(io.ComfyNode):
             lines.append("Transparency (alpha) was not compared.")
         text = "\n".join(lines)
         host.node_text_sender(cls.hidden.unique_id)(text)
-        return io.NodeOutput(text, difference, ui={"text": (text,)})
+        # A key of this pack's own: the page itself would draw "images" a second time.
+        return io.NodeOutput(text, difference, ui={"text": (text,), "clear_compare": tuple(slider_pairs(a, b))})
 
 
 def _inputs() -> list[io.Input]:

@@ -73,3 +73,8 @@ export function latestRequest(route, show) {
         busy = false;
     };
 }
+
+/** The address of an image of the server. @param {import("./types").ServerImage} image */
+export function imageAddress({ filename, subfolder, type }) {
+    return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+}

@@ -77,7 +77,7 @@ function forwardToCanvas(event) {
         event.preventDefault();
         event.stopPropagation();
         canvas.dispatchEvent(new WheelEvent(event.type, event));
-    } else if (on.closest("select, button, a")) {
+    } else if (on.closest("select, button, a, [role=slider]")) {
         // Undo, queue and other shortcuts still reach the page.
         if (!(event instanceof KeyboardEvent && (event.ctrlKey || event.metaKey))) event.stopPropagation();
     } else if (event instanceof PointerEvent && event.button === 1 && on.closest(".dom-widget")) {

@@ -2,11 +2,13 @@
 
 import { api } from "../../scripts/api.js";
 import { bandsPanel } from "./bands_panel.mjs";
+import { comparePanel } from "./compare_panel.mjs";
 import { graphs, isNode } from "./graph.mjs";
 import { sizeRead } from "./image_file.mjs";
 import { loadTranslations } from "./i18n.mjs";
 import { addPanel, reattachPanel, removePageText, removePanel } from "./node_panel.mjs";
 import { presetPanel } from "./preset_panel.mjs";
+import { keepPairs } from "./run_images.mjs";
 import { emptyPanel, withRunText } from "./run_text.mjs";
 import { keepText, runStarted, textsOf } from "./run_texts.mjs";
 import { upscalePanel } from "./upscale_panel.mjs";
@@ -20,6 +22,7 @@ import { windowPanel } from "./window_panel.mjs";
 const PANELS = {
     CLEARApply: windowPanel,
     CLEARHighRes: upscalePanel,
+    CLEARCompare: comparePanel,
     CLEARMultiGPU: bandsPanel,
     CLEARPreset: presetPanel,
     CLEARTiledSampler: bandsPanel,
@@ -103,6 +106,10 @@ api.addEventListener("progress_text", ({ detail: { nodeId, text } }) => {
         panels.get(node)?.refresh();
         queueMicrotask(() => removePageText(node)); // after the page's own listener
     }
+});
+api.addEventListener("executed", ({ detail }) => {
+    const id = String(detail.display_node ?? detail.node);
+    if (keepPairs(id, detail.output)) forEachPanel((panel, node) => isNode(node, id) && panel.refresh());
 });
 for (const end of /** @type {const} */ (["execution_success", "execution_error", "execution_interrupted"])) {
     api.addEventListener(end, () => forEachPanel((panel) => panel.runEnded?.()));

@@ -1,15 +1,13 @@
-// What runs say on nodes. Kept for the browser's tab, so that undo, a reload and another workflow do not lose it.
+// What runs say on nodes.
 
 import { app } from "../../scripts/app.js";
 import { isNode } from "./graph.mjs";
+import { sessionStore } from "./session_store.mjs";
 
 /** @typedef {import("./types").Node} Node */
 
-const STORAGE = "ClearAttention.runTexts";
-const MOST = 20; // workflows
-
-/** By workflow, the oldest first, and by the id of the running node. @type {Map<string, Record<string, string>>} */
-const kept = new Map(Object.entries(JSON.parse(sessionStorage.getItem(STORAGE) ?? "{}")));
+/** By the id of the running node. */
+const store = /** @type {ReturnType<typeof sessionStore<string>>} */ (sessionStore("ClearAttention.runTexts"));
 
 /** The workflow that runs, which may no longer be the one that is shown. @type {string | undefined} */
 let running;
@@ -21,27 +19,25 @@ export function runStarted() {
     spoken.clear();
 }
 
+/** The id of the workflow that the newest messages of the server are about. */
+export function runningWorkflow() {
+    return running ?? app.graph.id;
+}
+
 /**
  * @param {string} id of the running node; 20.0.0.5 is a node that node 20 has expanded into
  * @param {string} text
  */
 export function keepText(id, text) {
-    const workflow = running ?? app.graph.id;
-    const texts = kept.get(workflow) ?? {};
+    const workflow = runningWorkflow();
+    const texts = store.of(workflow);
     const owner = ownerOf(id);
     if (!spoken.has(owner)) {
         for (const other of Object.keys(texts)) if (ownerOf(other) === owner) delete texts[other];
         spoken.add(owner);
     }
     texts[id] = text.replaceAll("  \n", "\n"); // Markdown's line break
-    kept.delete(workflow);
-    kept.set(workflow, texts);
-    for (const oldest of [...kept.keys()].slice(0, -MOST)) kept.delete(oldest);
-    try {
-        sessionStorage.setItem(STORAGE, JSON.stringify(Object.fromEntries(kept)));
-    } catch {
-        // Full: the page keeps its drafts there too. The texts are then gone after a reload.
-    }
+    store.save(workflow, texts);
 }
 
 /** @param {string} id */
@@ -56,6 +52,6 @@ function ownerOf(id) {
  * @returns {string[]}
  */
 export function textsOf(node) {
-    const texts = Object.entries(kept.get(app.graph.id) ?? {});
+    const texts = Object.entries(store.of(app.graph.id));
     return texts.filter(([id]) => isNode(node, ownerOf(id))).map(([, text]) => text);
 }

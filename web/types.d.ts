@@ -40,6 +40,29 @@ export interface Panel {
     downloadChanged?(state: DownloadState): void;
 }
 
+/** A temporary image of the server, as its /view takes it. */
+export interface ServerImage {
+    filename: string;
+    subfolder: string;
+    type: string;
+}
+
+/** Two images of Compare Images; nodes/insight/slider_images.py. */
+export interface ComparedPair {
+    a: ServerImage;
+    b: ServerImage;
+    size: [width: number, height: number];
+    shown: [width: number, height: number];
+    /** Pairs in all, of which the first have been sent. */
+    batch: number;
+}
+
+/** Two images of an image slider, by address; "" for none. */
+export interface SliderPair {
+    before: string;
+    after: string;
+}
+
 /** Answers of the server: nodes/host/page/payloads.py documents them. */
 export interface Refused {
     refused: string;

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -129,10 +131,48 @@ def test_what_it_shows(nodes_api: Any, pack: dict[str, Any]) -> None:
     psnr, ssim, ms_ssim = measured(nodes_api.module("nodes.insight.similarity"), a[0], b[0])
     text, difference = output.args
     assert text == f"PSNR {psnr:.2f} dB, SSIM {ssim:.4f}, MS-SSIM {ms_ssim:.4f}"
-    assert output.ui == {"text": (text,)}
+    assert output.ui["text"] == (text,)
     torch.testing.assert_close(difference, ((a - b).abs() * 9).clamp(max=1))
     assert difference.max() == 1
     assert nodes_api.execute("CLEARCompare", image_a=b, image_b=a, gain=1.0)[0] == text
+
+
+def slider(nodes_api: Any, a: Tensor, b: Tensor) -> list[Any]:
+    """The pairs that the page's slider gets, files read: uint8 [height, width, 3]."""
+    import folder_paths
+
+    def pixels(file: Any) -> np.ndarray:
+        assert (file["type"], file["subfolder"]) == ("temp", "")
+        with Image.open(Path(folder_paths.get_temp_directory()) / file["filename"]) as picture:
+            return np.asarray(picture)
+
+    pairs = nodes_api.module("nodes.insight.slider_images").slider_pairs(a, b)
+    return [pair | {name: pixels(pair[name]) for name in "ab"} for pair in pairs]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_sliders_images_are_those_given(nodes_api: Any, channels: int) -> None:
+    a, b = noise(3, 40, 30, channels), noise(1, 40, 30, channels, seed=1).to(torch.bfloat16)
+    found = slider(nodes_api, a, b)
+    assert len(found) == 3
+    for pair, image in zip(found, a, strict=True):
+        assert (pair["size"], pair["shown"], pair["batch"]) == ((30, 40), (30, 40), 3)
+        for name, given in (("a", image), ("b", b[0].float())):
+            colours = (given[..., :3] * 255).byte().numpy()
+            np.testing.assert_array_equal(pair[name], np.broadcast_to(colours, (40, 30, 3)))
+
+
+def test_the_slider_gets_large_images_smaller_and_the_first_of_many(
+    nodes_api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = nodes_api.module("nodes.insight.slider_images")
+    monkeypatch.setattr(module, "LONGEST", 20)
+    monkeypatch.setattr(module, "MOST", 2)
+    a = torch.tensor([0.25, 0.75]).repeat(20)[None, :, None, None].expand(3, 40, 30, 3)
+    first, second = slider(nodes_api, a, 1 - a)
+    assert (first["size"], first["shown"], first["batch"]) == ((30, 40), (15, 20), 3)
+    assert {tuple(pair[name].shape) for pair in (first, second) for name in "ab"} == {(20, 15, 3)}
+    assert {int(value) for value in np.unique(first["a"])} == {127}  # the mean of two rows
 
 
 def test_identical_images(compare: Any) -> None:
