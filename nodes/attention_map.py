@@ -12,7 +12,7 @@ from ..clear_core.weights import BlockId
 from . import host
 from .insight.attention_row import AttentionMass
 from .insight.map_figure import MapFigure, map_page
-from .insight.picture import as_image
+from .insight.picture import as_image, page_theme
 from .options.blocks import parse_blocks
 from .schema import CACHED_PER_NODE_ID, CATEGORY, make
 
@@ -69,7 +69,7 @@ class CLEARAttentionMap(io.ComfyNode):
         request = host.ProbeRequest(_one_block(block), head, percent, x, y)
         result = host.probe_attention(model, positive, latent_image, request, seed=seed)
         text = _described(request, result)
-        image = as_image(map_page(_figure(request, result)))
+        image = as_image(map_page(_figure(request, result), page_theme(host.page_is_light())))
         host.node_text_sender(cls.hidden.unique_id)(text)
         preview = ui.PreviewImage(image, cls=cls).as_dict()
         return io.NodeOutput(image, text, ui={**preview, "text": (text,)})

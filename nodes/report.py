@@ -13,7 +13,7 @@ from ..clear_core.show.figure import report_page
 from ..clear_core.show.numbers import percent, shown
 from . import host
 from .insight.cost import ModelInfo
-from .insight.picture import as_image
+from .insight.picture import as_image, page_theme
 from .insight.step_time import StepClock, step_times
 from .options.stages import LARGEST_SIDE
 from .schema import CACHED_PER_NODE_ID, CATEGORY, make
@@ -55,7 +55,7 @@ class CLEARReport(io.ComfyNode):
         times = step_times(StepClock.of(info.subject, report.options, own), info.subject, report)
         costs = [*times, *_costs(report, info)]
         text = "\n".join([*about, "", *costs, "", *_tiles(report.tiles, report.tile_overhead), "", *backends])
-        image = as_image(report_page(report, subtitle))
+        image = as_image(report_page(report, subtitle, page_theme(host.page_is_light())))
         # The picture below it shows the rest.
         host.node_text_sender(cls.hidden.unique_id)("\n".join([*about, backends[0]]))
         preview = ui.PreviewImage(image, cls=cls).as_dict()

@@ -16,16 +16,13 @@ from ..layout import Grid
 from ..window import Window
 from .cost import Report, SizeCost
 from .numbers import percent, shown
+from .theme import PRINT, Theme
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers tell apart; grey is dense attention, blue is CLEAR.
-BLUE, LIGHT_BLUE, ORANGE = "#0072b2", "#a9cfe9", "#d55e00"
-GREY, LIGHT_GREY = "#9aa3ad", "#eceef1"
-INK, MUTED, PAPER, PANEL = "#1d2730", "#5d6873", "#f7f8f9", "#ffffff"
 TITLE, HEADING, BODY, SMALL = 33, 21, 17, 15
 WIDTH, EDGE, GAP, TOP = 1600, 48, 28, 136
 _HEIGHT, _LOWER = 1180, 700
@@ -44,7 +41,7 @@ class Box(NamedTuple):
 class Page:
     """A figure with a title and a subtitle. Raises RuntimeError where matplotlib cannot be imported."""
 
-    def __init__(self, height: int, title: str, subtitle: str) -> None:
+    def __init__(self, height: int, title: str, subtitle: str, theme: Theme = PRINT) -> None:
         try:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure
@@ -54,35 +51,36 @@ class Page:
                 "file of this pack, in the same Python environment, and start again."
             ) from error
         self.height = height
-        self.figure: Figure = Figure((WIDTH / _DPI, height / _DPI), _DPI, facecolor=PAPER)
+        self.theme = theme
+        self.figure: Figure = Figure((WIDTH / _DPI, height / _DPI), _DPI, facecolor=self.theme.paper)
         self._canvas = FigureCanvasAgg(self.figure)
         self.text(EDGE, 36, title, TITLE)
-        self.text(EDGE, 88, subtitle, BODY, MUTED)
+        self.text(EDGE, 88, subtitle, BODY, self.theme.muted)
 
-    def text(self, x: float, y: float, text: str, size: int = BODY, colour: str = INK, align: str = "left") -> None:
-        """Lines from y down, whose left or right end, as `align` says, is at x."""
+    def text(self, x: float, y: float, text: str, size: int = BODY, colour: str = "", align: str = "left") -> None:
+        """Lines from y down, whose left or right end, as `align` says, is at x. colour: "" for the theme's ink."""
         for number, line in enumerate(text.split("\n")):
             self.figure.text(
                 x / WIDTH,
                 1 - (y + size * (0.95 + 1.4 * number)) / self.height,
                 line,
                 fontsize=size,
-                color=colour,
+                color=colour or self.theme.ink,
                 ha=align,
                 va="baseline",
                 parse_math=False,  # the name of a file may have a $ in it
             )
 
     def panel(self, box: Box, heading: str, note: str = "") -> Box:
-        """A white panel with its heading; the room inside."""
+        """A panel with its heading; the room inside."""
         from matplotlib.patches import Rectangle
 
         x, y, width, height = self._fractions(box)
-        panel = Rectangle((x, y), width, height, fc=PANEL, ec="#dcdfe3", lw=1, zorder=-1)
+        panel = Rectangle((x, y), width, height, fc=self.theme.panel, ec=self.theme.border, lw=1, zorder=-1)
         panel.set_transform(self.figure.transFigure)
         self.figure.add_artist(panel)
         self.text(box.left + 20, box.top + 16, heading, HEADING)
-        self.text(box.right - 20, box.top + 20, note, SMALL, MUTED, "right")
+        self.text(box.right - 20, box.top + 20, note, SMALL, self.theme.muted, "right")
         return Box(box.left + 20, box.top + 58, box.right - 20, box.bottom - 14)
 
     def legend(self, x: float, y: float, entries: Sequence[tuple[str, str]], columns: int = 3) -> None:
@@ -96,7 +94,7 @@ class Page:
             ncols=columns,
             frameon=False,
             fontsize=SMALL,
-            labelcolor=INK,
+            labelcolor=self.theme.ink,
             handlelength=1,
             handleheight=1,
             borderpad=0,
@@ -106,7 +104,7 @@ class Page:
     def axes(self, box: Box, name: str) -> Axes:
         """Axes that fill a box, without a frame. name: their label, by which they are found again."""
         axes = self.figure.add_axes(self._fractions(box), label=name, frameon=False)
-        axes.tick_params(length=0, labelsize=SMALL, labelcolor=MUTED, pad=6)
+        axes.tick_params(length=0, labelsize=SMALL, labelcolor=self.theme.muted, pad=6)
         return axes
 
     def grid_axes(self, box: Box, name: str, grid: Grid) -> Axes:
@@ -143,9 +141,9 @@ def draw_window(axes: Axes, grid: Grid, window: Window, row: int, column: int, *
     axes.add_patch(Polygon([*left, *reversed(right)], closed=True, **style))
 
 
-def report_page(report: Report, subtitle: str) -> Page:
+def report_page(report: Report, subtitle: str, theme: Theme = PRINT) -> Page:
     """The whole report on a page of 1600 x 1180 pixels."""
-    page = Page(_HEIGHT, f"CLEAR at {report.width} x {report.height} px", subtitle)
+    page = Page(_HEIGHT, f"CLEAR at {report.width} x {report.height} px", subtitle, theme)
     third = (WIDTH - 2 * EDGE - 2 * GAP) / 3
     upper = [Box(left, TOP, left + third, _LOWER - GAP) for left in (EDGE + i * (third + GAP) for i in range(3))]
     half = (WIDTH - 2 * EDGE - GAP) / 2
@@ -167,16 +165,18 @@ def _window(page: Page, room: Box, report: Report) -> None:
     scale = min((room.right - room.left) / grid.width, (room.bottom - room.top - 72) / grid.height)
     steps = [factor * 2**i for i in range(12)]
     step = next(step for step in steps if step * scale >= 6)  # pixels between two lines
-    ground = "#eaf2f8" if factor > 1 else PANEL
-    axes.add_patch(Rectangle((0, 0), grid.width, grid.height, fc=ground, ec=MUTED, lw=1, clip_on=False))
-    draw_window(axes, grid, window, row, column, fc=LIGHT_BLUE, lw=0)
-    axes.vlines(range(0, grid.width + 1, step), 0, grid.height, colors="#c9ced4", lw=0.6)
-    axes.hlines(range(0, grid.height + 1, step), 0, grid.width, colors="#c9ced4", lw=0.6)
-    draw_window(axes, grid, window, row, column, fill=False, ec=BLUE, lw=2, zorder=3)
+    ground = page.theme.ground if factor > 1 else page.theme.panel
+    axes.add_patch(Rectangle((0, 0), grid.width, grid.height, fc=ground, ec=page.theme.muted, lw=1, clip_on=False))
+    draw_window(axes, grid, window, row, column, fc=page.theme.light_blue, lw=0)
+    axes.vlines(range(0, grid.width + 1, step), 0, grid.height, colors=page.theme.grid, lw=0.6)
+    axes.hlines(range(0, grid.height + 1, step), 0, grid.width, colors=page.theme.grid, lw=0.6)
+    draw_window(axes, grid, window, row, column, fill=False, ec=page.theme.blue, lw=2, zorder=3)
     if report.bands is not None:
         borders = [band.start for band in report.bands.bands[1:]]
-        axes.hlines(borders, 0, grid.width, colors=ORANGE, lw=1.2, linestyles="dashed", zorder=3)
-    axes.plot(column + 0.5, row + 0.5, "s", color=ORANGE, mec=PANEL, mew=0.8, ms=max(7, scale), zorder=4)
+        axes.hlines(borders, 0, grid.width, colors=page.theme.orange, lw=1.2, linestyles="dashed", zorder=3)
+    axes.plot(
+        column + 0.5, row + 0.5, "s", color=page.theme.orange, mec=page.theme.panel, mew=0.8, ms=max(7, scale), zorder=4
+    )
     share = percent(report.window_tokens / grid.tokens)
     coarse = f", {report.pattern.pooled:,} down-sampled tokens" if factor > 1 else ""
     lines = f"Grid lines every {step} tokens." if step > 1 else "Grid lines at every token."
@@ -184,7 +184,7 @@ def _window(page: Page, room: Box, report: Report) -> None:
     text = (
         f"{report.window_tokens:,} of {grid.tokens:,} image tokens ({share}), all text tokens{coarse}. {lines}{dashed}"
     )
-    _paragraph(page, room.left, room.bottom - 60, text, 3, MUTED)
+    _paragraph(page, room.left, room.bottom - 60, text, 3, page.theme.muted)
 
 
 def _tiles(page: Page, room: Box, report: Report) -> None:
@@ -195,12 +195,12 @@ def _tiles(page: Page, room: Box, report: Report) -> None:
     (height, width), (key_height, key_width) = plan.tile, plan.box
     (top, left), keys = view.query, view.keys
     axes = page.axes(Box(room.left, room.top, room.right, room.bottom - 72), "tile")
-    axes.add_patch(Rectangle((0, 0), grid.width, grid.height, fc=LIGHT_GREY, lw=0))
+    axes.add_patch(Rectangle((0, 0), grid.width, grid.height, fc=page.theme.light_grey, lw=0))
     rectangles = [Rectangle((x, y), key_width, key_height) for y, x in keys]
-    colours = [BLUE if i < view.full else LIGHT_BLUE for i in range(len(keys))]
-    axes.add_collection(PatchCollection(rectangles, fc=colours, ec=PANEL, lw=1))
+    colours = [page.theme.blue if i < view.full else page.theme.light_blue for i in range(len(keys))]
+    axes.add_collection(PatchCollection(rectangles, fc=colours, ec=page.theme.panel, lw=1))
     query = Rectangle((left, top), min(width, grid.width - left), min(height, grid.height - top))
-    query.set(fill=False, ec=ORANGE, lw=3.5, zorder=3)
+    query.set(fill=False, ec=page.theme.orange, lw=3.5, zorder=3)
     axes.add_patch(query)
     rows, columns = [y for y, _ in keys], [x for _, x in keys]
     axes.set(
@@ -212,26 +212,26 @@ def _tiles(page: Page, room: Box, report: Report) -> None:
     )
     text = (
         f"{height} x {width} queries (orange) visit {len(keys)} tiles of {key_height} x {key_width} keys: {view.full} "
-        f"full (dark), {len(keys) - view.full} partial (masked). {plan.tiles:,} query tiles in all."
+        f"full (stronger blue), {len(keys) - view.full} partial (masked). {plan.tiles:,} query tiles in all."
     )
-    _paragraph(page, room.left, room.bottom - 60, text, 3, MUTED)
+    _paragraph(page, room.left, room.bottom - 60, text, 3, page.theme.muted)
 
 
 def _backends(page: Page, room: Box, report: Report) -> None:
     table, y = report.backends, room.top
     for backend in sorted(table.backends, key=lambda one: (one.name != table.chosen, not one.able, one.share)):
         chosen = backend.name == table.chosen
-        colour = BLUE if chosen else INK if backend.able else MUTED
+        colour = page.theme.blue_text if chosen else page.theme.ink if backend.able else page.theme.muted
         page.text(room.left, y, backend.name, BODY, colour)
-        page.text(room.right, y, "chosen" if chosen else "", BODY, BLUE, "right")
+        page.text(room.right, y, "chosen" if chosen else "", BODY, page.theme.blue_text, "right")
         axes = page.axes(Box(room.left, y + 29, room.right - 70, y + 41), f"backend {backend.name}")
-        axes.barh(0, 1, color=LIGHT_GREY)
-        axes.barh(0, min(1, backend.share), color=BLUE if chosen else GREY)
+        axes.barh(0, 1, color=page.theme.light_grey)
+        axes.barh(0, min(1, backend.share), color=page.theme.blue if chosen else page.theme.grey)
         axes.set(xlim=(0, 1), ylim=(-0.4, 0.4), xticks=[], yticks=[])
         page.text(room.right, y + 25, percent(backend.share), SMALL, colour, "right")
-        y = _paragraph(page, room.left, y + 48, backend.note, 2, MUTED) + 18
+        y = _paragraph(page, room.left, y + 48, backend.note, 2, page.theme.muted) + 18
     if not table.chosen:
-        _paragraph(page, room.left, y, table.reason, 3, ORANGE)
+        _paragraph(page, room.left, y, table.reason, 3, page.theme.orange_text)
 
 
 def _attention(page: Page, room: Box, report: Report) -> None:
@@ -244,7 +244,7 @@ def _attention(page: Page, room: Box, report: Report) -> None:
     axes.set_xticks([10.0**i for i in range(round(math.log10(low)), round(math.log10(high)) + 1)], minor=False)
     axes.minorticks_off()
     axes.xaxis.set_major_formatter("{x:,g}")
-    page.legend(room.left, room.bottom - 24, [(GREY, "dense"), (BLUE, "CLEAR")])
+    page.legend(room.left, room.bottom - 24, [(page.theme.grey, "dense"), (page.theme.blue, "CLEAR")])
 
 
 def _memory(page: Page, room: Box, report: Report) -> None:
@@ -254,7 +254,10 @@ def _memory(page: Page, room: Box, report: Report) -> None:
     axes = _bars(page, room, report, "memory", (stock, [shown(value) for value in stock]), (banded, notes))
     axes.set_xlim(0, max(*stock, *banded) * 1.35)
     axes.locator_params("x", nbins=6)
-    entries = [(GREY, "dense, or CLEAR without bands"), (BLUE, "CLEAR in bands (CLEAR Multi-GPU)")]
+    entries = [
+        (page.theme.grey, "dense, or CLEAR without bands"),
+        (page.theme.blue, "CLEAR in bands (CLEAR Multi-GPU)"),
+    ]
     page.legend(room.left, room.bottom - 24, entries if any(banded) else entries[:1])
 
 
@@ -266,14 +269,18 @@ def _bars(page: Page, room: Box, report: Report, name: str, *pairs: tuple[Sequen
     """Two bars for each size, each with its values and their labels: dense above, CLEAR below."""
     axes = page.axes(Box(room.left + 118, room.top, room.right, room.bottom - 62), name)
     rows = range(len(report.sizes))
-    for (values, labels), offset, colour, ink in zip(pairs, (-0.19, 0.19), (GREY, BLUE), (MUTED, BLUE), strict=True):
+    for (values, labels), offset, colour, ink in zip(
+        pairs, (-0.19, 0.19), (page.theme.grey, page.theme.blue), (page.theme.muted, page.theme.blue_text), strict=True
+    ):
         bars = axes.barh([row + offset for row in rows], values, 0.36, color=colour, zorder=2)
         axes.bar_label(bars, labels, padding=7, fontsize=SMALL, color=ink)
     axes.set_yticks(rows, [f"{size.width} x {size.height}" for size in report.sizes])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     for size, label in zip(report.sizes, axes.get_yticklabels(), strict=True):
-        label.set_color(ORANGE if (size.width, size.height) == (report.width, report.height) else INK)
-    axes.grid(axis="x", color="#dcdfe3", lw=1)
+        label.set_color(
+            page.theme.orange_text if (size.width, size.height) == (report.width, report.height) else page.theme.ink
+        )
+    axes.grid(axis="x", color=page.theme.border, lw=1)
     axes.set_axisbelow(True)
     return axes
 

@@ -25,6 +25,7 @@ from .flux_model import model_info
 from .metadata import add_prompt_handler
 from .node_text import node_text_sender
 from .page.routes import add_routes
+from .page.theme import page_is_light
 from .patching.controlnet import window_control
 from .patching.patch import apply_clear
 from .probe import ProbeRequest, ProbeResult, probe_attention
@@ -58,6 +59,7 @@ __all__ = [
     "model_kind",
     "node_text_sender",
     "own_times",
+    "page_is_light",
     "probe_attention",
     "sample_in_bands",
     "shifted",

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...clear_core.pooling import pooled_grid
-from ...clear_core.show.figure import BLUE, EDGE, GAP, GREY, HEADING, MUTED, SMALL, TOP, WIDTH, Box, Page, draw_window
+from ...clear_core.show.figure import EDGE, GAP, HEADING, SMALL, TOP, WIDTH, Box, Page, draw_window
 from ...clear_core.show.numbers import percent
+from ...clear_core.show.theme import PRINT, Theme
 from ...clear_core.window import Window
 from .attention_row import AttentionMass, AttentionRow
 
@@ -45,7 +46,7 @@ class MapFigure:
     verdict: str
 
 
-def map_page(figure: MapFigure) -> Page:
+def map_page(figure: MapFigure, theme: Theme = PRINT) -> Page:
     """1600 pixels wide; the height follows the image's proportions."""
     from matplotlib.colors import LogNorm
 
@@ -55,10 +56,10 @@ def map_page(figure: MapFigure) -> Page:
     largest = max(float(values.max()) for values in maps)
     scale = LogNorm(largest * 10**-_DECADES, largest, clip=True)
     dense, local = row.dense_mass, row.local_mass
-    parts = [_parts(dense, dense.image * row.inside), _parts(local, local.image)]
+    parts = [_parts(theme, dense, dense.image * row.inside), _parts(theme, local, local.image)]
     tall = round(min(_TALLEST, _ROOM * grid.height / grid.width))
     bottom = TOP + 58 + tall + 76 + _LEGEND * math.ceil(max(map(len, parts)) / 3)
-    page = Page(bottom + _FOOT, figure.title, figure.subtitle)
+    page = Page(bottom + _FOOT, figure.title, figure.subtitle, theme)
     for number, (name, values) in enumerate(zip(figure.names, maps, strict=True)):
         left = EDGE + number * (_PANEL + GAP)
         room = page.panel(Box(left, TOP, left + _PANEL, bottom), name)
@@ -101,12 +102,12 @@ def _heat_map(axes: Axes, box: Box, figure: MapFigure, values: Tensor, scale: Lo
         axes.plot(row.column + 0.5, row.row + 0.5, "s", mfc="none", mec=colour, mew=thick, ms=side)
 
 
-def _parts(mass: AttentionMass, window: float) -> list[tuple[str, str, float]]:
+def _parts(theme: Theme, mass: AttentionMass, window: float) -> list[tuple[str, str, float]]:
     """Name, colour and share of each part that there is. window: of the image's part, what lies in the window."""
     parts = [
         ("text", "#e69f00", mass.text),
-        ("in the window", BLUE, window),
-        ("elsewhere in the image", GREY, mass.image - window),
+        ("in the window", theme.blue, window),
+        ("elsewhere in the image", theme.grey, mass.image - window),
         ("references", "#cc79a7", mass.references),
         ("down-sampled tokens", "#56b4e9", mass.pooled),
     ]
@@ -133,6 +134,10 @@ def _foot(page: Page, top: float, scale: LogNorm, verdict: str) -> None:
     bar.outline.set_visible(False)
     bar.minorticks_off()
     bar.ax.xaxis.set_major_formatter(lambda value, _: f"{value * 100:.0e} %" if value < 1e-6 else f"{value * 100:g} %")
-    axes.tick_params(length=3, labelsize=SMALL, labelcolor=MUTED)
-    page.text(EDGE + 440, top + 42, "attention to one token, of the query's total; logarithmic", SMALL, MUTED)
-    page.text(WIDTH - EDGE, top + 42, "blue square: the query; white line: its window", SMALL, MUTED, "right")
+    axes.tick_params(length=3, labelsize=SMALL, labelcolor=page.theme.muted)
+    page.text(
+        EDGE + 440, top + 42, "attention to one token, of the query's total; logarithmic", SMALL, page.theme.muted
+    )
+    page.text(
+        WIDTH - EDGE, top + 42, "blue square: the query; white line: its window", SMALL, page.theme.muted, "right"
+    )
