@@ -1,6 +1,8 @@
 // Which nodes have a panel, and the events of the page that refresh it. Loaded with the first CLEAR node: see clear.js.
 
 import { api } from "../../scripts/api.js";
+import { withFullAttentionRun } from "./ab_panel.mjs";
+import { onComparisonChanged } from "./ab_run.mjs";
 import { bandsPanel } from "./bands_panel.mjs";
 import { comparePanel } from "./compare_panel.mjs";
 import { graphs, isNode } from "./graph.mjs";
@@ -22,6 +24,7 @@ import { windowPanel } from "./window_panel.mjs";
 const PANELS = {
     CLEARApply: windowPanel,
     CLEARHighRes: upscalePanel,
+    CLEARApply: (node) => withFullAttentionRun(node, windowPanel(node)),
     CLEARCompare: comparePanel,
     CLEARMultiGPU: bandsPanel,
     CLEARPreset: presetPanel,
@@ -111,6 +114,8 @@ api.addEventListener("executed", ({ detail }) => {
     const id = String(detail.display_node ?? detail.node);
     if (keepPairs(id, detail.output)) forEachPanel((panel, node) => isNode(node, id) && panel.refresh());
 });
+// All nodes: while one compares, the buttons of the others wait.
+onComparisonChanged(() => forEachPanel((panel) => panel.refresh()));
 for (const end of /** @type {const} */ (["execution_success", "execution_error", "execution_interrupted"])) {
     api.addEventListener(end, () => forEachPanel((panel) => panel.runEnded?.()));
 }

@@ -57,6 +57,23 @@ export interface ComparedPair {
     batch: number;
 }
 
+/** A prompt in the server's form. */
+export type Prompt = Record<string, { class_type: string; inputs: Record<string, unknown> } & Record<string, unknown>>;
+
+/** One run of an A/B run. error: "" for none. steps: those that were timed. */
+export interface ComparedRun {
+    error: string;
+    milliseconds: number;
+    steps: number;
+    images: ServerImage[];
+}
+
+/** An A/B run: with full attention, then with CLEAR. error: why there are no runs. */
+export interface Compared {
+    error: string;
+    runs: ComparedRun[];
+}
+
 /** Two images of an image slider, by address; "" for none. */
 export interface SliderPair {
     before: string;
