@@ -173,7 +173,11 @@ function repair(node, { fix }) {
     if (fix.kind === "bands") {
         const text = bands ? t("Set bands to $bands", { bands }) : t("Set bands to 0 (auto)");
         const button = html("button", { type: "button" }, banded ? text : t("Insert CLEAR Multi-GPU"));
-        button.addEventListener("click", () => (banded ? changeBands(banded, bands) : insertMultiGpu(node, bands)));
+        button.addEventListener("click", () => {
+            button.disabled = true; // the graph is read again when the change is done
+            if (banded) changeBands(banded, bands);
+            else void insertMultiGpu(node, bands);
+        });
         return [button];
     }
     const advice = {

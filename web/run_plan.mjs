@@ -1,6 +1,7 @@
 // What a run would do, from the graph around a node: the model's file, the steps, and the node that cuts the forward
 // into bands; and the change that puts CLEAR Multi-GPU behind Apply CLEAR Attention.
 
+import { app } from "../../scripts/app.js";
 import { changeGraph, originOf, targetsOf, valueOf } from "./graph.mjs";
 
 /** @typedef {import("./types").Node} Node */
@@ -36,15 +37,18 @@ export function modelFile(node, depth = 50) {
 function following(node) {
     const found = new Set([node]);
     for (const next of found) {
-        const samples = next.inputs.some((input) => input.type === "LATENT");
-        if (samples && next !== node) continue;
-        for (const output of next.graph && !samples ? next.outputs : []) {
+        for (const output of next.graph && !isSampler(next) ? next.outputs : []) {
             if (["MODEL", "GUIDER"].includes(String(output.type))) {
                 for (const target of targetsOf(/** @type {any} */ (next.graph), output.links ?? [])) found.add(target);
             }
         }
     }
     return [...found];
+}
+
+/** @param {Node} node */
+function isSampler(node) {
+    return node.inputs.some((input) => input.type === "LATENT");
 }
 
 /** The node that cuts this run into bands, if there is one. @param {Node} node @returns {Node | undefined} */
@@ -59,7 +63,7 @@ export function hasBands(node) {
 
 /** The steps of the sampler; 0 for unknown. @param {Node} node */
 export function steps(node) {
-    for (const sampler of following(node)) {
+    for (const sampler of following(node).filter(isSampler)) {
         const index = sampler.inputs.findIndex((input) => input.type === "SIGMAS");
         const scheduler = index >= 0 ? originOf(sampler, index)?.node : sampler;
         const found = scheduler && Number(valueOf(scheduler, "steps"));
@@ -69,14 +73,16 @@ export function steps(node) {
 }
 
 /**
- * Put CLEAR Multi-GPU into all links that leave a node's model output: one undo step.
+ * Put CLEAR Multi-GPU into all links that leave a node's model output: one undo step, which ends when the new node's
+ * panel has its size.
  *
  * @param {Node} node
  * @param {number} bands
  */
-export function insertMultiGpu(node, bands) {
+export async function insertMultiGpu(node, bands) {
     const graph = /** @type {any} */ (node.graph);
-    changeGraph(() => {
+    app.canvas.emitBeforeChange();
+    try {
         const added = /** @type {any} */ (window).LiteGraph.createNode("CLEARMultiGPU");
         added.pos = [node.pos[0], node.pos[1] + node.size[1] + 60];
         graph.add(added);
@@ -85,13 +91,33 @@ export function insertMultiGpu(node, bands) {
             if (link.targetIsIoNode) {
                 graph.outputs[link.target_slot].connect(added.outputs[0], added);
             } else {
-                const target = graph.getNodeById(link.target_id);
-                added.connect(0, target, link.target_slot, link.parentId);
+                added.connect(0, graph.getNodeById(link.target_id), link.target_slot, link.parentId);
             }
         }
         node.connect(0, added, "model");
         setBands(added, bands);
-    });
+        await panelFilled(added);
+    } finally {
+        app.canvas.emitAfterChange();
+        app.graph.setDirtyCanvas(true, true);
+    }
+}
+
+/**
+ * Until a node's panel has what makes it grow; not longer than a few seconds, should the server not answer.
+ *
+ * @param {any} node
+ */
+async function panelFilled(node) {
+    const filled = () => {
+        const { element } = node.widgets.find((/** @type {any} */ widget) => widget.name === "clear_picture") ?? {};
+        const parts = [".clear-devices button", ".clear-estimate-rows > div"];
+        return element && parts.every((part) => element.querySelector(part));
+    };
+    for (let waited = 0; !filled() && waited < 5000; waited += 50) {
+        await new Promise((done) => setTimeout(done, 50));
+    }
+    await new Promise((done) => requestAnimationFrame(done)); // the canvas lays widgets out when it draws
 }
 
 /** @param {Node} node @param {number} bands */

@@ -55,7 +55,9 @@ def subject_of(usual: Model, folder: str, name: str, weight_dtype: str) -> Subje
         (shape[0] for key, (_, shape) in tensors.items() if key.endswith("single_blocks.0.linear2.weight")), CHANNELS
     )
     double, single = (_blocks(tensors, kind) for kind in ("double_blocks.", "single_blocks."))
-    model = Model(double + single, channels, max(1, channels // HEAD_DIM), usual.dtype, usual.device)
+    chroma = any("distilled_guidance_layer." in key for key in tensors)
+    heads = max(1, channels // HEAD_DIM)
+    model = Model(double + single, channels, heads, usual.dtype, usual.device, can_be_cut=not chroma)
     return Subject(model, double, single, kept, count * kept.itemsize)
 
 

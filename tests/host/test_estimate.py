@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,14 @@ def test_a_small_card_asks_for_fp8(page: Any, asked: Any, here: Any) -> None:
     assert facts(page, asked(1024, weights=torch.float8_e4m3fn), here(8))[1] == {"kind": "none"}
     found = page.estimate_payload(asked(1024), here(16), None)
     assert found["memory"]["offloaded"]
+
+
+def test_a_model_that_cannot_be_cut_is_offered_no_bands(page: Any, asked: Any, here: Any) -> None:
+    run = asked(8192)
+    model = dataclasses.replace(run.subject.model, can_be_cut=False)
+    run = dataclasses.replace(run, subject=dataclasses.replace(run.subject, model=model))
+    assert facts(page, run, here(40))[1] == {"kind": "fp8"}
+    assert facts(page, run, here(20))[1] == {"kind": "none"}
 
 
 def test_on_a_cpu_the_number_of_bands_is_given(page: Any, asked: Any, here: Any) -> None:

@@ -103,7 +103,9 @@ class _Run:
         return worst_need(plan, self.grid, PROMPT_TOKENS, subject.model.shape, kept, self.devices, dict(self.here.room))
 
     def least(self, weights: int | None = None) -> int | None:
-        """The least number of bands that fits beside the weights."""
+        """The least number of bands that fits beside the weights; None where the model cannot be cut."""
+        if not self.asked.subject.model.can_be_cut:
+            return None
         return least_count(self.plan_of, len(self.devices), lambda plan: self.need(plan, weights))
 
     @property
