@@ -132,11 +132,11 @@ def _fix(run: _Run, need: Need) -> Payload:
     least = run.least()
     if least is not None:
         return {"kind": "bands", "bands": least if run.on_cpu else 0}
-    half = need.weights // 2
+    fp8 = need.weights // run.asked.subject.weights.itemsize
     if run.asked.subject.weights.itemsize > 1:
-        if run.need(run.plan, half).missing == 0:
+        if run.need(run.plan, fp8).missing == 0:
             return {"kind": "fp8"}
-        if run.least(half) is not None:
+        if run.least(fp8) is not None:
             return {"kind": "fp8 and bands"}
     return {"kind": "none"}
 
