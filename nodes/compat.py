@@ -48,8 +48,6 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "folder_paths": "add_model_folder_path folder_names_and_paths get_filename_list get_folder_paths "
         "get_full_path get_user_directory models_dir",
         "comfy_execution.utils": "get_executing_context",
-        "folder_paths": "add_model_folder_path folder_names_and_paths get_filename_list get_folder_paths get_full_path "
-        "get_user_directory models_dir",
     }
 )
 """By module: every name that this pack imports from ComfyUI. A test compares it with the imports."""

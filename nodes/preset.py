@@ -66,7 +66,7 @@ class CLEARPreset(io.ComfyNode):
         text = host.NodeTextParts(host.node_text_sender(node_id), 3)
         shifted, shift = host.shifted(model, TIME_SHIFT)
         text.part(0)(f"{preset}: {chosen.reason}; {shift}")
-        patched, _ = host.apply_clear(shifted, settings, weights, text.part(1))
+        patched, _ = host.apply_clear(shifted, settings, weights, text.part(1), preset=preset)
         if kind.can_be_cut:
             patched = host.apply_bands(patched, bands, node_id=node_id, show=text.part(2))
         return io.NodeOutput(patched)

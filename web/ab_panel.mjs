@@ -5,6 +5,7 @@ import { imageAddress } from "./api.mjs";
 import { html } from "./dom.mjs";
 import { t } from "./i18n.mjs";
 import { imageSlider } from "./image_slider.mjs";
+import { measured } from "./measured.mjs";
 import { growToFit } from "./node_panel.mjs";
 
 /** @typedef {import("./types").Node} Node */
@@ -23,13 +24,13 @@ const GAP = 6;
  * @returns {import("./types").Panel}
  */
 export function withFullAttentionRun(node, panel) {
-    const button = html("button", { type: "button", class: "clear-button" });
+    const button = html("button", { type: "button" });
     const status = html("p", { class: "clear-note", role: "status" });
     const slider = imageSlider();
     const section = html("div", { class: "clear-ab" }, button, slider.element, status);
     panel.element.append(section);
     let shown = "";
-    let height = 0;
+    const height = measured(node, status);
 
     button.addEventListener("click", () => {
         const { own } = comparisonOf(node);
@@ -37,13 +38,6 @@ export function withFullAttentionRun(node, panel) {
         else void compare(node);
         refresh();
     });
-
-    // Not measured when the node asks for its height: it does so in every frame. Out of view everything is 0 high.
-    new ResizeObserver(() => {
-        if (status.hidden || !status.offsetHeight || status.offsetHeight === height) return;
-        height = status.offsetHeight;
-        growToFit(node);
-    }).observe(status);
 
     function refresh() {
         const { own, busy, result } = comparisonOf(node);
@@ -69,7 +63,7 @@ export function withFullAttentionRun(node, panel) {
             panel.height() +
             BAR +
             (slider.element.hidden ? 0 : SLIDER + GAP) +
-            (status.hidden ? 0 : height + GAP),
+            (status.hidden ? 0 : height() + GAP),
         refresh() {
             panel.refresh();
             refresh();

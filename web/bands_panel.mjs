@@ -6,9 +6,13 @@ import { estimate } from "./estimate.mjs";
 import { figures, fromLink, html, message, svg } from "./dom.mjs";
 import { clearSettings, valueOf } from "./graph.mjs";
 import { t } from "./i18n.mjs";
-import { growToFit } from "./node_panel.mjs";
+import { measured } from "./measured.mjs";
 import { modelFile } from "./run_plan.mjs";
 import { sizeSelect } from "./size_select.mjs";
+
+const PADDING = 8; // of .clear-panel
+const GAP = 6; // between its parts
+const PICTURE = 146; // the least height of .clear-columns
 
 /** @typedef {import("./types").BandsPayload} BandsPayload */
 /** @typedef {import("./types").BandProgress} BandProgress */
@@ -20,14 +24,13 @@ import { sizeSelect } from "./size_select.mjs";
 export function bandsPanel(node) {
     const picture = html("div", { class: "clear-picture" });
     const numbers = html("div");
-    const picker = devicePicker(node, () => {
-        growToFit(node);
-        refresh();
-    });
+    const picker = devicePicker(node, () => refresh());
     const size = sizeSelect(node, () => refresh());
-    const right = html("div", { class: "clear-numbers" }, numbers, size.element);
+    const facts = html("div", { class: "clear-facts" }, numbers, size.element);
+    const right = html("div", { class: "clear-numbers" }, facts);
     const columns = html("div", { class: "clear-columns" }, picture, right);
-    const run = estimate(node, () => growToFit(node));
+    const run = estimate(node);
+    const [factsHeight, pickerHeight] = [measured(node, facts), measured(node, picker.element)];
     const element = html("div", { class: "clear-panel" }, columns, run.element, picker.element);
 
     /** @type {BandsPayload | undefined} */
@@ -82,7 +85,7 @@ export function bandsPanel(node) {
 
     return {
         element,
-        height: () => 168 + run.height() + 22 * picker.element.children.length,
+        height: () => 2 * PADDING + Math.max(PICTURE, factsHeight()) + run.height() + pickerHeight() + GAP,
         refresh: () => refresh(),
         runEnded() {
             running = undefined;

@@ -5,25 +5,23 @@ import { api } from "../../scripts/api.js";
 import { latestRequest, request } from "./api.mjs";
 import { gib, html } from "./dom.mjs";
 import { t } from "./i18n.mjs";
+import { measured } from "./measured.mjs";
 import { bandedNode, changeBands, hasBands, insertMultiGpu, modelFile, steps } from "./run_plan.mjs";
 import { clearSettings, valueOf } from "./graph.mjs";
 
 /** @typedef {import("./types").EstimatePayload} EstimatePayload */
 /** @typedef {[name: string, value: string, rest: string, title: string, wrong?: boolean]} Row */
 
-const LINE = 17; // pixels of a row
+const GAP = 6; // to the part of the panel before it
 const MEASURED = "clear_attention.measured"; // tells every panel of the page
 
-/**
- * @param {import("./types").Node} node
- * @param {() => void} resized called when the height has changed
- */
-export function estimate(node, resized) {
+/** @param {import("./types").Node} node */
+export function estimate(node) {
     const rows = html("div", { class: "clear-estimate-rows", "aria-live": "polite" });
     const buttons = html("div", { class: "clear-estimate-buttons" });
     const said = html("p", { class: "clear-estimate-said", role: "status" });
     const element = html("div", { class: "clear-estimate" }, rows, said, buttons);
-    let lines = 0;
+    const height = measured(node, element);
     /** @type {Record<string, unknown>} */
     let wanted = {};
     let measuring = false;
@@ -37,7 +35,6 @@ export function estimate(node, resized) {
         const found = payload.refused === undefined ? payload : undefined;
         rows.replaceChildren(...(found ? figures(found) : []).map(line));
         buttons.replaceChildren(...(found ? [...repair(node, found), ...measureButton(found)] : []));
-        fitHeight();
     }
 
     /** @param {EstimatePayload} payload */
@@ -56,7 +53,6 @@ export function estimate(node, resized) {
         const answer = /** @type {{ refused?: string }} */ (await request("measure", values, "POST"));
         setMeasuring(false);
         said.textContent = answer.refused ?? "";
-        fitHeight();
         if (answer.refused === undefined) window.dispatchEvent(new Event(MEASURED));
     }
 
@@ -65,7 +61,6 @@ export function estimate(node, resized) {
         measuring = on;
         for (const button of buttons.querySelectorAll("button")) button.disabled = on;
         said.textContent = on ? t("Measuring: $percent %", { percent: Math.round(100 * share) }) : "";
-        fitHeight();
     }
 
     /** @type {EventTarget} */ (api).addEventListener("clear_attention.measure", (event) => {
@@ -73,16 +68,9 @@ export function estimate(node, resized) {
     });
     window.addEventListener(MEASURED, () => element.isConnected && void requestEstimate(wanted, true));
 
-    function fitHeight() {
-        const shown = rows.children.length + (buttons.children.length ? 2 : 0) + (said.textContent ? 2 : 0);
-        if (shown <= lines) return; // a node that shrinks and grows would move what is below it
-        lines = shown;
-        resized();
-    }
-
     return {
         element,
-        height: () => lines * LINE,
+        height: () => height() + GAP,
         /** @param {[width: number, height: number]} size @param {boolean} [again] request even if nothing has changed */
         refresh([width, height], again = false) {
             const settings = clearSettings(node);

@@ -22,12 +22,11 @@ import { windowPanel } from "./window_panel.mjs";
 
 /** @type {Record<string, (node: Node) => Panel>} */
 const PANELS = {
-    CLEARApply: windowPanel,
-    CLEARHighRes: upscalePanel,
     CLEARApply: (node) => withFullAttentionRun(node, windowPanel(node)),
     CLEARCompare: comparePanel,
+    CLEARHighRes: upscalePanel,
     CLEARMultiGPU: bandsPanel,
-    CLEARPreset: presetPanel,
+    CLEARPreset: (node) => withFullAttentionRun(node, presetPanel(node)),
     CLEARTiledSampler: bandsPanel,
     CLEARWeightsLoader: weightsPanel,
 };

@@ -4,12 +4,14 @@ import { request } from "./api.mjs";
 import { html, message } from "./dom.mjs";
 import { changeGraph, imageSize, valueOf } from "./graph.mjs";
 import { t } from "./i18n.mjs";
+import { measured } from "./measured.mjs";
 import { windowPanel } from "./window_panel.mjs";
 
 /** @typedef {import("./types").Node} Node */
 /** @typedef {import("./types").PresetPayload} PresetPayload */
 
-const GAP = 40; // between two nodes
+const GAP = 6; // to the part of the panel before it
+const APART = 40; // pixels between two nodes
 const SIDE = 1024; // pixels, where the graph does not tell the size
 
 /**
@@ -20,9 +22,11 @@ export function presetPanel(node) {
     const panel = windowPanel(node);
     const problem = html("div");
     const title = t("Replaces this node with the nodes it stands for, with the same settings.");
-    const button = html("button", { type: "button", class: "clear-button", title }, t("Expand into nodes"));
+    const button = html("button", { type: "button", title }, t("Expand into nodes"));
     button.addEventListener("click", () => void expand());
-    panel.element.append(html("div", { class: "clear-actions" }, button), problem);
+    const actions = html("div", { class: "clear-actions" }, button, problem);
+    panel.element.append(actions);
+    const height = measured(node, actions);
 
     async function expand() {
         const [width, height] = imageSize(node) ?? [SIDE, SIDE];
@@ -37,7 +41,7 @@ export function presetPanel(node) {
         else changeGraph(() => replace(node, payload.nodes));
     }
 
-    return { ...panel, height: () => panel.height() + 32 };
+    return { ...panel, height: () => panel.height() + height() + GAP };
 }
 
 /**
@@ -57,7 +61,7 @@ function replace(node, wanted) {
             if (widget.name in widgets) widget.value = widgets[widget.name];
         }
         made.pos = [x, y];
-        x += made.size[0] + GAP;
+        x += made.size[0] + APART;
         return made;
     });
     const [first, last] = [models[0], models[models.length - 1]];

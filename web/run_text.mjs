@@ -1,7 +1,7 @@
 // The text of the last run at the foot of a panel.
 
 import { html } from "./dom.mjs";
-import { growToFit } from "./node_panel.mjs";
+import { measured } from "./measured.mjs";
 import { textsOf } from "./run_texts.mjs";
 
 /** @typedef {import("./types").Node} Node */
@@ -15,18 +15,11 @@ import { textsOf } from "./run_texts.mjs";
 export function withRunText(node, panel) {
     const element = html("p", { class: "clear-run-text", "aria-live": "polite" });
     panel.element.append(element);
-    let height = 0;
-
-    // Not measured when the node asks for its height: it does so in every frame. Out of view everything is 0 high.
-    new ResizeObserver(() => {
-        if (!element.offsetHeight || element.offsetHeight === height) return;
-        height = element.offsetHeight;
-        growToFit(node);
-    }).observe(element);
+    const height = measured(node, element);
 
     return {
         ...panel,
-        height: () => panel.height() + (element.hidden ? 0 : height),
+        height: () => panel.height() + height(),
         refresh() {
             panel.refresh();
             const texts = textsOf(node).filter((text) => panel.concerns?.(text) ?? true);

@@ -96,8 +96,6 @@ export interface WindowPayload {
     dense_keys: number;
     cells: [height: number, width: number] | null;
     share: number;
-    memory: number;
-    free: number;
     auto_radius: boolean;
     with_weights: boolean;
     trained: number | null;

@@ -5,9 +5,10 @@ import { html } from "./dom.mjs";
 import { downloadControl } from "./download.mjs";
 import { valueOf } from "./graph.mjs";
 import { t } from "./i18n.mjs";
+import { measured } from "./measured.mjs";
 import { growToFit } from "./node_panel.mjs";
 
-const HEIGHT = 76; // without the download
+const PADDING = 8; // of .clear-panel
 
 /**
  * @param {import("./types").Node} node
@@ -17,6 +18,7 @@ export function weightsPanel(node) {
     const about = html("div", { class: "clear-weights", role: "status" });
     const download = downloadControl(() => growToFit(node), phaseChanged);
     const element = html("div", { class: "clear-panel" }, about, download.element);
+    const height = measured(node, about);
     /** @type {import("./types").WeightsFile[]} */
     let files = [];
 
@@ -46,7 +48,7 @@ export function weightsPanel(node) {
     void requestFiles();
     return {
         element,
-        height: () => HEIGHT + download.height(),
+        height: () => 2 * PADDING + height() + download.height(),
         refresh,
         // While it downloads, the panel itself says what the run would.
         concerns: (text) =>

@@ -1,12 +1,15 @@
 // Panel of Apply CLEAR Attention: the attention window over the image, drawn to scale, and what it costs.
 
 import { latestRequest } from "./api.mjs";
-import { figures, fromLink, gib, grouped, html, message, svg } from "./dom.mjs";
+import { figures, fromLink, grouped, html, message, svg } from "./dom.mjs";
 import { estimate } from "./estimate.mjs";
 import { clearSettings } from "./graph.mjs";
 import { t } from "./i18n.mjs";
-import { growToFit } from "./node_panel.mjs";
+import { measured } from "./measured.mjs";
 import { sizeSelect } from "./size_select.mjs";
+
+const PADDING = 8; // of .clear-panel
+const PICTURE = 146; // the least height of .clear-columns
 
 /**
  * @param {import("./types").Node} node
@@ -16,8 +19,10 @@ export function windowPanel(node) {
     const picture = html("div", { class: "clear-picture" });
     const numbers = html("div");
     const size = sizeSelect(node, () => refresh());
-    const right = html("div", { class: "clear-numbers" }, numbers, size.element);
-    const run = estimate(node, () => growToFit(node));
+    const facts = html("div", { class: "clear-facts" }, numbers, size.element);
+    const right = html("div", { class: "clear-numbers" }, facts);
+    const run = estimate(node);
+    const factsHeight = measured(node, facts);
     const columns = html("div", { class: "clear-columns" }, picture, right);
     const element = html("div", { class: "clear-panel" }, columns, run.element);
 
@@ -43,7 +48,7 @@ export function windowPanel(node) {
 
     return {
         element,
-        height: () => 204 + run.height(),
+        height: () => 2 * PADDING + Math.max(PICTURE, factsHeight()) + run.height(),
         refresh,
         runEnded: () => run.refresh(size.update(), true), // memory is free again
     };
@@ -54,7 +59,7 @@ export function windowPanel(node) {
  * @returns {[string, string, string?, string?][]}
  */
 function rows(payload) {
-    const { keys, dense_keys, speedup, memory, free } = payload;
+    const { keys, dense_keys, speedup } = payload;
     const share = 100 * payload.share;
     /** @type {[string, string, string?, string?][]} */
     const found = [
@@ -64,12 +69,6 @@ function rows(payload) {
             t("attention cost"),
             `${share < 10 ? share.toFixed(1) : share.toFixed(0)} %`,
             share > 50 ? t("of full attention; pays off from 2048 px") : t("of full attention"),
-        ],
-        [
-            t("memory without bands"),
-            gib(memory),
-            memory > free ? t("only $free free", { free: gib(free) }) : t("beside the weights"),
-            t("Of one step, beside the weights. CLEAR Multi-GPU takes less."),
         ],
     ];
     if (typeof speedup !== "string") {

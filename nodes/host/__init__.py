@@ -19,11 +19,9 @@ from .bands.forward import apply_bands, sample_in_bands
 from .downloads import download
 from .files import absent_release, download_folder, file_fingerprint, weights_files, weights_path
 from .flux_model import FLUX_1, model_info, model_kind
+from .metadata import add_prompt_handler
 from .node_text import NodeTextParts, node_text_sender
 from .own_times import own_times
-from .flux_model import model_info
-from .metadata import add_prompt_handler
-from .node_text import node_text_sender
 from .page.routes import add_routes
 from .page.theme import page_is_light
 from .patching.controlnet import window_control

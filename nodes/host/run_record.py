@@ -12,6 +12,8 @@
     width, height           of the image in pixels
     batch, steps            images, and sampling steps of this run
 
+    preset                  of CLEAR 4K / 8K, where that node applied CLEAR
+
 Whatever else runs inside may add to it with `note_run`.
 """
 
@@ -30,7 +32,8 @@ from torch import Tensor
 
 from ...clear_core.cache import BoundedCache
 from ...clear_core.file_stamp import FileStamp
-from ...clear_core.flux import PIXELS_PER_TOKEN
+from ...clear_core.flux import PIXELS_PER_TOKEN, token_grid
+from ...clear_core.layout import Grid
 from ...clear_core.weights import ClearWeights
 from ..options.clear import REFERENCE_VIEWS, ClearSettings
 from .metadata import RECORDS, Record
@@ -73,7 +76,8 @@ def record_wrapper(
             sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[2]
             ran = _run_facts(executor.class_obj.model_patcher, noise, len(sigmas) - 1)
             file = {"file": weights.name, "sha256": _wait_for(digest)} if weights is not None else None
-            RECORDS.add({"weights": file, **_settings(settings), **_calls(run_log), **ran, **facts, **notes})
+            used = _settings(settings, token_grid(ran["width"], ran["height"]))
+            RECORDS.add({"weights": file, **used, **_calls(run_log), **ran, **facts, **notes})
         except Exception:  # the image is there; what is said about it must not take it away
             _log.warning("CLEAR: this run is not in the metadata of its images", exc_info=True)
         return out
@@ -81,14 +85,14 @@ def record_wrapper(
     return clear_record
 
 
-def _settings(settings: ClearSettings) -> Record:
+def _settings(settings: ClearSettings, image: Grid) -> Record:
     views = {view: name for name, view in REFERENCE_VIEWS.items()}
     return {
         "radius": settings.window.radius,
         "down_factor": settings.down_factor,
         "strength": settings.strength,
-        "ntk_factor": settings.ntk_factor,
-        "proportional_attention": settings.proportional,
+        "ntk_factor": settings.ntk_at(image),
+        "proportional_attention": settings.proportional_at(image),
         "references": views[settings.references],
         "blocks": settings.blocks.text,
         "start_percent": settings.start_percent,

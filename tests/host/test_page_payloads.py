@@ -22,7 +22,7 @@ def payloads(nodes_api: Any) -> Any:
 
 
 def window_facts(payloads: Any, *values: Any) -> Any:
-    return payloads.window_payload(*values, payloads.ModelShape(), 0)
+    return payloads.window_payload(*values)
 
 
 def bands_facts(payloads: Any, *values: Any) -> Any:
@@ -212,8 +212,6 @@ def test_memory_is_the_reports(host: Any, nodes_api: Any, payloads: Any, clear: 
     cost = nodes_api.module("clear_core.show.cost")
     assert model.dtype == torch.float32  # of activations, on a CPU
     step = cost.step_cost(4096, 4096, cost.Options(clear(16).window, text=256), model)
-    window = payloads.window_payload(clear(16), 4096, 4096, "no table", model.shape, 7)
-    assert (window["memory"], window["free"]) == (step.stock, 7)
     for count, bytes_ in ((1, step.stock), (step.bands, step.banded)):
         found = payloads.bands_payload(
             clear(16), cut("cpu", count, "exact"), 4096, 4096, cards(payloads, 20), model.shape

@@ -81,7 +81,7 @@ def test_panels_are_in_the_pages_language(page: Page, language: str, renderer: s
     use_renderer(page, renderer)
     words = json.loads((workflow.ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))["clearPanels"]
     open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
-    for name in ("tokens each patch sees", "attention cost", "memory without bands"):
+    for name in ("tokens each patch sees", "attention cost"):
         expect(panel(page).get_by_text(words[name], exact=True)).to_be_visible()
     expect(panel(page).get_by_label(words["Image size"])).to_have_text(
         re.compile(words["$size (graph)"].replace("$size", "1024 x 1024").replace("(", r"\(").replace(")", r"\)"))

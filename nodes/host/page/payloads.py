@@ -50,13 +50,10 @@ class MachineDevice:
         return self.name.partition(":")[0]
 
 
-def window_payload(
-    settings: ClearSettings, width: int, height: int, bench: Payload | str, shape: ModelShape, free: int
-) -> Payload:
+def window_payload(settings: ClearSettings, width: int, height: int, bench: Payload | str) -> Payload:
     """The attention window over an image of width x height, and its cost in a step in which it is active.
 
-    bench: what `read_bench` gave. keys: those of the image token in the middle. memory: bytes of one step without
-    bands, beside the weights. free: bytes of the device that ComfyUI computes on.
+    bench: what `read_bench` gave. keys: those of the image token in the middle.
     """
     grid, window, factor = token_grid(width, height), settings.window, settings.down_factor
     layout = TokenLayout(PROMPT_TOKENS, grid)
@@ -74,8 +71,6 @@ def window_payload(
         "dense_keys": layout.tokens,
         "cells": [cells.height, cells.width] if cells else None,
         "share": needed / attention_flops(layout, None),
-        "memory": stock_bytes(grid, PROMPT_TOKENS, shape),
-        "free": free,
         "speedup": bench if isinstance(bench, str) else _measured(bench, settings, width, height),
     }
 

@@ -120,7 +120,7 @@ def window(query: Query) -> Any:
     card = torch.cuda.get_device_name(home) if home.type == "cuda" else None
     bench = read_bench(Path(folder_paths.get_user_directory()) / BENCH, card)
     settings = resolve_settings(file, inputs)
-    shown = window_payload(settings, width, height, bench, model_here(home).shape, machine()[0].free)
+    shown = window_payload(settings, width, height, bench)
     return shown | chosen_payload(settings, inputs, file, token_grid(width, height))
 
 

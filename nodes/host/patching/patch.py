@@ -21,11 +21,11 @@ from .weight_patches import Patches, blend_in, distilled_patches
 
 
 def apply_clear(
-    model: Any, settings: ClearSettings, weights: ClearWeights | None, show: Callable[[str], None]
+    model: Any, settings: ClearSettings, weights: ClearWeights | None, show: Callable[[str], None], **facts: Any
 ) -> tuple[Any, RunLog]:
     """A clone of `model` with CLEAR attention; the input and its other clones stay as they were.
 
-    show: takes the text about what CLEAR did, such as `node_text_sender` gives.
+    show: takes the text about what CLEAR did, such as `node_text_sender` gives. facts: more for the record of each run.
 
     Everything is checked before the clone is touched. Raises ValueError with what to do.
     """
@@ -58,7 +58,7 @@ def apply_clear(
     override = options[OVERRIDE] = attention_override(settings, pooling, run_log, previous)
     options[KEY], options[SETTINGS], options[POOLING] = run_log.headline, settings, pooling
     # The first is the outermost: it reads what the run log has counted when the run is over.
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, record_wrapper(settings, weights, run_log))
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, record_wrapper(settings, weights, run_log, **facts))
     run = run_wrapper(run_log, patches, can_be_cut=family != CHROMA)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, run)
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, schedule_wrapper(settings, run_log))
