@@ -164,10 +164,11 @@ def _timings(model: Model, backend: str, window: Window) -> Iterator[_Timing]:
 
 def _block_timings(model: Model) -> Iterator[_Timing]:
     """Two sizes of each block, its attention answered at once."""
-    layers: Any = comfy.ldm.flux.layers
+    double_block: Any = comfy.ldm.flux.layers.DoubleStreamBlock
+    single_block: Any = comfy.ldm.flux.layers.SingleStreamBlock
     made: dict[str, Any] = {"dtype": model.dtype, "device": model.device, "operations": comfy.ops.disable_weight_init}
-    double = _filled(layers.DoubleStreamBlock(model.channels, model.heads, 4.0, qkv_bias=True, **made))
-    single = _filled(layers.SingleStreamBlock(model.channels, model.heads, 4.0, **made))
+    double = _filled(double_block(model.channels, model.heads, 4.0, qkv_bias=True, **made))
+    single = _filled(single_block(model.channels, model.heads, 4.0, **made))
     vector = _random(model, 1, model.channels)
     for image in _image_tokens(model):
         tokens = _TEXT + image
