@@ -139,7 +139,9 @@ class ComfyClient:
             while True:
                 message = self._receive(socket)
                 if isinstance(message, bytes):
-                    _read_binary(message, run)
+                    # These do not say whose they are: before its start, of a prompt that is still running.
+                    if run.started:
+                        _read_binary(message, run)
                 elif _read_text(json.loads(message), run):
                     break
                 if on_event is not None:
@@ -200,6 +202,8 @@ def _read_text(message: dict[str, Any], run: Run) -> bool:
     if data.get("prompt_id") != run.prompt_id:
         return False
     match message["type"]:
+        case "execution_start":
+            run.started = True
         case "progress":
             run.steps.append(Step(str(data["node"]), data["value"], data["max"], time.monotonic()))
         case "execution_cached":
