@@ -50,6 +50,7 @@ class Run:
 
     prompt_id: str
     status: Status = "success"
+    started: bool = False
     steps: list[Step] = field(default_factory=list)
     texts: list[tuple[str, str]] = field(default_factory=list)  # (node id, progress text)
     previews: list[bytes] = field(default_factory=list)

@@ -17,12 +17,12 @@ from .page import RENDERERS, open_workflow, put_after, set_setting, shipped, use
 
 THEMES = ("dark", "light")
 PLACED: dict[str, tuple[str, tuple[str, str] | None]] = {
-    "CLEARWeightsLoader": ("clear_text_to_image", None),
-    "CLEARApply": ("clear_text_to_image", None),
-    "CLEARMultiGPU": ("clear_text_to_image", ("CLEARApply", "model")),
-    "CLEARTiledSampler": ("clear_8k_on_16gb", None),
-    "CLEARHighRes": ("clear_high_res", None),
-    "CLEARControlNet": ("clear_controlnet", ("ControlNetLoader", "control_net")),
+    "CLEARWeightsLoader": ("03_prompt_to_2k", None),
+    "CLEARApply": ("03_prompt_to_2k", None),
+    "CLEARMultiGPU": ("03_prompt_to_2k", ("CLEARApply", "model")),
+    "CLEARTiledSampler": ("06_8k_on_16gb", None),
+    "CLEARHighRes": ("02_image_to_4k", None),
+    "CLEARControlNet": ("11_controlnet", ("ControlNetLoader", "control_net")),
 }
 """By node: a shipped workflow, and, where the node is not in it, after which other it goes and by which input."""
 

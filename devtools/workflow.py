@@ -14,8 +14,8 @@ from . import checkpoints
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = tuple(sorted(path.stem for path in (ROOT / "workflows").glob("*.json")))
 """The shipped workflows: workflows/{name}.json for the page, workflows/api/{name}.json for the server."""
-UI_FILE = ROOT / "workflows" / "clear_text_to_image.json"
-API_FILE = ROOT / "workflows" / "api" / "clear_text_to_image.json"
+UI_FILE = ROOT / "workflows" / "03_prompt_to_2k.json"
+API_FILE = ROOT / "workflows" / "api" / "03_prompt_to_2k.json"
 
 Prompt = dict[str, Any]
 # For a node of each type (or title, where two share a type): the widgets to set.

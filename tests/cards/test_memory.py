@@ -30,7 +30,7 @@ def run(
     return after
 
 
-@pytest.mark.parametrize(("workflow", "gib"), [("clear_8k_on_16gb", 16), ("clear_16k_on_24gb", 24)])
+@pytest.mark.parametrize(("workflow", "gib"), [("06_8k_on_16gb", 16), ("07_16k_on_24gb", 24)])
 def test_the_workflows_images_fit_with_a_twentieth_to_spare(host: Any, nodes_api: Any, workflow: str, gib: int) -> None:
     nodes = json.loads((ROOT / "workflows" / f"{workflow}.json").read_text(encoding="utf-8"))["nodes"]
     widgets = {node["type"]: node.get("widgets_values") for node in nodes}

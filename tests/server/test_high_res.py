@@ -36,7 +36,7 @@ def one_node(uploaded: str, **values: Any) -> Any:
             **values,
         },
     }
-    return workflow.changed(workflow.server_form("clear_high_res"), workflow.DEMO.changes(), changes)
+    return workflow.changed(workflow.server_form("02_image_to_4k"), workflow.DEMO.changes(), changes)
 
 
 def by_hand(uploaded: str, width: int, height: int) -> Any:
@@ -49,7 +49,7 @@ def by_hand(uploaded: str, width: int, height: int) -> Any:
         "RandomNoise": {"noise_seed": 5},
         "CLEARTiledSampler": {"devices": "cpu", "bands": 2},
     }
-    prompt = workflow.changed(workflow.server_form("clear_upscale_by_hand"), workflow.DEMO.changes(), changes)
+    prompt = workflow.changed(workflow.server_form("05_upscale_by_hand"), workflow.DEMO.changes(), changes)
     for kind, given in (("VAEEncode", "pixels"), ("VAEDecode", "samples")):
         node = prompt[workflow.node_id(prompt, f"{kind}Tiled")]
         node["class_type"] = kind  # as the one node does where there is memory for it, in a third of the time

@@ -149,7 +149,7 @@ _DROP = """async (data) => {
 
 
 def test_an_image_that_is_dropped_opens_its_workflow(page: Page, client: ComfyClient) -> None:
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
     change_widgets(page, {**workflow.DEMO.changes(), **workflow.sampling(width=128, height=128, steps=1, seed=705)})
     shape = """() => app.graph.nodes.map((node) => [node.id, node.type, node.serialize().widgets_values])
         .sort((a, b) => a[0] - b[0])"""

@@ -34,7 +34,7 @@ def status(page: Page) -> Locator:
 
 
 def open_demo(page: Page, seed: int, steps: int = 3) -> None:
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
     changes = workflow.sampling(width=128, height=128, steps=steps, seed=seed)
     change_widgets(page, {**workflow.DEMO.changes(), **changes})
 

@@ -59,7 +59,7 @@ def measure(page: Page, address: str) -> Any:
 
 
 def test_measure_now_makes_the_row_appear(page: Page, renderer: str, server: Any, client: Any, narrow: None) -> None:
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
     # A backend for each renderer: what the first has measured is nothing to the second.
     backend = ("sdpa", "masked")[RENDERERS.index(renderer)]
     change_widgets(
@@ -115,7 +115,7 @@ def card(page: Page, nodes_api: Any) -> Iterator[None]:
 
 @pytest.mark.usefixtures("card")
 def test_what_does_not_fit_is_red_and_the_button_inserts_multi_gpu(page: Page, renderer: str) -> None:
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
     change_widgets(page, {"UNETLoader": {"unet_name": "flux1-dev.safetensors", "weight_dtype": "fp8_e4m3fn"}})
     wrong = estimate(page).locator(".clear-wrong")
     expect(estimate(page)).to_contain_text("memory of cuda:0")
@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_red_and_the_button_inserts_multi_gpu(page: Page, r
 
 @pytest.mark.usefixtures("card")
 def test_the_button_on_the_bands_sets_auto(page: Page, renderer: str) -> None:
-    open_workflow(page, shipped("clear_8k_on_16gb", "CLEARTiledSampler"))
+    open_workflow(page, shipped("06_8k_on_16gb", "CLEARTiledSampler"))
     change_widgets(page, {"CLEARTiledSampler": {"bands": 1}, "UNETLoader": {"weight_dtype": "fp8_e4m3fn"}})
     wrong = estimate(page).locator(".clear-wrong")
     expect(wrong).to_contain_text("does not fit: ")
@@ -160,7 +160,7 @@ def test_the_button_on_the_bands_sets_auto(page: Page, renderer: str) -> None:
 
 @pytest.mark.usefixtures("card")
 def test_where_bands_are_not_enough_it_says_what_is(page: Page, renderer: str) -> None:
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
     change_widgets(page, {"UNETLoader": {"unet_name": "flux1-dev.safetensors", "weight_dtype": "default"}})
     wrong = estimate(page).locator(".clear-wrong").filter(has_text="memory of cuda:0")
     expect(wrong).to_contain_text("of the weights cross in each step, which is slow")

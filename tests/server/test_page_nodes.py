@@ -132,42 +132,42 @@ def wait_for_figures(page: Page, wanted: dict[str, str]) -> None:
 
 
 def test_the_picture_follows_the_radius(page: Page, renderer: str) -> None:
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
     # Radius 0 is that of the weights, clear_local_16.
-    wait_for_figures(page, expected(16, 1024, 1024))
+    wait_for_figures(page, expected(16, 2048, 2048))
     picture = panel(page).get_by_role("img")
-    expect(picture).to_have_accessible_name(re.compile(r"radius 16, 496 pixels across; image: 1024 x 1024 pixels"))
+    expect(picture).to_have_accessible_name(re.compile(r"radius 16, 496 pixels across; image: 2048 x 2048 pixels"))
     before = picture.locator(".clear-window").get_attribute("d")
     for radius in (1, 2, 3):
         raise_number(page, renderer, "CLEARApply", "radius")
-        wait_for_figures(page, expected(radius, 1024, 1024))
+        wait_for_figures(page, expected(radius, 2048, 2048))
     expect(picture).to_have_accessible_name(re.compile(r"radius 3, 80 pixels across"))
     assert picture.locator(".clear-window").get_attribute("d") != before
     raise_number(page, renderer, "CLEARApply", "down_factor")
     raise_number(page, renderer, "CLEARApply", "down_factor")
-    wait_for_figures(page, expected(3, 1024, 1024, factor=2))
-    expect(picture).to_have_accessible_name(re.compile(r"Global context: 32 x 32 pooled tokens"))
+    wait_for_figures(page, expected(3, 2048, 2048, factor=2))
+    expect(picture).to_have_accessible_name(re.compile(r"Global context: 64 x 64 pooled tokens"))
 
 
 def test_the_picture_is_to_scale(page: Page, renderer: str) -> None:
-    content = shipped("clear_text_to_image", "CLEARApply")
+    content = shipped("03_prompt_to_2k", "CLEARApply")
     open_workflow(page, content)
-    wait_for_figures(page, expected(16, 1024, 1024))
+    wait_for_figures(page, expected(16, 2048, 2048))
     image, window = (panel(page).locator(f".clear-{name}").bounding_box() for name in ("image", "window"))
     assert image and window
-    assert window["width"] / image["width"] == pytest.approx(31 / 64, rel=0.03)
+    assert window["width"] / image["width"] == pytest.approx(31 / 128, rel=0.03)
     assert image["width"] == pytest.approx(image["height"], rel=0.03)
     assert window["x"] + window["width"] / 2 == pytest.approx(image["x"] + image["width"] / 2, rel=0.03)
 
 
 # Size widgets, plain numbers wired into them, an image that is resized and encoded, one node for it all.
 SIZES = {
-    "clear_text_to_image": "1024 x 1024 (graph)",
-    "clear_fast": "2048 x 2048 (graph)",
-    "clear_canny": "2048 x 2048 (graph)",
-    "clear_16k_on_24gb": "16384 x 16384 (graph)",
-    "clear_chroma": "1536 x 1536 (graph)",
-    "clear_image_to_image": "1024 x 1024",  # of a file that is not here: chosen, the least at first
+    "03_prompt_to_2k": "2048 x 2048 (graph)",
+    "15_fast": "2048 x 2048 (graph)",
+    "17_canny": "2048 x 2048 (graph)",
+    "07_16k_on_24gb": "16384 x 16384 (graph)",
+    "19_chroma": "1536 x 1536 (graph)",
+    "04_image_to_image": "1024 x 1024",  # of a file that is not here: chosen, the least at first
 }
 
 
@@ -186,7 +186,7 @@ def test_the_images_size_is_found_in_the_graph(page: Page, name: str) -> None:
 
 def test_a_change_elsewhere_in_the_graph_is_seen(page: Page) -> None:
     set_setting(page, "Comfy.VueNodes.Enabled", False)
-    open_workflow(page, shipped("clear_chroma", "CLEARApply"))
+    open_workflow(page, shipped("19_chroma", "CLEARApply"))
     wait_for_figures(page, expected(16, 1536, 1536))
     change_widgets(page, {"EmptySD3LatentImage": {"width": 768}})
     expect(panel(page).get_by_label("Image size")).to_contain_text("768 x 1536 (graph)")
@@ -194,7 +194,7 @@ def test_a_change_elsewhere_in_the_graph_is_seen(page: Page) -> None:
 
 
 def test_inside_a_subgraph_the_size_comes_from_outside(page: Page, renderer: str) -> None:
-    open_workflow(page, shipped("clear_chroma", "CLEARApply"))
+    open_workflow(page, shipped("19_chroma", "CLEARApply"))
     page.evaluate(
         """async () => {
             const inside = app.graph.nodes.filter((n) => ['CLEARApply', 'ModelSamplingAuraFlow'].includes(n.type))
@@ -238,7 +238,7 @@ NESTED = """async () => {
 
 
 def test_links_are_followed_through_nested_subgraphs_bypasses_and_reroutes(page: Page, renderer: str) -> None:
-    open_workflow(page, shipped("clear_chroma", "CLEARApply"))
+    open_workflow(page, shipped("19_chroma", "CLEARApply"))
     page.evaluate(NESTED)
     wait_for_figures(page, expected(5, 1536, 1536))
     assert shown_size(page) == "1536 x 1536 (graph)"
@@ -246,7 +246,7 @@ def test_links_are_followed_through_nested_subgraphs_bypasses_and_reroutes(page:
 
 def test_a_chosen_size_stays_with_the_node(page: Page, renderer: str, server: Any) -> None:
     """Chosen with the keyboard alone; saved, reloaded, copied, undone."""
-    open_workflow(page, shipped("clear_chroma", "CLEARApply"))
+    open_workflow(page, shipped("19_chroma", "CLEARApply"))
     wait_for_figures(page, expected(16, 1536, 1536))
     values = saved(page, "CLEARApply")["widgets_values"]
     select = panel(page).get_by_label("Image size")
@@ -288,7 +288,7 @@ def test_a_workflow_opened_while_the_panels_load_has_only_its_own(page: Page, se
     page.route("**/panels.mjs", hold)
     load(page, server.address)
     for _ in range(2):  # the same twice: the renderer goes by the id whether a node's widgets are in view
-        open_workflow(page, shipped("clear_chroma", "CLEARApply"))
+        open_workflow(page, shipped("19_chroma", "CLEARApply"))
     while not held:
         page.wait_for_timeout(20)
     for request in held:
@@ -299,7 +299,7 @@ def test_a_workflow_opened_while_the_panels_load_has_only_its_own(page: Page, se
 
 
 def test_undo_takes_the_choice_back(page: Page, renderer: str) -> None:
-    open_workflow(page, shipped("clear_chroma", "CLEARApply"))
+    open_workflow(page, shipped("19_chroma", "CLEARApply"))
     wait_for_figures(page, expected(16, 1536, 1536))
     panel(page).get_by_label("Image size").select_option("8192")
     wait_for_figures(page, expected(16, 8192, 8192))
@@ -350,7 +350,7 @@ def test_a_node_with_a_picture_is_made_wide(page: Page, kind: str) -> None:
 
 
 def test_a_window_larger_than_the_image_is_drawn_within_it(page: Page, renderer: str) -> None:
-    open_workflow(page, shipped("clear_chroma", "CLEARApply"))
+    open_workflow(page, shipped("19_chroma", "CLEARApply"))
     change_widgets(page, {"EmptySD3LatentImage": {"width": 256, "height": 128}, "CLEARApply": {"radius": 128}})
     tokens = 256 + 8 * 16
     wait_for_figures(page, {"tokens each patch sees": f"{tokens} of {tokens}"})
@@ -360,7 +360,7 @@ def test_a_window_larger_than_the_image_is_drawn_within_it(page: Page, renderer:
 
 
 def test_memory_beyond_what_is_free_is_marked(page: Page, renderer: str, two_cards: None) -> None:
-    content = shipped("clear_8k_on_16gb", "CLEARTiledSampler")
+    content = shipped("06_8k_on_16gb", "CLEARTiledSampler")
     next(n for n in content["nodes"] if n["type"] == "CLEARTiledSampler")["widgets_values"][:2] = ["cuda:0", 64]
     open_workflow(page, content)
     marked = panel(page).locator(".clear-too-much")
@@ -371,7 +371,7 @@ def test_memory_beyond_what_is_free_is_marked(page: Page, renderer: str, two_car
 
 
 def test_what_cannot_be_shown_says_why(page: Page, renderer: str) -> None:
-    content = shipped("clear_chroma", "CLEARApply")
+    content = shipped("19_chroma", "CLEARApply")
     next(node for node in content["nodes"] if node["type"] == "CLEARApply")["widgets_values"][0] = 0
     open_workflow(page, content)
     expect(panel(page).get_by_role("status")).to_contain_text("no weights are connected. Connect Load CLEAR Weights")
@@ -398,7 +398,7 @@ def two_cards(page: Page, nodes_api: Any) -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_cards")
 def test_ticked_devices_are_written_into_the_widget(page: Page, renderer: str) -> None:
-    open_workflow(page, shipped("clear_8k_on_16gb", "CLEARTiledSampler"))
+    open_workflow(page, shipped("06_8k_on_16gb", "CLEARTiledSampler"))
     devices = panel(page).get_by_role("group", name="Devices")
     expect(devices.get_by_role("checkbox", name="auto")).to_be_checked()
     assert boxes(page) == {"auto": True, "cuda:0": False, "cuda:1": False, "cpu": False}
@@ -426,7 +426,7 @@ def test_ticked_devices_are_written_into_the_widget(page: Page, renderer: str) -
 
 @pytest.mark.usefixtures("two_cards")
 def test_shares_and_absent_devices_are_kept(page: Page, renderer: str) -> None:
-    content = shipped("clear_8k_on_16gb", "CLEARTiledSampler")
+    content = shipped("06_8k_on_16gb", "CLEARTiledSampler")
     next(n for n in content["nodes"] if n["type"] == "CLEARTiledSampler")["widgets_values"][0] = "cuda=3, xpu:4"
     open_workflow(page, content)
     devices = panel(page).get_by_role("group", name="Devices")
@@ -440,8 +440,8 @@ def test_shares_and_absent_devices_are_kept(page: Page, renderer: str) -> None:
 
 
 def test_bands_are_drawn_as_the_core_cuts_them(page: Page, renderer: str) -> None:
-    open_workflow(page, shipped("clear_multi_gpu_8k"))
-    open_workflow(page, shipped("clear_8k_on_16gb", "CLEARTiledSampler"))
+    open_workflow(page, shipped("08_multi_gpu_8k"))
+    open_workflow(page, shipped("06_8k_on_16gb", "CLEARTiledSampler"))
     picture = panel(page).get_by_role("img")
     expect(picture).to_have_accessible_name("64 bands over an image of 512 x 512 tokens.")
     assert picture.locator("g").count() == 64
@@ -456,7 +456,7 @@ def test_bands_are_drawn_as_the_core_cuts_them(page: Page, renderer: str) -> Non
 
 
 def test_multi_gpu_finds_size_and_window_around_it(page: Page, renderer: str) -> None:
-    name, kind = "clear_multi_gpu_8k", "CLEARMultiGPU"
+    name, kind = "08_multi_gpu_8k", "CLEARMultiGPU"
     content = shipped(name)
     if not any(node["type"] == kind for node in content["nodes"]):
         kind = "CLEARTiledSampler"
@@ -483,7 +483,7 @@ def test_each_band_shows_how_far_it_is(page: Page, renderer: str, client: Any) -
     """A real run on the demo checkpoint, queued by the page."""
     seed = 40 + RENDERERS.index(renderer)  # what has run already does not run again
     changes = {**workflow.DEMO.changes(), **workflow.sampling(width=96, height=256, steps=2, seed=seed)}
-    open_workflow(page, workflow.page_form("clear_text_to_image"))
+    open_workflow(page, workflow.page_form("03_prompt_to_2k"))
     change_widgets(page, changes)
     x, y = page.evaluate("() => [...app.graph.nodes.find((node) => node.type === 'CLEARApply').pos]")
     put_after(page, "CLEARApply", "CLEARMultiGPU", "model", (x, y + 1000))
@@ -519,7 +519,7 @@ def test_each_band_shows_how_far_it_is(page: Page, renderer: str, client: Any) -
 
 
 def test_the_weights_file_is_here_or_not(page: Page, renderer: str) -> None:
-    open_workflow(page, shipped("clear_text_to_image", "CLEARWeightsLoader"))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARWeightsLoader"))
     shown = panel(page)
     expect(shown).to_contain_text("missing: 3.6 GB to download when it runs")
     expect(shown).to_contain_text("radius 16, no global context")
@@ -535,7 +535,7 @@ def test_settings_are_for_new_nodes(page: Page, renderer: str, nodes_api: Any) -
     assert backends == list(nodes_api.module("clear_core.backends").backend_names())
     set_setting(page, "ClearAttention.Backend", "sdpa")
     set_setting(page, "ClearAttention.Download", False)
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
     assert widget(page, "CLEARApply", "backend") == "auto"
     assert widget(page, "CLEARWeightsLoader", "download") == "when missing"
     page.evaluate(
@@ -549,24 +549,24 @@ def test_settings_are_for_new_nodes(page: Page, renderer: str, nodes_api: Any) -
 
 
 def test_pictures_can_be_switched_off_and_on(page: Page, renderer: str) -> None:
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
     expect(panel(page)).to_be_visible()
     values, size = saved(page, "CLEARApply")["widgets_values"], saved(page, "CLEARApply")["size"]
     set_setting(page, "ClearAttention.Picture", False)
     expect(page.locator(".clear-panel")).to_have_count(0)
     assert saved(page, "CLEARApply")["size"][1] < size[1]
     set_setting(page, "ClearAttention.Picture", True)
-    wait_for_figures(page, expected(16, 1024, 1024))
+    wait_for_figures(page, expected(16, 2048, 2048))
     assert saved(page, "CLEARApply")["widgets_values"] == values
 
 
 def test_the_renderer_can_be_changed_at_any_time(page: Page) -> None:
     set_setting(page, "Comfy.VueNodes.Enabled", False)
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
     for enabled in (True, False):
-        wait_for_figures(page, expected(16, 1024, 1024))
+        wait_for_figures(page, expected(16, 2048, 2048))
         set_setting(page, "Comfy.VueNodes.Enabled", enabled)
-    wait_for_figures(page, expected(16, 1024, 1024))
+    wait_for_figures(page, expected(16, 2048, 2048))
 
 
 def test_a_page_without_clear_nodes_is_left_alone(browser: Browser, server: Any) -> None:
@@ -604,8 +604,8 @@ CONTRAST = """([ground, colour]) => {
 @pytest.mark.parametrize("theme", ["dark", "light"])
 def test_text_can_be_read_in_either_theme(page: Page, renderer: str, theme: str) -> None:
     set_setting(page, "Comfy.ColorPalette", theme)
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
-    wait_for_figures(page, expected(16, 1024, 1024))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
+    wait_for_figures(page, expected(16, 2048, 2048))
     try:
         ground = panel(page).evaluate("(e) => getComputedStyle(e).backgroundColor")
         for part in ("dt", "dd", "b"):
@@ -618,16 +618,16 @@ def test_text_can_be_read_in_either_theme(page: Page, renderer: str, theme: str)
 
 
 def test_the_wheel_on_a_picture_zooms_the_canvas(page: Page, renderer: str) -> None:
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
-    wait_for_figures(page, expected(16, 1024, 1024))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
+    wait_for_figures(page, expected(16, 2048, 2048))
     panel(page).get_by_role("img").hover()
     page.mouse.wheel(0, -300)
     page.wait_for_function("() => app.canvas.ds.scale > 1.05")
 
 
 def test_the_middle_button_on_a_picture_moves_the_canvas(page: Page, renderer: str) -> None:
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
-    wait_for_figures(page, expected(16, 1024, 1024))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
+    wait_for_figures(page, expected(16, 2048, 2048))
     before = page.evaluate("() => app.canvas.ds.offset[0]")
     panel(page).get_by_role("img").hover()
     page.mouse.down(button="middle")

@@ -41,7 +41,7 @@ def renderer(page: Page, request: pytest.FixtureRequest) -> str:
 
 def open_preset(page: Page, preset: str = "balanced", size: int = 4096) -> None:
     """A shipped workflow with the preset in place of the nodes that it stands for."""
-    open_workflow(page, shipped("clear_text_to_image"))
+    open_workflow(page, shipped("03_prompt_to_2k"))
     page.evaluate(
         """() => {
             const graph = app.graph, of = (type) => graph.nodes.find((node) => node.type === type)

@@ -28,7 +28,7 @@ def said(page: Page) -> Locator:
 
 
 def open_demo(page: Page, seed: int) -> None:
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
     changes = workflow.sampling(width=128, height=128, steps=1, seed=seed)
     change_widgets(page, {**workflow.DEMO.changes(), **changes})
     page.evaluate(_CAPTURE)
@@ -101,7 +101,7 @@ def test_it_reports_inside_a_subgraph(page: Page, renderer: str) -> None:
 
 def test_a_node_that_expands_reports_for_its_parts(page: Page, renderer: str, client: Any) -> None:
     client.upload_picture("example.png", scene(64, 64))
-    open_workflow(page, shipped("clear_high_res", "CLEARHighRes"))
+    open_workflow(page, shipped("02_image_to_4k", "CLEARHighRes"))
     values = {"target_megapixels": 0.1, "denoise": 0.5, "steps": 1, "stages": 1, "seed": 720 + len(renderer)}
     change_widgets(page, {**workflow.DEMO.changes(), "CLEARHighRes": values})
     change_widgets(page, {"UNETLoader": {"weight_dtype": "default"}})

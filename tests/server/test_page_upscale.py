@@ -25,7 +25,7 @@ def picture(client: Any) -> None:
 
 
 def open_upscale(page: Page, **values: Any) -> None:
-    open_workflow(page, shipped("clear_high_res", "CLEARHighRes"))
+    open_workflow(page, shipped("02_image_to_4k", "CLEARHighRes"))
     given = {"denoise": 0.5, "steps": 2, "devices": "cpu", **values}
     changes = {**workflow.DEMO.changes(), "CLEARHighRes": given, "LoadImage": {"image": "upscaled.png"}}
     change_widgets(page, changes)

@@ -28,7 +28,7 @@ def page(page: Page) -> Iterator[Page]:
 
 def open_demo(page: Page, **asked: int) -> None:
     use_renderer(page, "classic")
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
     change_widgets(page, {**workflow.DEMO.changes(), **workflow.sampling(**asked)})
 
 
@@ -80,14 +80,14 @@ def test_panels_are_in_the_pages_language(page: Page, language: str, renderer: s
     page.wait_for_timeout(1000)  # the page opens its workflow anew
     use_renderer(page, renderer)
     words = json.loads((workflow.ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))["clearPanels"]
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
     for name in ("tokens each patch sees", "attention cost"):
         expect(panel(page).get_by_text(words[name], exact=True)).to_be_visible()
     expect(panel(page).get_by_label(words["Image size"])).to_have_text(
-        re.compile(words["$size (graph)"].replace("$size", "1024 x 1024").replace("(", r"\(").replace(")", r"\)"))
+        re.compile(words["$size (graph)"].replace("$size", "2048 x 2048").replace("(", r"\(").replace(")", r"\)"))
     )
     size = page.evaluate(_SAVED)["size"]
-    open_workflow(page, shipped("clear_text_to_image", "CLEARWeightsLoader"))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARWeightsLoader"))
     expect(panel(page)).to_contain_text(words["missing: $size to download when it runs"].replace("$size", "3.6 GB"))
-    open_workflow(page, shipped("clear_text_to_image", "CLEARApply"))
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
     assert page.evaluate(_SAVED)["size"] == size

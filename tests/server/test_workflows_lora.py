@@ -28,7 +28,7 @@ def test_two_loras_of_any_trainer_before_and_after_clear(shown: Shown) -> None:
             "LoRA before CLEAR": {"lora_name": before or KOHYA, "strength_model": float(before is not None)},
             "LoRA after CLEAR": {"lora_name": after or KOHYA, "strength_model": float(after is not None)},
         }
-        return shown(small("clear_lora", loras))
+        return shown(small("09_lora", loras))
 
     none, kohya, xlabs = around(None, None), around(KOHYA, None), around(XLABS, None)
     assert different(kohya, none)
@@ -45,7 +45,7 @@ def test_two_loras_of_any_trainer_before_and_after_clear(shown: Shown) -> None:
 def test_a_lora_for_part_of_the_steps(shown: Shown) -> None:
     """The host changes the weights between steps: CLEAR's must stay below the LoRA's, and stay when that goes."""
     lora: workflow.Changes = {"CreateHookLoraModelOnly": {"lora_name": KOHYA, "strength_model": 1.0}}
-    half = small("clear_lora_scheduled", lora, {"On from half way": {"start_percent": 0.4}}, steps=2)
+    half = small("10_lora_scheduled", lora, {"On from half way": {"start_percent": 0.4}}, steps=2)
 
     def scheduled(first: float, then: float, *changes: workflow.Changes) -> np.ndarray:
         strengths: workflow.Changes = {

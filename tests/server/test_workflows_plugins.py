@@ -52,7 +52,7 @@ def control(client: Any) -> Callable[..., Any]:
 
     def make(*changes: workflow.Changes, steps: int = 1) -> Any:
         files: workflow.Changes = {"LoadImage": {"image": name}, "ControlNetLoader": {"control_net_name": UNION}}
-        return small("clear_controlnet", files, *changes, steps=steps)
+        return small("11_controlnet", files, *changes, steps=steps)
 
     return make
 
@@ -92,7 +92,7 @@ def test_two_controlnets_and_bands(shown: Shown, control: Any) -> None:
 
 
 def test_schnell_with_the_weights_made_for_dev(client: Any, picture: Any) -> None:
-    prompt = small("clear_schnell", {"UNETLoader": {"unet_name": SCHNELL}}, steps=2)
+    prompt = small("14_schnell", {"UNETLoader": {"unet_name": SCHNELL}}, steps=2)
     run = client.run(prompt)
     said = clear_said(prompt, run)[-1]
     assert workflow.DEMO.clear in said
@@ -102,7 +102,7 @@ def test_schnell_with_the_weights_made_for_dev(client: Any, picture: Any) -> Non
 
 
 def test_guidance_switched_off(shown: Shown) -> None:
-    prompt = small("clear_text_to_image", {"Width": {"value": SIDE}, "Height": {"value": SIDE}})
+    prompt = small("03_prompt_to_2k", {"Width": {"value": SIDE}, "Height": {"value": SIDE}})
     encoded = [workflow.node_id(prompt, "CLIPTextEncode"), 0]
     unguided = added(prompt, "off", "FluxDisableGuidance", conditioning=encoded)
     unguided = workflow.changed(unguided, {"BasicGuider": {"conditioning": ["off", 0]}})
@@ -125,7 +125,7 @@ def test_image_to_image_in_two_passes(client: Any, picture: Any) -> None:
             "Scheduler of the first pass": {"steps": 2},
             "Scheduler of the second pass": {"steps": 2},
         }
-        prompt = workflow.server_form("clear_image_to_image")
+        prompt = workflow.server_form("04_image_to_image")
         prompt = workflow.changed(prompt, workflow.DEMO.changes(), small_passes)
         run = client.run(prompt)
         said = clear_said(prompt, run)
@@ -137,7 +137,7 @@ def test_image_to_image_in_two_passes(client: Any, picture: Any) -> None:
 
 
 def test_dense_and_clear_side_by_side(client: Any) -> None:
-    prompt = small("clear_compare", steps=2)
+    prompt = small("20_compare", steps=2)
     run = client.run(prompt)
     said = clear_said(prompt, run)[-1]
     assert "\nCLEAR ran: 4 layer calls" in said, "the dense half is not CLEAR's"
@@ -166,7 +166,7 @@ def test_dense_and_clear_side_by_side(client: Any) -> None:
 
 def test_batches_prompts_of_two_lengths_and_a_negative_one(client: Any) -> None:
     """Two texts in turn at each step, one of them together with the negative prompt: four samples at a time."""
-    plain = small("clear_text_to_image", {"Width": {"value": SIDE}, "Height": {"value": SIDE}})
+    plain = small("03_prompt_to_2k", {"Width": {"value": SIDE}, "Height": {"value": SIDE}})
     clip, encoded = [workflow.node_id(plain, "DualCLIPLoader"), 0], [workflow.node_id(plain, "CLIPTextEncode"), 0]
     plain = added(plain, "long", "CLIPTextEncode", clip=clip, text="grey waves under low clouds, " * 20)
     plain = added(plain, "negative", "CLIPTextEncode", clip=clip, text="blurred")

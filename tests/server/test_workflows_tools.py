@@ -105,7 +105,7 @@ def test_fill_paints_under_the_mask_and_nowhere_else(client: ComfyClient, upload
     """A hole of 8 x 8 latent cells in 24 x 16. In the latent: the demo's decoder carries a change to every pixel."""
     image = uploaded("with_a_hole.png", 192, 128, hole=(64, 32, 128, 96))
     own: workflow.Changes = {"UNETLoader": {"unet_name": named(flux)}, "LoadImage": {"image": image}}
-    prompt = with_latent(with_latent(small("clear_fill", own)), "given", "InpaintModelConditioning", 2)
+    prompt = with_latent(with_latent(small("16_fill", own)), "given", "InpaintModelConditioning", 2)
     run = client.run(prompt)
     assert calls(said(run, prompt)) == 4
     hole = torch.zeros(16, 24, dtype=torch.bool)
@@ -122,7 +122,7 @@ def test_fill_through_the_window_is_another_picture(client: ComfyClient, uploade
         "UNETLoader": {"unet_name": named(checkpoints_tools.FILL)},
         "LoadImage": {"image": image},
     }
-    prompts = (small("clear_fill", own), workflow.without_clear(small("clear_fill", own)))
+    prompts = (small("16_fill", own), workflow.without_clear(small("16_fill", own)))
     assert far(*(picture_of(client, client.run(prompt), prompt) for prompt in prompts)) > 1
 
 
@@ -134,7 +134,7 @@ def test_canny_paints_on_edges_through_the_window(client: ComfyClient, uploaded:
             "LoadImage": {"image": uploaded(name, 128, 96)},
             "Size": {"width": 160, "height": 128},
         }
-        prompt = small("clear_canny", own)
+        prompt = small("17_canny", own)
         run = client.run(prompt)
         assert calls(said(run, prompt)) == 4
         assert set(np.unique(picture_of(client, run, prompt, "Edges"))) == {0, 255}
@@ -149,7 +149,7 @@ def test_canny_paints_on_edges_through_the_window(client: ComfyClient, uploaded:
 def kontext(uploaded: Any, *changes: workflow.Changes) -> Prompt:
     """Two pictures of other shapes. They are encoded as they are: scaled, each would be a whole megapixel."""
     prompt = small(
-        "clear_kontext",
+        "18_kontext",
         {
             "UNETLoader": {"unet_name": named(checkpoints_tools.KONTEXT)},
             "Size": {"width": 96, "height": 96},
@@ -176,7 +176,7 @@ def test_kontext_sees_two_references_whole_or_through_windows(client: ComfyClien
     assert far(pictures["all tokens"], pictures["window"]) > 1
 
     # As shipped the references are seen whole; and scaled fp8 is the same weights, rounded.
-    shipped = workflow.server_form("clear_kontext")
+    shipped = workflow.server_form("18_kontext")
     assert shipped[workflow.node_id(shipped, "CLEARApply")]["inputs"]["references"] == "all tokens"
     plain = workflow.changed(windows, {"UNETLoader": {"unet_name": named(checkpoints.FLUX)}})
     dense = workflow.without_clear(windows)
@@ -205,7 +205,7 @@ def redux(uploaded: Any, *changes: workflow.Changes) -> Prompt:
         "Height": {"value": 128},
         "BasicScheduler": {"steps": 1},
     }
-    return small("clear_redux", own, *changes)
+    return small("13_redux", own, *changes)
 
 
 def test_redux_brings_tokens_and_below_strength_1_a_mask(client: ComfyClient, uploaded: Any) -> None:
@@ -241,7 +241,7 @@ def regional(left: str, **sampling: Any) -> Prompt:
         "Prompt left": {"text": left},
         "BasicScheduler": {"steps": 1} | sampling,
     }
-    return with_latent(small("clear_regional", own))
+    return with_latent(small("12_regional", own))
 
 
 def test_each_region_follows_its_own_prompt(client: ComfyClient) -> None:
@@ -273,7 +273,7 @@ def test_chroma_takes_the_window_with_a_negative_prompt(client: ComfyClient) -> 
             "Negative prompt": {"text": "blurred, dull, " * 25},
             "BasicScheduler": {"steps": 1},
         }
-        prompt = small("clear_chroma", own)
+        prompt = small("19_chroma", own)
         clip = prompt[workflow.node_id(prompt, "CLIPLoader")]
         clip["class_type"] = "DualCLIPLoader"
         clip["inputs"] = {**workflow.DEMO.changes()["DualCLIPLoader"], "device": "default"}
@@ -291,7 +291,7 @@ def test_chroma_takes_the_window_with_a_negative_prompt(client: ComfyClient) -> 
 
 
 def fast(*changes: workflow.Changes) -> Prompt:
-    return small("clear_fast", {"Width": {"value": 96}, "Height": {"value": 96}}, *changes)
+    return small("15_fast", {"Width": {"value": 96}, "Height": {"value": 96}}, *changes)
 
 
 def test_fp8_weights_take_clear(client: ComfyClient) -> None:
