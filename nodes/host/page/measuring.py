@@ -16,6 +16,7 @@ from ....clear_core.window import Window
 from ..measure import Stopped, measure
 from ..own_times import keep_times
 from ..retry import is_out_of_memory
+from .query import BadRequest
 
 EVENT = "clear_attention.measure"
 """The message to the page: {"share": of the measurement that is done}."""
@@ -27,10 +28,6 @@ _STARTED = "A prompt was queued during the measurement, which was stopped. Measu
 _MEMORY = "There is not enough free memory to measure. Unload models (the button at the top of the page) and try again."
 
 _log = logging.getLogger("clear-attention")
-
-
-class BadRequest(ValueError):
-    """A request that cannot be read; the text says which argument and why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,14 +21,12 @@ from aiohttp import web
 
 from ....clear_core.flux import token_grid
 from ....clear_core.show.estimate import Subject
-from ....clear_core.weights import ClearWeights, Variant, parse_weights, read_header, variant_from_name
 from ...options.bands import BandSettings, resolve_bands
-from ...options.clear import ApplyInputs, ClearSettings, resolve_settings, within
-from ...options.lanes import AUTO as AUTO_DEVICES
+from ...options.clear import resolve_settings, within
 from ...options.presets import resolve_preset, single_nodes
-from ...options.stages import LARGEST_SIDE, MAX_STAGES, plan_stages
-from ...options.target import MEGAPIXELS, Target
-from ...options.vae import AUTO, TILINGS
+from ...options.stages import MAX_STAGES, plan_stages
+from ...options.target import Target
+from ...options.vae import TILINGS
 from ..bands.memory import RESERVE
 from ..files import absent_release, download_folder, weights_files, weights_path
 from ..flux_model import model_here
@@ -39,7 +37,7 @@ from ..server import running_server
 from ..vae import vae_plan_here
 from .downloads import add_download_routes
 from .estimate import Asked, Here, estimate_payload
-from .measuring import BadRequest, Measuring, Wanted
+from .measuring import Measuring, Wanted
 from .payloads import (
     MachineDevice,
     bands_payload,
@@ -50,44 +48,27 @@ from .payloads import (
     weights_payload,
     window_payload,
 )
+from .query import (
+    BANDS,
+    CLEAR,
+    DEVICES,
+    LOADED,
+    RUN,
+    SIZE,
+    UPSCALE,
+    BadRequest,
+    Query,
+    applied,
+    read_values,
+    settings_of,
+    size_of,
+)
 from .upscale import upscale_payload
 
 PREFIX = "/clear_attention"
+_MOST_STEPS = 10_000
 BENCH = "clear_attention_bench.json"
 """In ComfyUI's user folder: the table of this machine, by `python dev.py bench --json`."""
-
-Query = Mapping[str, str]
-_Kind = type[int] | type[float] | type[str] | type[bool]
-
-# Names and defaults are those of the nodes' widgets; width and height have none.
-_SIZE: dict[str, tuple[_Kind, Any]] = {"width": (int, None), "height": (int, None)}
-# The widgets of Apply CLEAR Attention on which its picture depends; the page names them alike.
-_WIDGETS = (
-    *("radius", "down_factor", "backend", "ntk_factor", "proportional_attention"),
-    *("start_percent", "end_percent", "blocks"),
-)
-# preset: of CLEAR 4K / 8K, in place of the others.
-_CLEAR: dict[str, tuple[_Kind, Any]] = {
-    "weights": (str, ""),
-    "preset": (str, ""),
-    **{name: (type(getattr(ApplyInputs(), name)), getattr(ApplyInputs(), name)) for name in _WIDGETS},
-}
-_DEVICES: dict[str, tuple[_Kind, Any]] = {"devices": (str, "auto")}
-_BANDS: dict[str, tuple[_Kind, Any]] = {**_DEVICES, "bands": (int, 0)}
-_TRUTH = {"true": True, "false": False}  # as JavaScript writes them
-_UPSCALE: dict[str, tuple[_Kind, Any]] = {
-    "target_megapixels": (float, 16.8),
-    "stages": (int, 0),
-    "size_by": (str, MEGAPIXELS),
-    "long_side": (int, Target.long_side),
-    "scale": (float, Target.scale),
-    "vae_tiling": (str, AUTO),
-}
-# What a run loads and does: the loader's folder and file, and the steps of the sampler; 0 for unknown.
-_LOADED: dict[str, tuple[_Kind, Any]] = {"folder": (str, "diffusion_models"), "model": (str, ""), "dtype": (str, "")}
-_RUN: dict[str, tuple[_Kind, Any]] = {**_LOADED, "steps": (int, 0), "banded": (int, 0)}
-_MOST_STEPS = 10_000
-_LONGEST = 2000  # characters of one value
 
 
 def add_routes() -> None:
@@ -113,9 +94,9 @@ def answer(route: str, query: Query) -> Any:
 
 def window(query: Query) -> Any:
     """The attention window over an image and its cost; see `window_payload`."""
-    values = _values(query, _SIZE | _CLEAR)
-    width, height = _size(values)
-    file, inputs = _applied(values)
+    values = read_values(query, SIZE | CLEAR)
+    width, height = size_of(values)
+    file, inputs = applied(values)
     home = _home()
     card = torch.cuda.get_device_name(home) if home.type == "cuda" else None
     bench = read_bench(Path(folder_paths.get_user_directory()) / BENCH, card)
@@ -126,9 +107,9 @@ def window(query: Query) -> Any:
 
 def bands(query: Query) -> Any:
     """How an image would be cut here; see `bands_payload`."""
-    values = _values(query, _SIZE | _CLEAR | _BANDS | _LOADED)
-    width, height = _size(values)
-    clear, settings = _settings(values), resolve_bands(values["devices"], values["bands"], "exact")
+    values = read_values(query, SIZE | CLEAR | BANDS | LOADED)
+    width, height = size_of(values)
+    clear, settings = settings_of(values), resolve_bands(values["devices"], values["bands"], "exact")
     found = machine([device.name for device in settings.devices])
     if values["model"]:  # when the bands are chosen, its weights lie on the device and other models need not
         weights, used = _subject(values).size, used_by_models()
@@ -138,15 +119,15 @@ def bands(query: Query) -> Any:
 
 def preset(query: Query) -> Any:
     """The nodes that a preset of CLEAR 4K / 8K stands for; see `single_nodes`."""
-    values = _values(query, _SIZE | _DEVICES | {"preset": (str, None)})
-    return {"nodes": single_nodes(values["preset"], values["devices"], *_size(values))}
+    values = read_values(query, SIZE | DEVICES | {"preset": (str, None)})
+    return {"nodes": single_nodes(values["preset"], values["devices"], *size_of(values))}
 
 
 def upscale(query: Query) -> Any:
     """The stages of an upscale and what each takes; see `upscale_payload`."""
-    values = _values(query, _SIZE | _CLEAR | _BANDS | _UPSCALE)
-    width, height = _size(values)
-    clear, settings = _settings(values), resolve_bands(values["devices"], values["bands"], "exact")
+    values = read_values(query, SIZE | CLEAR | BANDS | UPSCALE)
+    width, height = size_of(values)
+    clear, settings = settings_of(values), resolve_bands(values["devices"], values["bands"], "exact")
     within("stages", values["stages"], 0, MAX_STAGES)
     if values["vae_tiling"] not in TILINGS:
         raise ValueError(f"vae_tiling is {values['vae_tiling']!r:.60}; choose one of: {', '.join(TILINGS)}")
@@ -159,24 +140,24 @@ def upscale(query: Query) -> Any:
 
 def devices(query: Query) -> Any:
     """The devices of this machine and the one that each entry of a `devices` text names; see `devices_payload`."""
-    entries = named_devices(_values(query, _DEVICES)["devices"])
+    entries = named_devices(read_values(query, DEVICES)["devices"])
     return devices_payload(entries, machine([device for _, device in entries]))
 
 
 def weights(query: Query) -> Any:
     """The weights files; see `weights_payload`."""
-    _values(query, {})
+    read_values(query, {})
     here = [name for name in weights_files() if absent_release(name) is None]
     return weights_payload({name: weights_path(name).stat().st_size for name in here})
 
 
 def estimate(query: Query) -> Any:
     """What a run would take; see `estimate_payload`. banded: whether it runs in bands, and `bands` counts."""
-    values = _values(query, _SIZE | _CLEAR | _BANDS | _RUN)
-    width, height = _size(values)
+    values = read_values(query, SIZE | CLEAR | BANDS | RUN)
+    width, height = size_of(values)
     if not 0 <= values["steps"] <= _MOST_STEPS:
         raise BadRequest(f"steps is {values['steps']}; allowed is 0 to {_MOST_STEPS}")
-    file, inputs = _applied(values)
+    file, inputs = applied(values)
     clear, subject = resolve_settings(file, inputs), _subject(values)
     bands = resolve_bands(values["devices"], values["bands"], "exact") if values["banded"] else None
     if values["preset"] and bands is not None and not bands.bands:
@@ -241,63 +222,6 @@ def _handler(route: str) -> Callable[[web.Request], Any]:
     return handle
 
 
-def _values(query: Query, known: Mapping[str, tuple[_Kind, Any]]) -> dict[str, Any]:
-    """Every known argument, read, or its default. Raises BadRequest for one that is unknown, missing or unreadable."""
-    for name in query:
-        if name not in known:
-            raise BadRequest(f"unknown argument {name[:40]!r}; known are: {', '.join(known) or 'none'}")
-    found = {}
-    for name, (kind, default) in known.items():
-        text = query.get(name)
-        if text is None and default is None:
-            raise BadRequest(f"{name} is missing")
-        if text is not None and len(text) > _LONGEST:
-            raise BadRequest(f"{name} is longer than {_LONGEST} characters")
-        try:
-            found[name] = default if text is None else _read(kind, text)
-        except ValueError:
-            what = "neither true nor false" if kind is bool else "not a number"
-            raise BadRequest(f"{name} is {str(text)[:40]!r}, which is {what}") from None
-    return found
-
-
-def _read(kind: _Kind, text: str) -> Any:
-    """Raises ValueError for a text that is none of its kind."""
-    if kind is not bool:
-        return kind(text)
-    if text not in _TRUTH:
-        raise ValueError(text)
-    return _TRUTH[text]
-
-
-def _size(values: Mapping[str, Any]) -> tuple[int, int]:
-    for name in ("width", "height"):
-        if not 1 <= values[name] <= LARGEST_SIDE:
-            raise BadRequest(f"{name} is {values[name]}; allowed is 1 to {LARGEST_SIDE} pixels")
-    return values["width"], values["height"]
-
-
-def _variant(name: str) -> Variant:
-    """By the file's name, which tells that of a released one before it is here; else by its header."""
-    known = variant_from_name(name)
-    if known is None:
-        known = parse_weights(*read_header(weights_path(name)), name).variant
-    return known
-
-
-def _applied(values: Mapping[str, Any]) -> tuple[ClearWeights | None, ApplyInputs]:
-    """The weights' name and variant, and the inputs, of Apply CLEAR Attention or of what CLEAR 4K / 8K stands for."""
-    if values["preset"]:
-        values = {**_values({}, _CLEAR), "weights": resolve_preset(values["preset"], AUTO_DEVICES)[0].weights}
-    name = values["weights"]
-    file = ClearWeights(name, _variant(name), {}, {}, (0, 0)) if name else None
-    return file, ApplyInputs(**{name: values[name] for name in _WIDGETS})
-
-
-def _settings(values: Mapping[str, Any]) -> ClearSettings:
-    return resolve_settings(*_applied(values))
-
-
 def _subject(values: Mapping[str, Any]) -> Subject:
     """The model that the loader in the graph would load."""
     return subject_of(model_here(_home()), values["folder"], values["model"], values["dtype"])
@@ -305,8 +229,8 @@ def _subject(values: Mapping[str, Any]) -> Subject:
 
 def _wanted(query: Query) -> Wanted:
     """What `Measure now` is to measure. Raises BadRequest or ValueError."""
-    values = _values(query, _CLEAR | _LOADED)
-    clear = _settings(values)
+    values = read_values(query, CLEAR | LOADED)
+    clear = settings_of(values)
     return Wanted(_subject(values), clear.backend, clear.window)
 
 
