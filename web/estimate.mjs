@@ -19,7 +19,7 @@ const MEASURED = "clear_attention.measured"; // tells every panel of the page
 export function estimate(node) {
     const rows = html("div", { class: "clear-estimate-rows", "aria-live": "polite" });
     const buttons = html("div", { class: "clear-estimate-buttons" });
-    const said = html("p", { class: "clear-estimate-said", role: "status" });
+    const said = html("p", { class: "clear-estimate-said", role: "status", hidden: "" });
     const element = html("div", { class: "clear-estimate" }, rows, said, buttons);
     const height = measured(node, element);
     /** @type {Record<string, unknown>} */
@@ -47,12 +47,18 @@ export function estimate(node) {
         return [button];
     }
 
+    /** @param {string} text */
+    function say(text) {
+        said.textContent = text;
+        said.hidden = !text;
+    }
+
     async function measure() {
         const { width, height, devices, bands, banded, steps: count, ...values } = wanted;
         setMeasuring(true, 0);
         const answer = /** @type {{ refused?: string }} */ (await request("measure", values, "POST"));
         setMeasuring(false);
-        said.textContent = answer.refused ?? "";
+        say(answer.refused ?? "");
         if (answer.refused === undefined) window.dispatchEvent(new Event(MEASURED));
     }
 
@@ -60,7 +66,7 @@ export function estimate(node) {
     function setMeasuring(on, share = 0) {
         measuring = on;
         for (const button of buttons.querySelectorAll("button")) button.disabled = on;
-        said.textContent = on ? t("Measuring: $percent %", { percent: Math.round(100 * share) }) : "";
+        say(on ? t("Measuring: $percent %", { percent: Math.round(100 * share) }) : "");
     }
 
     /** @type {EventTarget} */ (api).addEventListener("clear_attention.measure", (event) => {

@@ -120,7 +120,7 @@ def expected(radius: int, width: int, height: int, factor: int = 1) -> dict[str,
 
 def wait_for_figures(page: Page, wanted: dict[str, str]) -> None:
     found: dict[str, str] = {}
-    for _ in range(100):
+    for _ in range(1000):
         found = figures(page)
         if wanted.items() <= found.items():
             return
@@ -495,7 +495,7 @@ def test_each_band_shows_how_far_it_is(page: Page, renderer: str, client: Any) -
             app.canvas.setDirty(true, true) // the classic renderer places panels when it draws
             window.seen = []
             window.watch = setInterval(() => {
-                const bar = document.querySelector('.clear-panel progress')
+                const bar = document.querySelector('.clear-panel:has(.clear-devices) progress')
                 if (!bar) return
                 const parts = [...document.querySelectorAll('.clear-done')]
                 seen.push([bar.value, parts.map((part) => Number(part.getAttribute('width')))])
@@ -506,7 +506,7 @@ def test_each_band_shows_how_far_it_is(page: Page, renderer: str, client: Any) -
     expect(cut.locator("dl")).to_contain_text("4 of 16")
     page.evaluate("() => app.queuePrompt(0)")
     page.wait_for_function("() => window.seen.length > 0", timeout=120_000)
-    page.wait_for_function("() => !document.querySelector('.clear-panel progress')", timeout=120_000)
+    page.wait_for_function("() => !document.querySelector('.clear-panel:has(.clear-devices) progress')", timeout=120_000)
     page.evaluate("() => clearInterval(window.watch)")
     seen = page.evaluate("() => window.seen")
     assert all(len(widths) == 4 and 0 <= value <= 100 for value, widths in seen)
