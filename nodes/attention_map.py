@@ -12,6 +12,7 @@ from ..clear_core.weights import BlockId
 from . import host
 from .insight.attention_row import AttentionMass
 from .insight.map_figure import MapFigure, map_page
+from .insight.map_picture import map_picture
 from .insight.picture import as_image, page_theme
 from .options.blocks import parse_blocks
 from .schema import CACHED_PER_NODE_ID, CATEGORY, make
@@ -69,10 +70,13 @@ class CLEARAttentionMap(io.ComfyNode):
         request = host.ProbeRequest(_one_block(block), head, percent, x, y)
         result = host.probe_attention(model, positive, latent_image, request, seed=seed)
         text = _described(request, result)
-        image = as_image(map_page(_figure(request, result), page_theme(host.page_is_light())))
+        figure = _figure(request, result)
+        page = map_page(figure, page_theme(host.page_is_light()))
+        image = as_image(page)
         host.node_text_sender(cls.hidden.unique_id)(text)
-        preview = ui.PreviewImage(image, cls=cls).as_dict()
-        return io.NodeOutput(image, text, ui={**preview, "text": (text,)})
+        (saved,) = ui.PreviewImage(image, cls=cls).values
+        # A key of this pack's own: the page itself would draw "images" a second time.
+        return io.NodeOutput(image, text, ui={"text": (text,), "clear_map": (map_picture(figure, page, saved),)})
 
 
 def _inputs() -> list[io.Input]:

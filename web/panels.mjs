@@ -8,9 +8,10 @@ import { comparePanel } from "./compare_panel.mjs";
 import { graphs, isNode } from "./graph.mjs";
 import { sizeRead } from "./image_file.mjs";
 import { loadTranslations } from "./i18n.mjs";
+import { mapPanel } from "./map_panel.mjs";
 import { addPanel, reattachPanel, removePageText, removePanel } from "./node_panel.mjs";
 import { presetPanel } from "./preset_panel.mjs";
-import { keepPairs } from "./run_images.mjs";
+import { keepImages } from "./run_images.mjs";
 import { emptyPanel, withRunText } from "./run_text.mjs";
 import { keepText, runStarted, textsOf } from "./run_texts.mjs";
 import { upscalePanel } from "./upscale_panel.mjs";
@@ -23,6 +24,7 @@ import { windowPanel } from "./window_panel.mjs";
 /** @type {Record<string, (node: Node) => Panel>} */
 const PANELS = {
     CLEARApply: (node) => withFullAttentionRun(node, windowPanel(node)),
+    CLEARAttentionMap: mapPanel,
     CLEARCompare: comparePanel,
     CLEARHighRes: upscalePanel,
     CLEARMultiGPU: bandsPanel,
@@ -111,7 +113,7 @@ api.addEventListener("progress_text", ({ detail: { nodeId, text } }) => {
 });
 api.addEventListener("executed", ({ detail }) => {
     const id = String(detail.display_node ?? detail.node);
-    if (keepPairs(id, detail.output)) forEachPanel((panel, node) => isNode(node, id) && panel.refresh());
+    if (keepImages(id, detail.output)) forEachPanel((panel, node) => isNode(node, id) && panel.refresh());
 });
 // All nodes: while one compares, the buttons of the others wait.
 onComparisonChanged(() => forEachPanel((panel) => panel.refresh()));

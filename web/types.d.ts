@@ -57,6 +57,20 @@ export interface ComparedPair {
     batch: number;
 }
 
+/** The picture of CLEAR Attention Map; nodes/insight/map_picture.py. */
+export interface MapPicture extends ServerImage {
+    size: [width: number, height: number];
+    maps: { name: string; place: [left: number, top: number, width: number, height: number] }[];
+    grid: [rows: number, columns: number];
+    query: [row: number, column: number];
+}
+
+/** What a node's run has made, under the keys of this pack. */
+export interface RunOutput {
+    clear_compare?: ComparedPair[];
+    clear_map?: MapPicture[];
+}
+
 /** A prompt in the server's form. */
 export type Prompt = Record<string, { class_type: string; inputs: Record<string, unknown> } & Record<string, unknown>>;
 

@@ -113,6 +113,13 @@ class Page:
         axes.set(xlim=(0, grid.width), ylim=(grid.height, 0), aspect="equal", xticks=[], yticks=[])
         return axes
 
+    def place_of(self, name: str) -> Box:
+        """The pixels that the axes of this name fill, which an equal aspect makes smaller than the box given."""
+        (axes,) = [axes for axes in self.figure.axes if axes.get_label() == name]
+        axes.apply_aspect()
+        extent = axes.get_window_extent()
+        return Box(extent.x0, self.height - extent.y1, extent.x1, self.height - extent.y0)
+
     def pixels(self) -> np.ndarray:
         """uint8 [height, width, 3]."""
         import numpy as np

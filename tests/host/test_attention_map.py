@@ -431,6 +431,7 @@ class Drawn:
     """A figure's maps and texts, found again in its pixels and among its artists."""
 
     def __init__(self, page: Any) -> None:
+        self.page = page
         self.pixels = page.pixels()
         self.axes = {axes.get_label(): axes for axes in page.figure.axes}
         legends = [text.get_text() for legend in page.figure.legends for text in legend.get_texts()]
@@ -514,6 +515,19 @@ def test_the_parts_of_the_attention_are_drawn_and_named(draw: Callable[..., Draw
         "50 % text",
         "50 % in the window",
     ]
+
+
+def test_the_maps_lie_where_the_page_is_told(draw: Callable[..., Drawn]) -> None:
+    """The brightest token is found in the picture by the place alone."""
+    dense = torch.full((604,), 1e-3)
+    dense[4 + 3 * 30 + 25] = 0.5
+    drawn = draw(dense, seen() * 1e-2)
+    left, top, right, bottom = drawn.page.place_of("a")
+    assert (right - left) / (bottom - top) == pytest.approx(1.5)
+    part = drawn.pixels[round(top) : round(bottom), round(left) : round(right)].sum(-1, dtype=int)
+    rows, columns = np.nonzero(part == part[int(3.5 / 20 * len(part)), int(25.5 / 30 * part.shape[1])])
+    assert rows.mean() / len(part) * 20 == pytest.approx(3.5, abs=0.1)
+    assert columns.mean() / part.shape[1] * 30 == pytest.approx(25.5, abs=0.1)
 
 
 def test_more_tokens_than_pixels_keep_the_brightest(nodes_api: Any) -> None:

@@ -45,11 +45,17 @@ def test_both_nodes_show_their_picture_and_their_text(client: Any, demo_prompt: 
             "of the dense attention to the image lies in the window",
         ),
     }
+    # The page draws "images" itself; the pack's own panel draws the maps, and the page must not draw them again.
+    pictures = {"report": "images", "map": "clear_map"}
+    assert "images" not in run.outputs["map"]
     for node, said in words.items():
         (text,) = run.outputs[node]["text"]
         assert all(word in text for word in said), text
         shown = [shown for where, shown in run.texts if where == node][-1]
         assert set(shown.split("\n")) <= set(text.split("\n"))
-        (reference,) = run.outputs[node]["images"]
+        (reference,) = run.outputs[node][pictures[node]]
         with Image.open(io.BytesIO(client.image(reference))) as picture:
             assert picture.width == 1600
+    (shown_map,) = run.outputs["map"]["clear_map"]
+    assert (shown_map["grid"], shown_map["query"]) == ([12, 16], [6, 8])
+    assert shown_map["size"] == list(picture.size)
