@@ -17,6 +17,7 @@ from .page import RENDERERS, open_workflow, put_after, set_setting, shipped, use
 
 THEMES = ("dark", "light")
 PLACED: dict[str, tuple[str, tuple[str, str] | None]] = {
+    "CLEARPreset": ("01_prompt_to_4k", None),
     "CLEARWeightsLoader": ("03_prompt_to_2k", None),
     "CLEARApply": ("03_prompt_to_2k", None),
     "CLEARMultiGPU": ("03_prompt_to_2k", ("CLEARApply", "model")),
