@@ -506,7 +506,9 @@ def test_each_band_shows_how_far_it_is(page: Page, renderer: str, client: Any) -
     expect(cut.locator("dl")).to_contain_text("4 of 16")
     page.evaluate("() => app.queuePrompt(0)")
     page.wait_for_function("() => window.seen.length > 0", timeout=120_000)
-    page.wait_for_function("() => !document.querySelector('.clear-panel:has(.clear-devices) progress')", timeout=120_000)
+    page.wait_for_function(
+        "() => !document.querySelector('.clear-panel:has(.clear-devices) progress')", timeout=120_000
+    )
     page.evaluate("() => clearInterval(window.watch)")
     seen = page.evaluate("() => window.seen")
     assert all(len(widths) == 4 and 0 <= value <= 100 for value, widths in seen)
