@@ -152,7 +152,8 @@ function progressLines(running) {
         images > 1
             ? t("Image $image of $images, stage $stage of $stages", where)
             : t("Stage $stage of $stages", where);
-    const doing = { encode: t("VAE encode"), decode: t("VAE decode"), sample: t("step $step of $steps", { step, steps }) };
+    const sample = steps ? t("step $step of $steps", { step, steps }) : t("sampling begins");
+    const doing = { encode: t("VAE encode"), decode: t("VAE decode"), sample };
     const times = [];
     if (stage_left !== null) times.push(t("$time left in this stage", { time: duration(stage_left) }));
     if (left !== null) times.push(t("$time in all", { time: duration(left) }));

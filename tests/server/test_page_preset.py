@@ -112,6 +112,12 @@ def test_expand_works_inside_a_subgraph(page: Page, renderer: str) -> None:
             const preset = app.graph.nodes.find((node) => node.type === 'CLEARPreset')
             const { subgraph } = app.graph.convertToSubgraph(new Set([preset]))
             app.canvas.setGraph(subgraph)
+            const [x, y] = subgraph.nodes[0].pos
+            requestAnimationFrame(() => {
+                app.canvas.ds.scale = 1
+                app.canvas.ds.offset = [300 - x, 200 - y]
+                app.canvas.setDirty(true, true)
+            })
         }"""
     )
     page.wait_for_function("app.canvas.graph !== app.graph")
