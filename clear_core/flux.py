@@ -22,6 +22,11 @@ LAYERS: Final = 19 + 38
 """Double-stream and single-stream blocks; each has one attention layer."""
 
 
+def pixel_size(image: Grid) -> tuple[int, int]:
+    """Width and height in pixels of an image of so many tokens."""
+    return image.width * PIXELS_PER_TOKEN, image.height * PIXELS_PER_TOKEN
+
+
 def token_grid(width: int, height: int) -> Grid:
     """The token grid of an image. width, height: pixels. A partial token at the border counts as one."""
     return Grid(-(-height // PIXELS_PER_TOKEN), -(-width // PIXELS_PER_TOKEN))

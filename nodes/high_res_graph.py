@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .insight.upscale_run import Part
+from .options.presets import TIME_SHIFT
 from .options.stages import Stage
-
-_SHIFT = 1.1  # ln 3: the fixed time shift of the authors' recipe, whatever the size
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def add_stage(graph: Any, number: int, stage: Stage, given: Mapping[str, Any], i
             end_percent=1.0,
             references="window",
         ).out(0)
-    model = graph.node("ModelSamplingFlux", model=model, max_shift=_SHIFT, base_shift=_SHIFT, **size).out(0)
+    model = graph.node("ModelSamplingFlux", model=model, max_shift=TIME_SHIFT, base_shift=TIME_SHIFT, **size).out(0)
     guided = graph.node("FluxGuidance", conditioning=given["positive"], guidance=inputs["guidance"]).out(0)
     sampler = graph.node(
         "CLEARTiledSampler",

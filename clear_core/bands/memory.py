@@ -7,6 +7,7 @@ for smaller images up to 22% more. Weights that a lane prepares for a block and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..flux import CHANNELS, HEAD_DIM
@@ -15,6 +16,8 @@ from .plan import BandPlan
 from .schedule import rows_waiting
 
 _MARGIN = 1.05
+LEAST_ROWS = 4
+"""Thinner bands save no more: the rows that wait for their halo are as many as the window reaches."""
 _WORKSPACE = 160 * 2**20  # what a backend gathers and what it answers for one band at a time
 MATRIX_WORKSPACE = 32 * 2**20
 """What cuBLAS takes for a thread and stream that multiply matrices, in bytes, on sm_90 and newer. A lane is one."""
@@ -69,6 +72,20 @@ class ModelShape:
     def double_block(self) -> int:
         """The same of a double-stream block: text and image each have a modulation of 6 c x c, and the rest."""
         return round(2 * (10 + 2 * self.mlp_ratio) * self.channels) * self.token
+
+
+def least_that_fits(
+    plan_of: Callable[[int], BandPlan], count: int, fits: Callable[[BandPlan], bool]
+) -> tuple[int, bool]:
+    """The number of bands, doubled from `count` until its plan fits, and whether it does.
+
+    plan_of: the plan for a number of bands. Bands of fewer rows than `LEAST_ROWS` are not tried.
+    """
+    while not fits(plan := plan_of(count)):
+        if 2 * count * LEAST_ROWS > plan.image.height:
+            return count, False
+        count *= 2
+    return count, True
 
 
 def stock_bytes(image: Grid, text: int, shape: ModelShape, batch: int = 1) -> int:

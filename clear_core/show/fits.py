@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..bands.memory import ModelShape, lane_bytes, stock_bytes
+from ..bands.memory import ModelShape, lane_bytes, least_that_fits, stock_bytes
 from ..bands.plan import BandPlan
 from ..layout import Grid
-
-_LEAST_ROWS = 4  # thinner bands save no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +42,31 @@ def worst_need(
     devices: Sequence[str],
     room: dict[str, int],
 ) -> Need:
-    """Of the device that lacks the most, or has the least left.
+    """Of the device that lacks the most, or has the least left. room: bytes on each device for weights and step.
 
-    plan: None for no bands. devices: of each lane. room: bytes on each device for weights and step.
+    For the rest see `step_bytes`.
     """
-    steps: Counter[str] = Counter()
-    if plan is None or len(plan.bands) == 1:
-        steps[devices[0]] = stock_bytes(image, text, shape)
-    else:
-        for lane in range(plan.lane_count):
-            steps[devices[lane]] += lane_bytes(plan, lane, text, shape)
+    steps = step_bytes(plan, image, text, shape, devices)
     needs = [Need(device, weights, step, room[device]) for device, step in steps.items()]
     return max(needs, key=lambda need: need.total - need.room)
 
 
+def step_bytes(
+    plan: BandPlan | None, image: Grid, text: int, shape: ModelShape, devices: Sequence[str]
+) -> Counter[str]:
+    """Bytes that one step takes of each device beside the weights, all its lanes together.
+
+    plan: None for no bands. text: tokens. devices: of each lane.
+    """
+    if plan is None or len(plan.bands) == 1:
+        return Counter({devices[0]: stock_bytes(image, text, shape)})
+    steps: Counter[str] = Counter()
+    for lane in range(plan.lane_count):
+        steps[devices[lane]] += lane_bytes(plan, lane, text, shape)
+    return steps
+
+
 def least_count(plan_of: Callable[[int], BandPlan], lanes: int, need_of: Callable[[BandPlan], Need]) -> int | None:
     """The least number of bands that fits, doubled until it does; None where none fits."""
-    count = lanes
-    while True:
-        plan = plan_of(count)
-        if need_of(plan).missing == 0:
-            return count
-        if 2 * count * _LEAST_ROWS > plan.image.height:
-            return None
-        count *= 2
+    count, found = least_that_fits(plan_of, lanes, lambda plan: need_of(plan).missing == 0)
+    return count if found else None

@@ -3,11 +3,48 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
 import torch
+
+
+@dataclass(frozen=True, slots=True)
+class MachineDevice:
+    """A device of this machine. name: as `devices` takes it, such as cuda:0. free, total: bytes of memory."""
+
+    name: str
+    title: str
+    free: int
+    total: int
+
+    @property
+    def kind(self) -> str:
+        return self.name.partition(":")[0]
+
+
+def home() -> torch.device:
+    """The device that ComfyUI computes on."""
+    return torch.device(comfy.model_management.get_torch_device())
+
+
+def machine(named: Collection[str] = ()) -> list[MachineDevice]:
+    """ComfyUI's own device, the others of its kind, and the CPU. Devices of another kind only if they are `named`.
+
+    Asking a GPU for its free memory takes some of it, which ComfyUI on the CPU should not do unasked.
+    """
+    own = home()
+    found = machine_devices(own)
+    return [_device(device) for device in found if device.type in (own.type, "cpu") or device_name(device) in named]
+
+
+def _device(device: torch.device) -> MachineDevice:
+    free: Any = comfy.model_management.get_free_memory(device)
+    total: Any = comfy.model_management.get_total_memory(device)
+    title = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return MachineDevice(device_name(device), title, int(free), int(total))
 
 
 def machine_devices(home: torch.device) -> list[torch.device]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from comfy_execution.progress import ProgressHandler, ProgressRegistry, get_prog
 
 from ..insight.upscale_run import Part, UpscaleRun
 from ..options.stages import Stage
+from .server import running_server
 
 EVENT = "clear_attention.upscale"
 _EVERY = 0.2  # seconds
@@ -102,9 +102,7 @@ def follow_upscale(
 
 def send_upscale(node: str, message: Mapping[str, Any]) -> None:
     """To the page, if there is one."""
-    # Where ComfyUI runs without its server, importing it would start half of one.
-    module = sys.modules.get("server")
-    server = getattr(getattr(module, "PromptServer", None), "instance", None)
+    server = running_server()
     if server is not None:
         server.send_sync(EVENT, {**message, "node": node}, server.client_id)
 

@@ -11,7 +11,7 @@ from ..options.bands import BandSettings
 from ..options.clear import ApplyInputs, resolve_settings
 from ..options.stages import Stage
 from .flux_model import model_info
-from .page.routes import machine
+from .machine import machine
 from .page.upscale import upscale_payload
 from .upscale_progress import follow_upscale, send_upscale
 from .vae import vae_plan

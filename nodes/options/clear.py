@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ...clear_core.backends import AUTO, backend_names
-from ...clear_core.flux import PIXELS_PER_TOKEN
+from ...clear_core.flux import pixel_size
 from ...clear_core.layout import Grid
 from ...clear_core.pattern import ReferenceView
 from ...clear_core.weights import LARGEST_FACTOR, LARGEST_RADIUS, BlockId, ClearWeights
@@ -47,11 +47,11 @@ class ClearSettings:
 
     def ntk_at(self, image: Grid) -> float:
         """The NTK factor for an image of so many tokens; 1 for none."""
-        return ntk_by_size(*_pixels(image)) if self.by_size else self.ntk_factor
+        return ntk_by_size(*pixel_size(image)) if self.by_size else self.ntk_factor
 
     def proportional_at(self, image: Grid) -> bool:
         """Whether attention is proportional for an image of so many tokens."""
-        return self.proportional or (self.by_size and is_large(*_pixels(image)))
+        return self.proportional or (self.by_size and is_large(*pixel_size(image)))
 
     @property
     def whole_schedule(self) -> bool:
@@ -72,10 +72,6 @@ class ClearSettings:
         active: whether the window is on in the step, or in all steps that the bands are for.
         """
         return self.window if active and self.blocks.everything else None
-
-
-def _pixels(image: Grid) -> tuple[int, int]:
-    return image.width * PIXELS_PER_TOKEN, image.height * PIXELS_PER_TOKEN
 
 
 USUAL = ClearSettings(window=Window(16))

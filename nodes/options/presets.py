@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from ...clear_core.backends import AUTO
 from ...clear_core.flux import token_grid
+from ...clear_core.show.cost import BAND_ROWS
 from .bands import BandSettings
 from .clear import ApplyInputs
 from .lanes import parse_devices
@@ -15,7 +16,6 @@ from .lanes import parse_devices
 TIME_SHIFT = 1.1
 """ln 3: the fixed time shift of the authors' recipe, whatever the size."""
 DEFAULT = "balanced"
-_THIN = 8  # rows of tokens: 64 bands for 8192 px
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "fast": Preset("clear_local_8.safetensors", "smallest window"),
         DEFAULT: Preset("clear_local_16.safetensors", "the window that suits most images"),
         "detail": Preset("clear_local_32.safetensors", "largest window, closest to full attention"),
-        "memory saver": Preset("clear_local_8.safetensors", f"smallest window, bands of {_THIN} rows", _THIN),
+        "memory saver": Preset("clear_local_8.safetensors", f"smallest window, bands of {BAND_ROWS} rows", BAND_ROWS),
     }
 )
 

@@ -11,11 +11,13 @@ import comfy.model_management
 import torch
 
 from ....clear_core.bands.memory import (
+    LEAST_ROWS,
     MATRIX_WORKSPACE,
     OLDER_MATRIX_WORKSPACE,
     ModelShape,
     banded_bytes,
     lane_bytes,
+    least_that_fits,
     stock_bytes,
 )
 from ....clear_core.bands.plan import BandPlan
@@ -26,7 +28,6 @@ from ...options.clear import ClearSettings
 from ..attention_call import SETTINGS
 from .replicas import Lane
 
-_LEAST_ROWS = 4  # thinner bands save no more: the rows that wait for their halo are as many as the window reaches
 _TO_OVERLAP = 4  # bands a lane
 RESERVE = 512 * 2**20  # bytes left to the driver, the page's previews and the like
 
@@ -90,7 +91,7 @@ def plans(grid: Grid, clear: ClearSettings, shares: Sequence[float] = (1.0,)) ->
 
 def most_bands(grid: Grid) -> int:
     """The number of bands beyond which more save nothing."""
-    return max(1, min(MAX_BANDS, grid.height // _LEAST_ROWS))
+    return max(1, min(MAX_BANDS, grid.height // LEAST_ROWS))
 
 
 def fitting_count(
@@ -101,16 +102,13 @@ def fitting_count(
     On several cards four a lane at least: its borders publish first and attend last, and the two in between hide what
     travels meanwhile. free: None on a CPU, where nothing is to be saved and nothing travels.
     """
+    if free is None:
+        return lanes
     count = lanes
-    if lanes > 1 and free is not None:
+    if lanes > 1:
         rows = plan_of(lanes).image.height
-        count = max(lanes, min(_TO_OVERLAP * lanes, rows // _LEAST_ROWS))
-    while free is not None:
-        plan = plan_of(count)
-        if banded_bytes(plan, text, shape, batch) <= free or 2 * count * _LEAST_ROWS > plan.image.height:
-            break
-        count *= 2
-    return count
+        count = max(lanes, min(_TO_OVERLAP * lanes, rows // LEAST_ROWS))
+    return least_that_fits(plan_of, count, lambda plan: banded_bytes(plan, text, shape, batch) <= free)[0]
 
 
 def plan_that_fits(

@@ -15,7 +15,7 @@ from ...insight.step_time import StepClock
 from ...options.bands import BandSettings
 from ...options.clear import ClearSettings
 from ...options.lanes import resolve_lanes
-from ..bands.memory import fitting_count
+from ..bands.memory import fitting_count, plans
 from ..flux_model import PROMPT_TOKENS
 from .payloads import Payload
 
@@ -89,13 +89,8 @@ class _Run:
         bands = asked.bands
         lanes = resolve_lanes(bands.devices if bands else (), list(here.devices)).lanes if bands else ()
         self.devices = [lane.name for lane in lanes] or [here.devices[0]]
-        self.shares = [lane.share or 1.0 for lane in lanes] or [1.0]
+        self.plan_of = plans(self.grid, asked.clear, [lane.share or 1.0 for lane in lanes] or [1.0])
         self.plan = self.plan_of(self._count(bands)) if bands else None
-
-    def plan_of(self, count: int) -> BandPlan:
-        clear = self.asked.clear
-        window = clear.band_window(active=clear.whole_schedule)
-        return BandPlan.cut(self.grid, count, window, down_factor=clear.down_factor, shares=self.shares)
 
     def need(self, plan: BandPlan | None, weights: int | None = None) -> Need:
         subject = self.asked.subject

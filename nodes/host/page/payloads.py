@@ -8,46 +8,33 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ....clear_core.backends import AUTO
-from ....clear_core.bands.memory import ModelShape, lane_bytes, stock_bytes
-from ....clear_core.bands.plan import BandPlan
-from ....clear_core.flux import PIXELS_PER_TOKEN, token_grid
+from ....clear_core.bands.memory import ModelShape
+from ....clear_core.flux import PIXELS_PER_TOKEN, pixel_size, token_grid
 from ....clear_core.hub.released import RELEASED, REPOSITORY, find, size_text
 from ....clear_core.layout import Grid, TokenLayout
 from ....clear_core.pattern import attention_flops
 from ....clear_core.pooling import pooled_grid
+from ....clear_core.show.fits import step_bytes
 from ....clear_core.weights import ClearWeights, variant_from_name
 from ...options.bands import BandSettings
 from ...options.by_size import is_large
 from ...options.clear import ApplyInputs, ClearSettings
-from ...options.lanes import ResolvedLanes, parse_device, resolve_lanes, split_devices
-from ..bands.memory import RESERVE, fitting_count
+from ...options.lanes import parse_device, resolve_lanes, split_devices
+from ..bands.memory import RESERVE, fitting_count, plans
 from ..flux_model import PROMPT_TOKENS
+from ..machine import MachineDevice
 
 LICENCE = "FLUX.1 [dev] non-commercial licence"
 _PAGE = f"https://huggingface.co/{REPOSITORY}"
 _NEAR = math.sqrt(2)  # a measurement at another size counts for sides up to so much larger or smaller
 
 Payload = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class MachineDevice:
-    """A device of this machine. name: as `devices` takes it, such as cuda:0. free, total: bytes of memory."""
-
-    name: str
-    title: str
-    free: int
-    total: int
-
-    @property
-    def kind(self) -> str:
-        return self.name.partition(":")[0]
 
 
 def window_payload(settings: ClearSettings, width: int, height: int, bench: Payload | str) -> Payload:
@@ -88,7 +75,7 @@ def chosen_payload(settings: ClearSettings, inputs: ApplyInputs, weights: ClearW
         "ntk_factor": settings.ntk_at(image),
         "proportional": settings.proportional_at(image),
         "by_size": settings.by_size,
-        "large": is_large(image.width * PIXELS_PER_TOKEN, image.height * PIXELS_PER_TOKEN),
+        "large": is_large(*pixel_size(image)),
     }
 
 
@@ -146,29 +133,20 @@ def bands_payload(
     here = {device.name: device for device in machine}
     resolved = resolve_lanes(settings.devices, list(here))
     devices = [here[lane.name] for lane in resolved.lanes]
-    plan_of = _planner(clear, token_grid(width, height), resolved)
+    grid = token_grid(width, height)
+    plan_of = plans(grid, clear, [lane.share or 1.0 for lane in resolved.lanes])
     room = _room(devices)
-    plan = plan_of(settings.bands or fitting_count(plan_of, len(devices), room, PROMPT_TOKENS, shape, 1))
+    asked = settings.count(grid)
+    plan = plan_of(asked or fitting_count(plan_of, len(devices), room, PROMPT_TOKENS, shape, 1))
     return {
         "grid": [plan.image.height, plan.image.width],
         "bands": [[rows.start, rows.stop, lane] for rows, lane in zip(plan.bands, plan.lanes, strict=True)],
         "halo": None if plan.window is None else plan.window.halo,
         "lanes": [device.name for device in devices[: plan.lane_count]],
-        "peaks": _peaks(plan, devices, shape),
+        "peaks": step_bytes(plan, grid, PROMPT_TOKENS, shape, [device.name for device in devices]),
         "missing": list(resolved.missing),
-        "chosen": settings.bands == 0 and room is not None,
+        "chosen": not asked and room is not None,
     }
-
-
-def _planner(clear: ClearSettings, grid: Grid, resolved: ResolvedLanes) -> Callable[[int], BandPlan]:
-    """The plan for a number of bands."""
-    shares = [lane.share or 1.0 for lane in resolved.lanes]
-    window = clear.band_window(active=clear.whole_schedule)
-
-    def plan_of(count: int) -> BandPlan:
-        return BandPlan.cut(grid, count, window, down_factor=clear.down_factor, shares=shares)
-
-    return plan_of
 
 
 def _room(devices: Sequence[MachineDevice]) -> int | None:
@@ -176,16 +154,6 @@ def _room(devices: Sequence[MachineDevice]) -> int | None:
     lanes_on = Counter(device.name for device in devices)
     room = [(device.free - RESERVE) // lanes_on[device.name] for device in devices if device.kind != "cpu"]
     return min(room, default=None)
-
-
-def _peaks(plan: BandPlan, devices: Sequence[MachineDevice], shape: ModelShape) -> dict[str, int]:
-    """Bytes that each device needs for its lanes."""
-    peaks: Counter[str] = Counter()
-    uncut = len(plan.bands) == 1
-    for lane in range(plan.lane_count):
-        need = stock_bytes(plan.image, PROMPT_TOKENS, shape) if uncut else lane_bytes(plan, lane, PROMPT_TOKENS, shape)
-        peaks[devices[lane].name] += need
-    return dict(peaks)
 
 
 def devices_payload(entries: Sequence[tuple[str, str]], machine: Sequence[MachineDevice]) -> Payload:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management
 import folder_paths
 import torch
 from aiohttp import web
@@ -30,7 +29,7 @@ from ...options.vae import TILINGS
 from ..bands.memory import RESERVE
 from ..files import absent_release, download_folder, weights_files, weights_path
 from ..flux_model import model_here
-from ..machine import device_name, machine_devices, used_by_models
+from ..machine import home, machine, used_by_models
 from ..model_file import subject_of
 from ..own_times import own_times
 from ..server import running_server
@@ -39,7 +38,6 @@ from .downloads import add_download_routes
 from .estimate import Asked, Here, estimate_payload
 from .measuring import Measuring, Wanted
 from .payloads import (
-    MachineDevice,
     bands_payload,
     chosen_payload,
     devices_payload,
@@ -97,8 +95,8 @@ def window(query: Query) -> Any:
     values = read_values(query, SIZE | CLEAR)
     width, height = size_of(values)
     file, inputs = applied(values)
-    home = _home()
-    card = torch.cuda.get_device_name(home) if home.type == "cuda" else None
+    here = home()
+    card = torch.cuda.get_device_name(here) if here.type == "cuda" else None
     bench = read_bench(Path(folder_paths.get_user_directory()) / BENCH, card)
     settings = resolve_settings(file, inputs)
     shown = window_payload(settings, width, height, bench)
@@ -114,7 +112,7 @@ def bands(query: Query) -> Any:
     if values["model"]:  # when the bands are chosen, its weights lie on the device and other models need not
         weights, used = _subject(values).size, used_by_models()
         found = [replace(device, free=device.free + used.get(device.name, 0) - weights) for device in found]
-    return bands_payload(clear, settings, width, height, found, model_here(_home()).shape)
+    return bands_payload(clear, settings, width, height, found, model_here(home()).shape)
 
 
 def preset(query: Query) -> Any:
@@ -135,7 +133,7 @@ def upscale(query: Query) -> Any:
     stages = plan_stages(width, height, target.megapixels_of(width, height), values["stages"])
     found = machine([device.name for device in settings.devices])
     vae = partial(vae_plan_here, tiling=values["vae_tiling"])
-    return upscale_payload((width, height), stages, clear, settings, found, model_here(_home()).shape, vae)
+    return upscale_payload((width, height), stages, clear, settings, found, model_here(home()).shape, vae)
 
 
 def devices(query: Query) -> Any:
@@ -188,27 +186,6 @@ ROUTES: Mapping[str, Callable[[Query], Any]] = {
 }
 
 
-def machine(named: Collection[str] = ()) -> list[MachineDevice]:
-    """ComfyUI's own device, the others of its kind, and the CPU. Devices of another kind only if they are `named`.
-
-    Asking a GPU for its free memory takes some of it, which ComfyUI on the CPU should not do unasked.
-    """
-    home = _home()
-    found = machine_devices(home)
-    return [_device(device) for device in found if device.type in (home.type, "cpu") or device_name(device) in named]
-
-
-def _home() -> torch.device:
-    return torch.device(comfy.model_management.get_torch_device())
-
-
-def _device(device: torch.device) -> MachineDevice:
-    free: Any = comfy.model_management.get_free_memory(device)
-    total: Any = comfy.model_management.get_total_memory(device)
-    title = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return MachineDevice(device_name(device), title, int(free), int(total))
-
-
 def _handler(route: str) -> Callable[[web.Request], Any]:
     async def handle(request: web.Request) -> web.Response:
         try:
@@ -224,7 +201,7 @@ def _handler(route: str) -> Callable[[web.Request], Any]:
 
 def _subject(values: Mapping[str, Any]) -> Subject:
     """The model that the loader in the graph would load."""
-    return subject_of(model_here(_home()), values["folder"], values["model"], values["dtype"])
+    return subject_of(model_here(home()), values["folder"], values["model"], values["dtype"])
 
 
 def _wanted(query: Query) -> Wanted:

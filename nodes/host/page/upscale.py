@@ -8,8 +8,9 @@ from ....clear_core.bands.memory import ModelShape
 from ...options.bands import BandSettings
 from ...options.clear import ClearSettings
 from ...options.stages import Stage
+from ..machine import MachineDevice
 from ..vae import VaePlan
-from .payloads import MachineDevice, Payload, bands_payload
+from .payloads import Payload, bands_payload
 
 
 def upscale_payload(

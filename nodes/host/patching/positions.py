@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from comfy.ldm.flux.layers import EmbedND
 
-from ....clear_core.flux import PIXELS_PER_TOKEN
+from ....clear_core.flux import pixel_size
 from ....clear_core.layout import Grid
 from ...options.by_size import BY_SIZE
 from ...options.clear import ClearSettings
@@ -72,7 +72,7 @@ def note_size(transformer: Any, settings: ClearSettings, image: Grid, run_log: R
     factor = settings.ntk_at(image)
     if not settings.by_size or factor == 1.0:
         return
-    size = f"{image.width * PIXELS_PER_TOKEN} x {image.height * PIXELS_PER_TOKEN} px"
+    size = "{} x {} px".format(*pixel_size(image))
     if _is_models_own(transformer):
         run_log.note(f"by size ({size}): ntk_factor {factor:g}, proportional attention", warn=False)
     else:
