@@ -40,6 +40,17 @@ def band_inputs() -> list[io.Input]:
     ]
 
 
+def devices_input() -> io.Input:
+    """`devices` on a node that leaves the other inputs to this pack."""
+    return make(
+        io.String.Input,
+        "devices",
+        default="auto",
+        advanced=True,
+        tooltip="Devices that compute the image, as in CLEAR Multi-GPU. auto: all GPUs of this machine.",
+    )
+
+
 def check_band_inputs(devices: str | None, bands: int | None, text_merge: str | None) -> bool | str:
     """For a node's `validate_inputs`: True, or what is wrong. None: the value comes through a link."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import host
+from .band_inputs import devices_input
 from .options.bands import MAX_BANDS
 from .options.clear import MAX_NTK_FACTOR
 from .options.stages import LARGEST_SIDE, MAX_STAGES
@@ -118,13 +119,7 @@ def high_res_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="As in KSampler.",
         ),
-        make(
-            io.String.Input,
-            "devices",
-            default="auto",
-            advanced=True,
-            tooltip="Devices that compute the image, as in CLEAR Multi-GPU. auto: all GPUs of this machine.",
-        ),
+        devices_input(),
         make(
             io.Int.Input,
             "bands",

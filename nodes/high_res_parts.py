@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -12,8 +12,21 @@ from .options.stages import MAX_STAGES
 from .schema import CATEGORY, make
 
 _STAGES = io.Custom("CLEAR_STAGES")
-# The page's two ways to leave a node out of its search and menus; the second came with newer hosts.
-HIDDEN: Final = {"is_deprecated": True, "is_dev_only": True}
+
+
+def internal_schema(**arguments: Any) -> io.Schema:
+    """Of a node that the upscale adds: the page's two ways to leave it out of its search and menus.
+
+    The second came with newer hosts.
+    """
+    return make(
+        io.Schema,
+        category=f"{CATEGORY}/internal",
+        description="Part of CLEAR High-Res Upscale, which adds it automatically.",
+        is_deprecated=True,
+        is_dev_only=True,
+        **arguments,
+    )
 
 
 class CLEARItem(io.ComfyNode):
@@ -21,13 +34,9 @@ class CLEARItem(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return make(
-            io.Schema,
+        return internal_schema(
             node_id="CLEARItem",
             display_name="CLEAR Item",
-            category=f"{CATEGORY}/internal",
-            **HIDDEN,
-            description="Part of CLEAR High-Res Upscale, which adds it automatically.",
             inputs=[
                 make(io.AnyType.Input, "values", tooltip="What is linked to the upscale."),
                 make(io.Int.Input, "number", default=0, min=0, tooltip="Index into the values."),
@@ -47,13 +56,9 @@ class CLEARStages(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return make(
-            io.Schema,
+        return internal_schema(
             node_id="CLEARStages",
             display_name="CLEAR Stages",
-            category=f"{CATEGORY}/internal",
-            **HIDDEN,
-            description="Part of CLEAR High-Res Upscale, which adds it automatically.",
             inputs=_images("The image of a stage."),
             outputs=[_STAGES.Output()],
         )
@@ -68,13 +73,9 @@ class CLEARBatch(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return make(
-            io.Schema,
+        return internal_schema(
             node_id="CLEARBatch",
             display_name="CLEAR Batch",
-            category=f"{CATEGORY}/internal",
-            **HIDDEN,
-            description="Part of CLEAR High-Res Upscale, which adds it automatically.",
             inputs=_images("An image of the batch."),
             outputs=[io.Image.Output()],
         )

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from . import host
-from .high_res_parts import HIDDEN
+from .high_res_parts import internal_schema
 from .options.vae import AUTO, TILINGS
-from .schema import CATEGORY, make
+from .schema import make
 
 _PREVIEW = 1024  # pixels of its longer side
 
@@ -21,13 +21,9 @@ class CLEARStageEncode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return make(
-            io.Schema,
+        return internal_schema(
             node_id="CLEARStageEncode",
             display_name="CLEAR Stage Encode",
-            category=f"{CATEGORY}/internal",
-            **HIDDEN,
-            description="Part of CLEAR High-Res Upscale, which adds it automatically.",
             inputs=[
                 make(io.Image.Input, "pixels", tooltip="The enlarged image."),
                 *_vae_inputs(),
@@ -48,13 +44,9 @@ class CLEARStageDecode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return make(
-            io.Schema,
+        return internal_schema(
             node_id="CLEARStageDecode",
             display_name="CLEAR Stage Decode",
-            category=f"{CATEGORY}/internal",
-            **HIDDEN,
-            description="Part of CLEAR High-Res Upscale, which adds it automatically.",
             inputs=[
                 make(io.Latent.Input, "samples", tooltip="The sampled latent."),
                 *_vae_inputs(),

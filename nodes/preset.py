@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..clear_core.hub.released import find
 from ..clear_core.weights import ClearWeights, read_weights
 from . import host
+from .band_inputs import devices_input
 from .options.clear import ApplyInputs, resolve_settings
 from .options.presets import DEFAULT, PRESETS, TIME_SHIFT, Preset, resolve_preset
 from .schema import CACHED_PER_NODE_ID, CATEGORY, make
@@ -103,11 +104,5 @@ def _inputs() -> list[io.Input]:
             default=DEFAULT,
             tooltip=f"What matters most. Weights that are not in models/clear are downloaded (3.6 GB).{lines}",
         ),
-        make(
-            io.String.Input,
-            "devices",
-            default="auto",
-            advanced=True,
-            tooltip="Devices that compute the image, as in CLEAR Multi-GPU. auto: all GPUs of this machine.",
-        ),
+        devices_input(),
     ]
