@@ -5,7 +5,7 @@ import { imageAddress } from "./api.mjs";
 import { html } from "./dom.mjs";
 import { t } from "./i18n.mjs";
 import { imageSlider } from "./image_slider.mjs";
-import { measured } from "./measured.mjs";
+import { GAP, measured } from "./measured.mjs";
 import { growToFit } from "./node_panel.mjs";
 
 /** @typedef {import("./types").Node} Node */
@@ -14,7 +14,6 @@ import { growToFit } from "./node_panel.mjs";
 
 const BAR = 28;
 const SLIDER = 280;
-const GAP = 6;
 
 /**
  * A panel with the button, for a MODEL -> MODEL node whose input is called `model`.

@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { computedAgain, modelUsers, reached, withBypassed } from "./bypassed_prompt.mjs";
-import { isNode } from "./graph.mjs";
+import { isNode, ownerOf } from "./graph.mjs";
 import { t } from "./i18n.mjs";
 import { followRuns, queue } from "./queued_run.mjs";
 import { sessionStore } from "./session_store.mjs";
@@ -60,9 +60,9 @@ export async function compare(node) {
         const found = ids.length
             ? await runBoth(prompt, ids, saved, cancelled.signal)
             : refused(t("This node does not run: it is bypassed or muted."));
-        results.save(workflow, { ...results.of(workflow), [id]: found });
+        results.put(workflow, id, found);
     } catch (error) {
-        results.save(workflow, { ...results.of(workflow), [id]: refused(reason(error)) });
+        results.put(workflow, id, refused(reason(error)));
     } finally {
         running = undefined;
         changed(id);
@@ -136,7 +136,7 @@ async function stop(id, run) {
 /** Show how far it is. @param {number} number of the run @param {Run} run @param {Set<string>} users */
 function say(number, run, users) {
     if (!running) return;
-    const step = run.steps.filter(({ node }) => users.has(owner(node))).at(-1);
+    const step = run.steps.filter(({ node }) => users.has(ownerOf(node))).at(-1);
     const values = { number: number + 1, name: number ? t("CLEAR") : t("full attention") };
     running.progress = step
         ? t("Run $number of two, $name: step $step of $all", { ...values, step: step.last, all: step.of })
@@ -153,7 +153,7 @@ function say(number, run, users) {
  * @returns {ComparedRun}
  */
 function summary(run, prompt, users) {
-    const steps = run.steps.filter(({ node }) => users.has(owner(node)));
+    const steps = run.steps.filter(({ node }) => users.has(ownerOf(node)));
     const after = reached(prompt, users);
     const shown = [...run.images].filter(([id]) => after.has(id)).at(-1);
     const stopped = run.status === "success" ? "" : run.error || t("cancelled");
@@ -163,9 +163,4 @@ function summary(run, prompt, users) {
         steps: steps.reduce((sum, { first, last }) => sum + last - first, 0),
         images: shown?.[1] ?? [],
     };
-}
-
-/** 20.0.0.5 is a node that node 20 has expanded into. @param {string} id */
-function owner(id) {
-    return id.replace(/\..*$/, "");
 }

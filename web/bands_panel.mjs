@@ -6,13 +6,9 @@ import { estimate } from "./estimate.mjs";
 import { figures, fromLink, html, message, svg } from "./dom.mjs";
 import { clearSettings, valueOf } from "./graph.mjs";
 import { t } from "./i18n.mjs";
-import { measured } from "./measured.mjs";
+import { COLUMNS, GAP, PADDING, measured } from "./measured.mjs";
 import { modelFile } from "./run_plan.mjs";
 import { sizeSelect } from "./size_select.mjs";
-
-const PADDING = 8; // of .clear-panel
-const GAP = 6; // between its parts
-const PICTURE = 146; // the least height of .clear-columns
 
 /** @typedef {import("./types").BandsPayload} BandsPayload */
 /** @typedef {import("./types").BandProgress} BandProgress */
@@ -85,7 +81,7 @@ export function bandsPanel(node) {
 
     return {
         element,
-        height: () => 2 * PADDING + Math.max(PICTURE, factsHeight()) + run.height() + pickerHeight() + GAP,
+        height: () => 2 * PADDING + Math.max(COLUMNS, factsHeight()) + run.height() + pickerHeight() + GAP,
         refresh: () => refresh(),
         runEnded() {
             running = undefined;

@@ -3,14 +3,15 @@
 import { request, send } from "./api.mjs";
 import { html } from "./dom.mjs";
 import { t } from "./i18n.mjs";
+import { measured } from "./measured.mjs";
 
 /** @typedef {import("./types").DownloadState} DownloadState */
 
 /**
- * @param {() => void} resized called when the height has changed
+ * @param {import("./types").Node} node
  * @param {(state: DownloadState) => void} phaseChanged called when a download has begun or ended
  */
-export function downloadControl(resized, phaseChanged) {
+export function downloadControl(node, phaseChanged) {
     const about = html("p", { role: "status" });
     const bar = html("progress", { "aria-label": t("Download") });
     const start = html("button", { type: "button" });
@@ -19,14 +20,6 @@ export function downloadControl(resized, phaseChanged) {
     /** @type {Map<string, DownloadState>} */
     const states = new Map();
     let chosen = ""; // the name of the file that the node names
-    let height = 0;
-
-    // Not measured when the node asks for its height: it does so in every frame. Out of view everything is 0 high.
-    new ResizeObserver(() => {
-        if (!element.offsetHeight || element.offsetHeight === height) return;
-        height = element.offsetHeight;
-        resized();
-    }).observe(element);
 
     /** Buttons stay where they are while they are being clicked; only what they say changes. */
     function show() {
@@ -69,7 +62,7 @@ export function downloadControl(resized, phaseChanged) {
 
     return {
         element,
-        height: () => (element.hidden ? 0 : height),
+        height: measured(node, element),
         /** Show the file of that name, if it is a released one. @param {unknown} name */
         show(name) {
             chosen = String(name ?? "");

@@ -5,14 +5,13 @@ import { api } from "../../scripts/api.js";
 import { latestRequest, request } from "./api.mjs";
 import { gib, html } from "./dom.mjs";
 import { t } from "./i18n.mjs";
-import { measured } from "./measured.mjs";
+import { GAP, measured } from "./measured.mjs";
 import { bandedNode, changeBands, hasBands, insertMultiGpu, modelFile, steps } from "./run_plan.mjs";
 import { clearSettings, valueOf } from "./graph.mjs";
 
 /** @typedef {import("./types").EstimatePayload} EstimatePayload */
 /** @typedef {[name: string, value: string, rest: string, title: string, wrong?: boolean]} Row */
 
-const GAP = 6; // to the part of the panel before it
 const MEASURED = "clear_attention.measured"; // tells every panel of the page
 
 /** @param {import("./types").Node} node */

@@ -272,6 +272,11 @@ export function changeGraph(make) {
     }
 }
 
+/** The id of the node on the page: 20.0.0.5 is what node 20 has expanded into. @param {string} id */
+export function ownerOf(id) {
+    return id.replace(/\..*$/, "");
+}
+
 /**
  * Whether a running node's id means this one: 12, 7:3 inside a subgraph, 20.0.0.5 for what node 20 expands into.
  *
@@ -281,7 +286,7 @@ export function changeGraph(make) {
 export function isNode(node, id) {
     /** @type {Graph | undefined} */
     let graph = app.graph;
-    const path = id.replace(/\..*$/, "").split(":");
+    const path = ownerOf(id).split(":");
     for (const part of path.slice(0, -1)) {
         const holder = graph?.getNodeById(part);
         graph = holder?.isSubgraphNode() ? /** @type {any} */ (holder.subgraph) : undefined;

@@ -4,15 +4,13 @@ import { imageAddress } from "./api.mjs";
 import { fromLink, html, svg } from "./dom.mjs";
 import { changeGraph, valueOf } from "./graph.mjs";
 import { t } from "./i18n.mjs";
-import { measured } from "./measured.mjs";
+import { GAP, PADDING, measured } from "./measured.mjs";
 import { growToFit } from "./node_panel.mjs";
 import { mapOf } from "./run_images.mjs";
 
 /** @typedef {import("./types").Node} Node */
 /** @typedef {import("./types").MapPicture} MapPicture */
 
-const PADDING = 8; // of .clear-panel
-const GAP = 6;
 const MAPS_HEIGHT = 270;
 const MARK = 0.05; // radius of the mark, in widths of a map; around a larger token it is larger
 
@@ -92,7 +90,7 @@ export function mapPanel(node) {
             maps.setAttribute("aria-valuetext", place);
             const moved = next.some((at, i) => at !== picture?.query[i]);
             note.textContent = moved
-                ? t("The next run looks at $place, the green ring.", { place })
+                ? t("The query of the next run is at $place (green ring).", { place })
                 : t("Click a map to move the query.");
         }
         if (linked) note.textContent = linkedNote(linked, next !== undefined);

@@ -2,6 +2,11 @@
 
 import { growToFit } from "./node_panel.mjs";
 
+// As in clear.css: of .clear-panel, between its parts, and the least of .clear-columns.
+export const PADDING = 8;
+export const GAP = 6;
+export const COLUMNS = 146;
+
 /**
  * The height of an element that is as high as its content, 0 while it is hidden. The node grows with it.
  *

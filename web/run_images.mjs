@@ -21,8 +21,7 @@ const store = /** @type {ReturnType<typeof sessionStore<RunOutput>>} */ (session
 export function keepImages(id, output) {
     if (!output?.clear_compare && !output?.clear_map) return false;
     const { clear_compare, clear_map } = output;
-    const workflow = runningWorkflow();
-    store.save(workflow, { ...store.of(workflow), [id]: { clear_compare, clear_map } });
+    store.put(runningWorkflow(), id, { clear_compare, clear_map });
     return true;
 }
 

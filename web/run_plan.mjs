@@ -3,6 +3,7 @@
 
 import { app } from "../../scripts/app.js";
 import { changeGraph, originOf, targetsOf, valueOf } from "./graph.mjs";
+import { addNode, moveTargets } from "./rewire.mjs";
 
 /** @typedef {import("./types").Node} Node */
 
@@ -80,20 +81,12 @@ export function steps(node) {
  * @param {number} bands
  */
 export async function insertMultiGpu(node, bands) {
-    const graph = /** @type {any} */ (node.graph);
+    const { graph } = node;
+    if (!graph) return;
     app.canvas.emitBeforeChange();
     try {
-        const added = /** @type {any} */ (window).LiteGraph.createNode("CLEARMultiGPU");
-        added.pos = [node.pos[0], node.pos[1] + node.size[1] + 60];
-        graph.add(added);
-        const links = [...(node.outputs[0].links ?? [])].map((id) => graph.getLink(id));
-        for (const link of links) {
-            if (link.targetIsIoNode) {
-                graph.outputs[link.target_slot].connect(added.outputs[0], added);
-            } else {
-                added.connect(0, graph.getNodeById(link.target_id), link.target_slot, link.parentId);
-            }
-        }
+        const added = addNode(graph, "CLEARMultiGPU", [node.pos[0], node.pos[1] + node.size[1] + 60], {});
+        moveTargets(node, added);
         node.connect(0, added, "model");
         setBands(added, bands);
         await panelFilled(added);

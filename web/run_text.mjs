@@ -1,7 +1,7 @@
 // The text of the last run at the foot of a panel.
 
 import { html } from "./dom.mjs";
-import { measured } from "./measured.mjs";
+import { PADDING, measured } from "./measured.mjs";
 import { textsOf } from "./run_texts.mjs";
 
 /** @typedef {import("./types").Node} Node */
@@ -29,8 +29,6 @@ export function withRunText(node, panel) {
         },
     };
 }
-
-const PADDING = 8; // of .clear-panel
 
 /** For nodes that show nothing else. @returns {Panel} */
 export function emptyPanel() {

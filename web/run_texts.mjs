@@ -1,7 +1,7 @@
 // What runs say on nodes.
 
 import { app } from "../../scripts/app.js";
-import { isNode } from "./graph.mjs";
+import { isNode, ownerOf } from "./graph.mjs";
 import { sessionStore } from "./session_store.mjs";
 
 /** @typedef {import("./types").Node} Node */
@@ -40,11 +40,6 @@ export function keepText(id, text) {
     store.save(workflow, texts);
 }
 
-/** @param {string} id */
-function ownerOf(id) {
-    return id.replace(/\..*$/, "");
-}
-
 /**
  * The texts of a node, and of those that it has expanded into.
  *
@@ -53,5 +48,5 @@ function ownerOf(id) {
  */
 export function textsOf(node) {
     const texts = Object.entries(store.of(app.graph.id));
-    return texts.filter(([id]) => isNode(node, ownerOf(id))).map(([, text]) => text);
+    return texts.filter(([id]) => isNode(node, id)).map(([, text]) => text);
 }

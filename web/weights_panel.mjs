@@ -5,10 +5,7 @@ import { html } from "./dom.mjs";
 import { downloadControl } from "./download.mjs";
 import { valueOf } from "./graph.mjs";
 import { t } from "./i18n.mjs";
-import { measured } from "./measured.mjs";
-import { growToFit } from "./node_panel.mjs";
-
-const PADDING = 8; // of .clear-panel
+import { PADDING, measured } from "./measured.mjs";
 
 /**
  * @param {import("./types").Node} node
@@ -16,7 +13,7 @@ const PADDING = 8; // of .clear-panel
  */
 export function weightsPanel(node) {
     const about = html("div", { class: "clear-weights", role: "status" });
-    const download = downloadControl(() => growToFit(node), phaseChanged);
+    const download = downloadControl(node, phaseChanged);
     const element = html("div", { class: "clear-panel" }, about, download.element);
     const height = measured(node, about);
     /** @type {import("./types").WeightsFile[]} */

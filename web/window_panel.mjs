@@ -5,11 +5,8 @@ import { figures, fromLink, grouped, html, message, svg } from "./dom.mjs";
 import { estimate } from "./estimate.mjs";
 import { clearSettings } from "./graph.mjs";
 import { t } from "./i18n.mjs";
-import { measured } from "./measured.mjs";
+import { COLUMNS, PADDING, measured } from "./measured.mjs";
 import { sizeSelect } from "./size_select.mjs";
-
-const PADDING = 8; // of .clear-panel
-const PICTURE = 146; // the least height of .clear-columns
 
 /**
  * @param {import("./types").Node} node
@@ -48,7 +45,7 @@ export function windowPanel(node) {
 
     return {
         element,
-        height: () => 2 * PADDING + Math.max(PICTURE, factsHeight()) + run.height(),
+        height: () => 2 * PADDING + Math.max(COLUMNS, factsHeight()) + run.height(),
         refresh,
         runEnded: () => run.refresh(size.update(), true), // memory is free again
     };

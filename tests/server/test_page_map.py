@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from devtools import workflow
-from devtools.page import RENDERERS, load, set_setting, use_renderer
+from devtools.page import RENDERERS, load, run_to_end
 from devtools.pictures import look_at
 
 ROWS, COLUMNS = 16, 12  # of 192 x 256 pixels
@@ -24,13 +24,6 @@ _FIXED = """() => {
 }"""
 _NODE = "app.graph.nodes.find((node) => node.type === 'CLEARAttentionMap')"
 _MADE = f"() => app.nodeOutputs[{_NODE}.id].clear_map[0]"
-
-
-@pytest.fixture(params=RENDERERS)
-def renderer(page: Page, request: pytest.FixtureRequest) -> str:
-    set_setting(page, "ClearAttention.Picture", True)
-    use_renderer(page, request.param)
-    return request.param
 
 
 @pytest.fixture
@@ -60,20 +53,10 @@ def looked(page: Page, renderer: str, demo_prompt: Callable[..., Any]) -> None:
     page.evaluate(f"() => {{ for (const node of app.graph.nodes) node.pos = [node === {_NODE} ? 0 : 6000, 0] }}")
     page.evaluate(_CAPTURE)
     look_at(page, "CLEARAttentionMap")
-    run(page)
+    run_to_end(page)
     expect(maps(page).locator("figure")).to_have_count(2)
     expect(maps(page)).to_have_attribute("aria-valuetext", "row 8, column 6")
     page.evaluate(_CAPTURE)  # what the run has changed, such as the node's size, is no part of a test's undo step
-
-
-def run(page: Page) -> None:
-    page.evaluate(
-        """async () => {
-            const ended = new Promise((done) => app.api.addEventListener('execution_success', done, { once: true }))
-            await app.queuePrompt(0)
-            await ended
-        }"""
-    )
 
 
 def maps(page: Page) -> Locator:
@@ -129,7 +112,7 @@ def test_a_click_moves_the_query_in_one_undo_step(page: Page, client: Any, numbe
     place = page.evaluate(f"() => [...{_NODE}.pos]")
     click_token(page, number, 4, 9)
     assert query(page) == centre(4, 9)
-    expect(note(page)).to_have_text("The next run looks at row 4, column 9, the green ring.")
+    expect(note(page)).to_have_text("The query of the next run is at row 4, column 9 (green ring).")
     # The mark is in both maps, around the middle of the token.
     for other in (0, 1):
         ring, box = box_of(page, ".clear-mark", other), box_of(page, "rect", other)
@@ -142,9 +125,9 @@ def test_a_click_moves_the_query_in_one_undo_step(page: Page, client: Any, numbe
     page.wait_for_function(f"() => {_NODE}?.widgets.find((one) => one.name === 'x').value === 0.5")
     assert query(page) == (0.5, 0.5)
     expect(maps(page)).to_have_attribute("aria-valuetext", "row 8, column 6")
-    # What was clicked is what the next run looks at.
+    # What was clicked is the query of the next run.
     click_token(page, number, 13, 2)
-    run(page)
+    run_to_end(page)
     expect(note(page)).to_have_text("Click a map to move the query.")
     made = page.evaluate(_MADE)
     assert made["query"] == [13, 2]
