@@ -129,6 +129,17 @@ def put_after(page: Page, before: str, kind: str, name: str, place: tuple[float,
     )
 
 
+def run_to_end(page: Page) -> None:
+    """Queue the graph on the page and wait until the server has run it."""
+    page.evaluate(
+        """async () => {
+            const ended = new Promise((done) => app.api.addEventListener('execution_success', done, { once: true }))
+            await app.queuePrompt(0)
+            await ended
+        }"""
+    )
+
+
 def panel(page: Page) -> Locator:
     return page.locator(".clear-panel").filter(visible=True).first
 

@@ -20,8 +20,8 @@ from devtools.checkpoints_plugins import make_plugin_files
 from devtools.client import ComfyClient, Run
 from devtools.hub import LoopbackHub, small_files
 from devtools.own_base import OwnBase, own_base
+from devtools.page import RENDERERS, open_page, set_setting, use_renderer
 from devtools.page import browser as open_browser
-from devtools.page import open_page
 from devtools.server import BASE, PACK_FOLDER, ComfyServer, only_this_pack
 
 Picture = np.ndarray
@@ -86,6 +86,14 @@ def page(browser: Browser, server: ComfyServer) -> Iterator[Page]:
     page.set_default_timeout(_PATIENCE)
     yield page
     page.close()
+
+
+@pytest.fixture(params=RENDERERS)
+def renderer(page: Page, request: pytest.FixtureRequest) -> str:
+    """The page in each of its renderers, with panels."""
+    set_setting(page, "ClearAttention.Picture", True)
+    use_renderer(page, request.param)
+    return request.param
 
 
 @pytest.fixture(scope="session")

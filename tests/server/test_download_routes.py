@@ -21,6 +21,7 @@ NAME = "clear_local_16.safetensors"
 OTHER = "clear_local_8.safetensors"
 # Files that a run asks for: ComfyUI caches what a loader gave.
 JOINED, INTERRUPTED = "clear_local_32.safetensors", "clear_local_8_down_4.safetensors"
+_LOOKS, _PAUSE = 1200, 0.05  # how often to look for what is expected, and seconds between
 
 
 class Button:
@@ -55,10 +56,11 @@ class Button:
         return self.state(name)
 
     def wait_until(self, holds: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not holds():
-            assert time.monotonic() < deadline, self.client.get_json("/clear_attention/downloads")
-            time.sleep(0.05)
+        for _ in range(_LOOKS):
+            if holds():
+                return
+            time.sleep(_PAUSE)
+        pytest.fail(str(self.client.get_json("/clear_attention/downloads")))
 
 
 @pytest.fixture

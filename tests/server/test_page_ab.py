@@ -6,23 +6,15 @@ import json
 import re
 from typing import Any
 
-import pytest
 from playwright.sync_api import Locator, Page, Request, Route, expect
 
 from devtools import workflow
-from devtools.page import RENDERERS, change_widgets, open_workflow, set_setting, shipped, use_renderer
+from devtools.page import RENDERERS, change_widgets, open_workflow, shipped
 from devtools.server import PACK_FOLDER
 
 _LONG = 240_000  # two runs on a busy machine
 _PROMPT = "async () => (await app.graphToPrompt()).output"
 _APPLY = "app.graph.nodes.find((node) => node.type === 'CLEARApply')"
-
-
-@pytest.fixture(params=RENDERERS)
-def renderer(page: Page, request: pytest.FixtureRequest) -> str:
-    set_setting(page, "ClearAttention.Picture", True)
-    use_renderer(page, request.param)
-    return request.param
 
 
 def button(page: Page, name: str = "Compare with full attention") -> Locator:

@@ -10,18 +10,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
-from devtools.page import RENDERERS, load, set_setting, use_renderer
+from devtools.page import load
 from devtools.pictures import look_at
 
 RED, BLUE, GREEN = (200, 30, 30), (30, 30, 200), (30, 160, 30)
 _CAPTURE = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()"
-
-
-@pytest.fixture(params=RENDERERS)
-def renderer(page: Page, request: pytest.FixtureRequest) -> str:
-    set_setting(page, "ClearAttention.Picture", True)
-    use_renderer(page, request.param)
-    return request.param
 
 
 def slider(page: Page) -> Locator:

@@ -1,4 +1,4 @@
-"""The estimate on the panels: measured by the button, red where it does not fit, mended by the button beside it."""
+"""The estimate on the panels: measured by the button, red where it does not fit, with a button that sets what does."""
 
 from __future__ import annotations
 
@@ -20,20 +20,11 @@ from devtools.page import (
     change_widgets,
     open_workflow,
     panel,
-    set_setting,
     shipped,
-    use_renderer,
 )
 
 NARROW = "narrow_flux.safetensors"
 SECONDS = re.compile(r"one step\s*[\d.]+ (s|min)")
-
-
-@pytest.fixture(params=RENDERERS)
-def renderer(page: Page, request: pytest.FixtureRequest) -> str:
-    set_setting(page, "ClearAttention.Picture", True)
-    use_renderer(page, request.param)
-    return request.param
 
 
 @pytest.fixture(scope="module")

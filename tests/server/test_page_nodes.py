@@ -54,12 +54,6 @@ def page(page: Page) -> Iterator[Page]:
     assert complaints == []
 
 
-@pytest.fixture(params=RENDERERS)
-def renderer(page: Page, request: pytest.FixtureRequest) -> str:
-    use_renderer(page, request.param)
-    return request.param
-
-
 def figures(page: Page) -> dict[str, str]:
     """What stands under each name in the first panel."""
     return page.evaluate(

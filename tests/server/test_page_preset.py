@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from devtools import workflow
-from devtools.page import RENDERERS, change_widgets, open_workflow, panel, shipped, use_renderer
+from devtools.page import change_widgets, open_workflow, panel, shipped
 
 # The model's way through the graph, from its loader to the sampler: of each node its class and values.
 CHAIN = """() => {
@@ -31,12 +31,6 @@ CHAIN = """() => {
         count: graph.nodes.length,
     }
 }"""
-
-
-@pytest.fixture(params=RENDERERS)
-def renderer(page: Page, request: pytest.FixtureRequest) -> str:
-    use_renderer(page, request.param)
-    return request.param
 
 
 def open_preset(page: Page, preset: str = "balanced", size: int = 4096) -> None:

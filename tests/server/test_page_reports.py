@@ -5,22 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from devtools import workflow
-from devtools.page import RENDERERS, change_widgets, load, open_workflow, set_setting, shipped, use_renderer
+from devtools.page import RENDERERS, change_widgets, load, open_workflow, run_to_end, set_setting, shipped
 from devtools.pictures import look_at, scene
 
 RAN = re.compile(r"radius 8, .*CLEAR ran: \d+ layer calls by ", re.DOTALL)
 _CAPTURE = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState()"
-
-
-@pytest.fixture(params=RENDERERS)
-def renderer(page: Page, request: pytest.FixtureRequest) -> str:
-    set_setting(page, "ClearAttention.Picture", True)
-    use_renderer(page, request.param)
-    return request.param
 
 
 def said(page: Page) -> Locator:
@@ -34,21 +26,11 @@ def open_demo(page: Page, seed: int) -> None:
     page.evaluate(_CAPTURE)
 
 
-def run(page: Page) -> None:
-    page.evaluate(
-        """async () => {
-            const ended = new Promise((done) => app.api.addEventListener('execution_success', done, { once: true }))
-            await app.queuePrompt(0)
-            await ended
-        }"""
-    )
-
-
 def test_a_run_reports_in_the_panel_and_stays_there(page: Page, renderer: str, server: Any) -> None:
     open_demo(page, seed=700 + RENDERERS.index(renderer))
     for download in ("never", "when missing"):  # a node whose result the server has kept would say nothing
         change_widgets(page, {"CLEARWeightsLoader": {"download": download}})
-        run(page)
+        run_to_end(page)
     expect(said(page)).to_have_text(RAN)
     whole = said(page).evaluate(
         """(text) => {
@@ -87,7 +69,7 @@ def test_it_reports_inside_a_subgraph(page: Page, renderer: str) -> None:
             window.inside = subgraph
         }"""
     )
-    run(page)
+    run_to_end(page)
     page.evaluate(
         """() => {
             const [node] = window.inside.nodes
@@ -113,7 +95,7 @@ def test_a_node_that_expands_reports_for_its_parts(page: Page, renderer: str, cl
 def test_without_panels_the_page_shows_it(page: Page, renderer: str) -> None:
     set_setting(page, "ClearAttention.Picture", False)
     open_demo(page, seed=730 + RENDERERS.index(renderer))
-    run(page)
+    run_to_end(page)
     own = "(widget) => widget.name === '$$node-text-preview'"
     nodes = "app.graph.nodes.find((node) => node.type === 'CLEARApply')"
     assert RAN.match(page.evaluate(f"() => {nodes}.widgets.find({own}).value"))

@@ -13,12 +13,6 @@ from devtools.page import RENDERERS, change_widgets, open_workflow, panel, shipp
 from devtools.pictures import scene
 
 
-@pytest.fixture(params=RENDERERS)
-def renderer(page: Page, request: pytest.FixtureRequest) -> str:
-    use_renderer(page, request.param)
-    return request.param
-
-
 @pytest.fixture(autouse=True)
 def picture(client: Any) -> None:
     client.upload_picture("upscaled.png", scene(96, 64))
