@@ -1,7 +1,8 @@
 // Panel of CLEAR 4K / 8K: that of Apply CLEAR Attention, and a button that turns the node into those it stands for.
 
+import { app } from "../../scripts/app.js";
 import { request } from "./api.mjs";
-import { html, message } from "./dom.mjs";
+import { fromLink, html, message } from "./dom.mjs";
 import { changeGraph, imageSize, valueOf } from "./graph.mjs";
 import { t } from "./i18n.mjs";
 import { GAP, measured } from "./measured.mjs";
@@ -12,6 +13,7 @@ import { windowPanel } from "./window_panel.mjs";
 /** @typedef {import("./types").PresetPayload} PresetPayload */
 
 const APART = 40; // pixels between two nodes
+const BELOW = 100; // the lowest node, with room for titles
 const SIDE = 1024; // pixels, where the graph does not tell the size
 
 /**
@@ -30,13 +32,12 @@ export function presetPanel(node) {
 
     async function expand() {
         const [width, height] = imageSize(node) ?? [SIDE, SIDE];
+        const values = { preset: valueOf(node, "preset"), devices: valueOf(node, "devices") };
+        const linked = Object.entries(values).find(([, value]) => value === undefined);
         /** @type {PresetPayload | import("./types").Refused} */
-        const payload = await request("preset", {
-            preset: valueOf(node, "preset"),
-            devices: valueOf(node, "devices"),
-            width,
-            height,
-        });
+        const payload = linked
+            ? { refused: fromLink(linked[0]) }
+            : await request("preset", { ...values, width, height });
         if (payload.refused !== undefined) problem.replaceChildren(message(payload.refused));
         else changeGraph(() => replace(node, payload.nodes));
     }
@@ -53,7 +54,8 @@ export function presetPanel(node) {
 function replace(node, wanted) {
     const graph = node.graph;
     if (!graph) return;
-    let [x, y] = node.pos;
+    let [x] = node.pos;
+    const y = Math.max(...graph.nodes.map(({ pos, size }) => pos[1] + size[1])) + BELOW; // they would cover others
     const [loader, ...models] = wanted.map(({ type, widgets }) => {
         const made = addNode(graph, type, [x, y], widgets);
         x += made.size[0] + APART;
@@ -65,4 +67,5 @@ function replace(node, wanted) {
     copyModelInput(node, first);
     moveTargets(node, last);
     graph.remove(node);
+    app.canvas.centerOnNode(first);
 }
