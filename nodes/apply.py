@@ -20,8 +20,8 @@ from .options.clear import (
     check_ntk,
     check_range,
     resolve_settings,
-    within,
 )
+from .options.limits import within
 from .schema import CACHED_PER_NODE_ID, CATEGORY, CLEAR_WEIGHTS, make
 
 _NEW = ApplyInputs()

@@ -16,10 +16,10 @@ from .high_res_graph import StageNodes, add_stage
 from .high_res_inputs import LIMITS, high_res_inputs
 from .high_res_parts import numbered
 from .options.bands import check_bands, resolve_bands
-from .options.clear import within
+from .options.limits import one_of, within
 from .options.stages import Stage, plan_stages
-from .options.target import MEGAPIXELS, Target
-from .options.vae import AUTO
+from .options.target import MEGAPIXELS, SIZE_BY, Target
+from .options.vae import AUTO, TILINGS
 from .schema import CATEGORY, make
 
 
@@ -60,6 +60,8 @@ class CLEARHighRes(io.ComfyNode):
         sampler_name: str | None = None,
         scheduler: str | None = None,
         scale: float | None = None,
+        size_by: str | None = None,
+        vae_tiling: str | None = None,
     ) -> bool | str:
         numbers = (target_megapixels, denoise, guidance, ntk_factor, scale)
         try:
@@ -74,6 +76,9 @@ class CLEARHighRes(io.ComfyNode):
             ):
                 if value is not None and value not in known:
                     raise ValueError(f"{name} is {value!r:.60}; choose one that KSampler has, such as {known[0]}")
+            for name, value, known in (("size_by", size_by, SIZE_BY), ("vae_tiling", vae_tiling, TILINGS)):
+                if value is not None:
+                    one_of(name, value, known)
         except ValueError as error:
             return str(error)
         return True

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..clear_core.hub.released import RELEASED, Released, address, size_text
 from ..clear_core.weights import read_weights
 from . import host
+from .options.limits import one_of
 from .schema import CATEGORY, CLEAR_WEIGHTS, make
 
 _WHEN_MISSING, _NEVER = "when missing", "never"
@@ -91,8 +92,7 @@ def _released_files() -> str:
 
 def _to_download(name: str, download: str) -> Released | None:
     """What has to be fetched before `name` can be read. Raises ValueError where it cannot or must not be had."""
-    if download not in (_WHEN_MISSING, _NEVER):
-        raise ValueError(f"download is {download!r}; choose one of: {_WHEN_MISSING}, {_NEVER}")
+    one_of("download", download, (_WHEN_MISSING, _NEVER))
     released = host.absent_release(name)
     if released is None:
         host.weights_path(name)

@@ -37,8 +37,8 @@ export function estimate(node) {
     }
 
     /** @param {EstimatePayload} payload */
-    function measureButton({ seconds }) {
-        if (seconds?.own) return [];
+    function measureButton({ seconds, backend }) {
+        if (seconds?.own || backend) return [];
         const title = t("Times one double and one single block of this model here: some 30 seconds.");
         const button = html("button", { type: "button", title }, t("Measure now"));
         button.disabled = measuring;
@@ -102,9 +102,10 @@ function line([name, value, rest, title, wrong = false]) {
 }
 
 /** @param {EstimatePayload} payload @returns {Row[]} */
-function figures({ seconds, bands, memory, ram, disk }) {
+function figures({ backend, seconds, bands, memory, ram, disk }) {
     /** @type {Row[]} */
     const found = [];
+    if (backend) found.push([t("backend"), backend.name, t("cannot run this: choose auto"), backend.refusal, true]);
     if (seconds) {
         const all = seconds.all === null ? "" : t("$count steps: $time", { count: seconds.steps, time: time(seconds.all) });
         found.push([t("one step"), time(seconds.step), all, source(seconds)]);

@@ -150,6 +150,7 @@ export interface BandProgress {
 /** nodes/host/page/estimate.py */
 export interface EstimatePayload {
     refused?: undefined;
+    backend: { name: string; refusal: string } | null;
     seconds: {
         step: number;
         all: number | null;

@@ -8,18 +8,18 @@ autoencoder, text encoders and what crosses between devices are not in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
 import torch
 
-from ..backends import BackendError, choose_backend
+from ..backends import AUTO, BackendError, choose_backend
 from ..bands.plan import BandPlan
 from ..call import AttentionCall
 from ..flux import token_grid
-from ..layout import TokenLayout
+from ..layout import Grid, TokenLayout
 from ..pattern import LocalPattern
 from ..pooling import pooled_grid
 from .cost import Model, Options, example_call, pattern_call
@@ -146,29 +146,55 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def backend_refusal(model: Model, options: Options, image: Grid, plan: BandPlan | None = None) -> str | None:
+    """Why the backend that the options name cannot run a layer; None where it can, and for auto.
+
+    image: in tokens. plan: the bands, None for none.
+    """
+    if options.backend == AUTO:
+        return None
+    layout = TokenLayout(options.text, image)
+    cut = plan if plan is not None and len(plan.bands) > 1 else None
+    for lane in range(1 if cut is None else cut.lane_count):
+        for call, _ in _calls(model, options, layout, cut, lane):
+            try:
+                choose_backend(call, options.backend)
+            except BackendError as error:
+                return str(error)
+    return None
+
+
 def _attention(
     timings: Timings, model: Model, options: Options, layout: TokenLayout, plan: BandPlan | None, lane: int
 ) -> float | None:
     """One layer's attention through the window, of one lane."""
+    total = 0.0 if plan is None else timings.dense.seconds(1, options.text, options.text**2)
+    for call, times in _calls(model, options, layout, plan, lane):
+        seconds = call_seconds(timings, call, options.backend)
+        if seconds is None:
+            return None
+        total += times * seconds
+    return total
+
+
+def _calls(
+    model: Model, options: Options, layout: TokenLayout, plan: BandPlan | None, lane: int
+) -> Iterator[tuple[AttentionCall, int]]:
+    """One layer's calls through the window in one lane, and how often each comes: bands within the image are alike."""
     if plan is None:
-        return call_seconds(timings, example_call(model, options, layout.image), options.backend)
+        yield example_call(model, options, layout.image), 1
+        return
     cells = pooled_grid(layout.image, options.down_factor).tokens if options.down_factor > 1 else 0
     whole = LocalPattern.whole(layout, options.window, references=options.references)
-    known: dict[tuple[int, int, int], float | None] = {}
-    parts: list[float | None] = []
+    alike: dict[tuple[int, int, int], list[int]] = {}
     for band in plan.bands_of(lane):
         rows, seen = plan.bands[band], plan.rows_seen(band)
-        like = len(rows), rows.start - seen.start, seen.stop - rows.stop
-        if like not in known:  # the bands within the image are alike
-            own = whole.part(
-                query_rows=rows, key_rows=seen, replicated_queries=False, replicated_keys=True, pooled=cells
-            )
-            text = whole.part(query_rows=None, key_rows=rows, replicated_queries=True, replicated_keys=False)
-            known[like] = _total(
-                call_seconds(timings, pattern_call(model, options, pattern), options.backend) for pattern in (own, text)
-            )
-        parts.append(known[like])
-    return _total([*parts, timings.dense.seconds(1, options.text, options.text**2)])
+        alike.setdefault((len(rows), rows.start - seen.start, seen.stop - rows.stop), []).append(band)
+    for bands in alike.values():
+        rows, seen = plan.bands[bands[0]], plan.rows_seen(bands[0])
+        own = whole.part(query_rows=rows, key_rows=seen, replicated_queries=False, replicated_keys=True, pooled=cells)
+        text = whole.part(query_rows=None, key_rows=rows, replicated_queries=True, replicated_keys=False)
+        yield from ((pattern_call(model, options, pattern), len(bands)) for pattern in (own, text))
 
 
 def call_seconds(timings: Timings, call: AttentionCall, backend: str) -> float | None:
@@ -190,9 +216,3 @@ def call_seconds(timings: Timings, call: AttentionCall, backend: str) -> float |
 def text_queries(call: AttentionCall, backend: str) -> int:
     """Queries of a call that a backend leaves to PyTorch's dense kernel."""
     return call.pattern.text_query_tokens if backend in _GATHERING else 0
-
-
-def _total(parts: Iterable[float | None]) -> float | None:
-    found = list(parts)
-    known = [part for part in found if part is not None]
-    return sum(known) if len(known) == len(found) else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ...clear_core.bands.workers import TextMerge
 from ...clear_core.layout import Grid
 from .lanes import MAX_BANDS, DeviceShare, parse_devices
+from .limits import one_of
 
 TEXT_MERGES: tuple[TextMerge, ...] = ("exact", "average")
 
@@ -45,5 +46,5 @@ def check_bands(devices: str | None, bands: int | None, text_merge: str | None) 
         parse_devices(devices)
     if bands is not None and not 0 <= bands <= MAX_BANDS:
         raise ValueError(f"bands is {bands}; choose 0 (as many as needed) to {MAX_BANDS}")
-    if text_merge is not None and text_merge not in TEXT_MERGES:
-        raise ValueError(f"text_merge is {text_merge!r:.60}; choose one of: {', '.join(TEXT_MERGES)}")
+    if text_merge is not None:
+        one_of("text_merge", text_merge, TEXT_MERGES)

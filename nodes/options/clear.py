@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from ...clear_core.backends import AUTO, backend_names
@@ -13,6 +12,7 @@ from ...clear_core.weights import LARGEST_FACTOR, LARGEST_RADIUS, BlockId, Clear
 from ...clear_core.window import Window
 from .blocks import ALL, ALL_BLOCKS, BlockChoice, parse_blocks
 from .by_size import BY_SIZE, is_large, ntk_by_size
+from .limits import one_of, within
 
 MAX_RADIUS = LARGEST_RADIUS
 MAX_DOWN_FACTOR = LARGEST_FACTOR
@@ -130,8 +130,7 @@ def check_window(radius: int, backend: str) -> Window:
 
 def check_backend(backend: str) -> None:
     """Raises ValueError unless it is one of the backends, or auto."""
-    if backend not in backend_names():
-        raise ValueError(f"backend is {backend!r:.60}; choose one of: {', '.join(backend_names())}")
+    one_of("backend", backend, backend_names())
 
 
 def check_ntk(factor: float) -> None:
@@ -143,8 +142,7 @@ def check_ntk(factor: float) -> None:
 def check_choices(backend: str, references: str) -> None:
     """Raises ValueError unless both are among the node's options."""
     check_backend(backend)
-    if references not in REFERENCE_VIEWS:
-        raise ValueError(f"references is {references!r:.60}; choose one of: {', '.join(REFERENCE_VIEWS)}")
+    one_of("references", references, REFERENCE_VIEWS)
 
 
 def check_range(start_percent: float, end_percent: float) -> None:
@@ -170,9 +168,3 @@ def _own_radius(weights: ClearWeights | None) -> int:
             f"(clear_local_16.safetensors) nor its metadata (clear.radius). Set radius to 1..{MAX_RADIUS}."
         )
     return weights.variant.radius
-
-
-def within(name: str, value: float, low: float, high: float) -> None:
-    """Raises ValueError unless low <= value <= high. The host lets NaN, which a workflow may hold, through its own."""
-    if not (math.isfinite(value) and low <= value <= high):
-        raise ValueError(f"{name} is {value}; allowed is {low:g} to {high:g}")

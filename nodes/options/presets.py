@@ -12,6 +12,7 @@ from ...clear_core.show.cost import BAND_ROWS
 from .bands import BandSettings
 from .clear import ApplyInputs
 from .lanes import parse_devices
+from .limits import one_of
 
 TIME_SHIFT = 1.1
 """ln 3: the fixed time shift of the authors' recipe, whatever the size."""
@@ -42,8 +43,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 def resolve_preset(name: str, devices: str) -> tuple[Preset, BandSettings]:
     """A preset and its bands. Raises ValueError naming the value, what is allowed and what to do."""
-    if name not in PRESETS:
-        raise ValueError(f"preset is {name!r:.60}; choose one of: {', '.join(PRESETS)}")
+    one_of("preset", name, PRESETS)
     preset = PRESETS[name]
     return preset, BandSettings(parse_devices(devices), 0, "exact", rows=preset.rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from .clear import within
+from .limits import one_of, within
 from .stages import LARGEST_SIDE
 
 MEGAPIXELS: Final = "megapixels"
@@ -40,8 +40,7 @@ class Target:
 
         Raises ValueError for more than the largest side, and for values that mean nothing.
         """
-        if self.size_by not in SIZE_BY:
-            raise ValueError(f"size_by is {self.size_by!r:.60}; choose one of: {', '.join(SIZE_BY)}")
+        one_of("size_by", self.size_by, SIZE_BY)
         if self.size_by == MEGAPIXELS:
             return self.megapixels
         within("long_side", self.long_side, LEAST_SIDE, LARGEST_SIDE)

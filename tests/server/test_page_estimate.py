@@ -13,6 +13,7 @@ import torch
 from playwright.sync_api import Locator, Page, expect
 from safetensors.torch import save_file
 
+from devtools import workflow
 from devtools.client import ComfyClient, Run
 from devtools.page import (
     RENDERERS,
@@ -58,7 +59,7 @@ def test_measure_now_makes_the_row_appear(page: Page, renderer: str, server: Any
         {
             "UNETLoader": {"unet_name": NARROW},
             "CLEARApply": {"radius": 8, "backend": backend},
-            "EmptySD3LatentImage": {"width": 512, "height": 512},
+            **workflow.sampling(width=512, height=512, steps=20, seed=1),
         },
     )
     expect(estimate(page)).to_contain_text("with weights")
@@ -75,9 +76,25 @@ def test_measure_now_makes_the_row_appear(page: Page, renderer: str, server: Any
     expect(row).to_have_attribute("title", re.compile("^By this device's own measurement"))
     # The same for another size, without measuring again; a longer step for a larger image.
     before = client.get_json(path(page, 512, backend))["seconds"]
-    after = client.get_json(path(page, 1024, backend))["seconds"]
+    after = client.get_json(path(page, 640, backend))["seconds"]
     assert after["step"] > before["step"] > 0
     assert before["all"] == pytest.approx(20 * before["step"])
+    assert fits_in(page)
+
+
+def test_a_backend_that_cannot_run_the_size_is_red(page: Page, renderer: str) -> None:
+    open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
+    change_widgets(
+        page, {"CLEARApply": {"backend": "masked"}, **workflow.sampling(width=512, height=512, steps=20, seed=1)}
+    )
+    button = estimate(page).get_by_role("button", name="Measure now")
+    expect(button).to_be_enabled()
+    wrong = estimate(page).locator(".clear-wrong")
+    expect(wrong).to_have_count(0)
+    change_widgets(page, {"Width": {"value": 2048}})
+    expect(wrong).to_contain_text("backendmaskedcannot run this: choose auto")
+    expect(wrong).to_have_attribute("title", re.compile("its mask would take .* MB; it takes up to 32 MB"))
+    expect(button).to_have_count(0)
     assert fits_in(page)
 
 
@@ -183,8 +200,8 @@ def test_what_cannot_be_measured_is_refused(page: Page, server: Any) -> None:
     assert post("radius=8&colour=red") == (
         400,
         {
-            "error": "unknown argument 'colour'; known are: weights, radius, down_factor, backend, start_percent, "
-            "end_percent, blocks, folder, model, dtype"
+            "error": "unknown argument 'colour'; known are: weights, preset, radius, down_factor, backend, ntk_factor, "
+            "proportional_attention, start_percent, end_percent, blocks, folder, model, dtype"
         },
     )
     other = page.request.post(

@@ -129,7 +129,8 @@ def test_it_can_be_watched(page: Page, renderer: str, client: Any) -> None:
     page.evaluate(
         """() => {
             const upscale = app.graph.nodes.find((node) => node.type === 'CLEARHighRes')
-            const watched = (window.watched = { said: [], bar: [], sizes: [] })
+            const watched = (window.watched = { said: [], bar: [], sizes: [], ended: false })
+            app.api.addEventListener('execution_success', () => (watched.ended = true), { once: true })
             // Whenever the page has drawn something: Nodes 2.0 may put a panel in again after a message.
             new MutationObserver(() => {
                 const said = document.querySelector('.clear-upscale b')?.textContent
@@ -148,7 +149,7 @@ def test_it_can_be_watched(page: Page, renderer: str, client: Any) -> None:
             app.queuePrompt(0)
         }"""
     )
-    page.wait_for_function("() => watched.sizes.length === 2", timeout=300_000)
+    page.wait_for_function("() => watched.ended", timeout=300_000)
     watched = page.evaluate("() => watched")
     said = list(dict.fromkeys(watched["said"]))
     expected = [

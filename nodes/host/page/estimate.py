@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ....clear_core.bands.plan import BandPlan
 from ....clear_core.flux import token_grid
 from ....clear_core.layout import Grid
-from ....clear_core.show.estimate import Subject, Timings
+from ....clear_core.show.estimate import Subject, Timings, backend_refusal
 from ....clear_core.show.fits import Need, least_count, worst_need
 from ...insight.cost import options_of
 from ...insight.step_time import StepClock
@@ -58,7 +58,11 @@ def estimate_payload(asked: Asked, here: Here, own: Timings | None) -> Payload:
     clock = StepClock.of(asked.subject, run.options, own)
     cpu = here.devices[0] == "cpu"
     weights = asked.subject.size + asked.patches
+    refusal = (
+        backend_refusal(asked.subject.model, run.options, run.grid, run.plan) if asked.clear.window.radius else None
+    )
     return {
+        "backend": None if refusal is None else {"name": asked.clear.backend, "refusal": refusal},
         "seconds": None if clock is None else _seconds(run, need, clock),
         "bands": len(run.plan.bands) if run.plan is not None else 0,
         "memory": {

@@ -21,7 +21,8 @@ from aiohttp import web
 from ....clear_core.flux import token_grid
 from ....clear_core.show.estimate import Subject
 from ...options.bands import BandSettings, resolve_bands
-from ...options.clear import resolve_settings, within
+from ...options.clear import resolve_settings
+from ...options.limits import one_of, within
 from ...options.presets import resolve_preset, single_nodes
 from ...options.stages import MAX_STAGES, plan_stages
 from ...options.target import Target
@@ -127,8 +128,7 @@ def upscale(query: Query) -> Any:
     width, height = size_of(values)
     clear, settings = settings_of(values), resolve_bands(values["devices"], values["bands"], "exact")
     within("stages", values["stages"], 0, MAX_STAGES)
-    if values["vae_tiling"] not in TILINGS:
-        raise ValueError(f"vae_tiling is {values['vae_tiling']!r:.60}; choose one of: {', '.join(TILINGS)}")
+    one_of("vae_tiling", values["vae_tiling"], TILINGS)
     target = Target(*(values[name] for name in ("target_megapixels", "size_by", "long_side", "scale")))
     stages = plan_stages(width, height, target.megapixels_of(width, height), values["stages"])
     found = machine([device.name for device in settings.devices])
