@@ -44,16 +44,28 @@ export function growToFit(node) {
     node.setDirtyCanvas(true, true);
 }
 
+/** Panels whose node was announced to Nodes 2.0 again. @type {WeakSet<Panel>} */
+const announced = new WeakSet();
+
 /**
- * When undo or another workflow replaces a node by one with the same id, Nodes 2.0 keeps showing the panel of the old
- * node.
+ * Show a panel that Nodes 2.0 does not. When undo or another workflow replaces a node by one with the same id, it keeps
+ * showing the panel of the old node. Once a link of a node has changed, it no longer reads the node's widgets (page
+ * 1.32.9), and a widget that comes later is not shown until the node is announced again.
  *
  * @param {import("./types").Node} node
  * @param {Panel} panel
  */
 export function reattachPanel(node, panel) {
-    if (panel.element.isConnected || node.graph !== app.canvas.graph) return;
-    document.querySelector(`[data-node-id="${node.id}"] .clear-panel`)?.replaceWith(panel.element);
+    if (panel.element.isConnected || node.graph !== app.canvas.graph || node.flags?.collapsed) return;
+    const drawn = document.querySelector(`[data-node-id="${node.id}"]`);
+    if (!drawn) return;
+    const old = drawn.querySelector(".clear-panel");
+    if (old) {
+        old.replaceWith(panel.element);
+    } else if (!announced.has(panel)) {
+        announced.add(panel);
+        node.graph?.onNodeAdded?.(node);
+    }
 }
 
 /** @param {import("./types").Node} node */

@@ -74,10 +74,16 @@ export function setPanel(node, shown) {
         panels.set(node, panel);
         void loadTranslations(rebuildAll);
         queueMicrotask(() => panel.refresh()); // its values and links are set after its creation
+        afterDrawing(() => panels.get(node) === panel && reattachPanel(node, panel));
     } else if (!shown && panels.has(node)) {
         removePanel(node);
         panels.delete(node);
     }
+}
+
+/** Once the page has drawn what was added. @param {() => void} action */
+function afterDrawing(action) {
+    requestAnimationFrame(() => requestAnimationFrame(action));
 }
 
 /** @param {boolean} shown */
