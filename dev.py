@@ -88,7 +88,7 @@ def test(arguments: list[str], soak: bool, python: Path) -> int:
         print("Tests run after the checks pass. To run some now, name them: python dev.py test tests/...")
         print("0 passed, 1 failed")
         return 1
-    options = ["--import-mode=importlib", "--durations=10", "-rfEs"]  # a skip is named too
+    options = ["--import-mode=importlib", "--durations=10"]
     if not soak:
         options += ["-m", "not soak"]
     if not arguments:
