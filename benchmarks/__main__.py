@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--page", action="store_true", help="instead: the start of ComfyUI's page, with the pack and without"
     )
+    parser.add_argument("--vae", action="store_true", help="instead: the autoencoder whole, in tiles and in strips")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats is {options.repeats}; 1 or more is needed")
@@ -68,6 +69,8 @@ def main(arguments: list[str]) -> int:
         return _estimates(options, device, arguments)
     if options.page:
         return _page(options, arguments)
+    if options.vae:
+        return _vae(options, arguments)
     every = attention.cases(device, flex=options.flex or device.type == "cuda")
     cases = [case for case in every if not options.sizes or case.side * PIXELS_PER_TOKEN in options.sizes]
     full = step.full_width(device)
@@ -267,6 +270,33 @@ def _each(tasks: list[Item], run: Callable[[Item], Iterable[object]]) -> list:
     if sys.stderr.isatty():
         print("\r", end="", file=sys.stderr)
     return rows
+
+
+def _vae(options: argparse.Namespace, arguments: list[str]) -> int:
+    from . import vae_strips  # the host; nothing else here needs it before it runs
+
+    def wanted(sizes: tuple[int, ...]) -> list[int]:
+        return [size for size in sizes if not options.sizes or size in options.sizes]
+
+    bench = vae_strips.Bench()
+    name = device_name(torch.device("cpu"))
+    print(f"FLUX's autoencoder, decoding in float32 on {name}; the median of {options.repeats}\n")
+    content: dict[str, object] = {
+        "date": date.today().isoformat(),
+        "command": "python dev.py bench " + " ".join(arguments),
+        "device": name,
+        "torch": torch.__version__,
+    }
+    timed = [bench.time(size, options.repeats) for size in wanted(vae_strips.TIMED)]
+    content["timed"] = [row.as_dict() for row in timed]
+    print("\n" + vae_strips.timed_table(timed))
+    _write(options.json, content)
+    print("\nMemory in bfloat16, GiB, computed from the sizes and lives of all tensors, not on a card\n")
+    counted = [bench.count(size) for size in wanted(vae_strips.COUNTED)]
+    content["counted"] = [row.as_dict() for row in counted]
+    print("\n" + vae_strips.counted_table(counted))
+    _write(options.json, content)
+    return 0
 
 
 def _write(path: Path | None, content: dict[str, object]) -> None:

@@ -94,7 +94,7 @@ def _recipes(models: Path) -> Recipes:
     """CLEAR's files and the LoRA are made from FLUX's."""
     return {
         FLUX: lambda: (flux(), {}),
-        VAE: lambda: (_vae(), {}),
+        VAE: lambda: (autoencoder(), {}),
         CLIP_L: lambda: (_clip_l(), {}),
         CLEAR: lambda: (_clear(models / FLUX), _variant(1)),
         CLEAR_DOWN: lambda: (_clear(models / FLUX) | _spatial_weights(), _variant(DOWN_FACTOR)),
@@ -131,12 +131,13 @@ def awakened(tensors: Tensors) -> Tensors:
     return tensors
 
 
-def _vae() -> Tensors:
-    from comfy.ldm.models.autoencoder import AutoencodingEngine
+def autoencoder(channels: int = 16, *, quantised: bool = False) -> Tensors:
+    """FLUX's autoencoder at its real size. quantised: with the convolutions around the latent that SD 1.5 has."""
+    import comfy.ldm.models.autoencoder as models
 
     config = {
         "double_z": True,
-        "z_channels": 16,
+        "z_channels": channels,
         "resolution": 256,
         "in_channels": 3,
         "out_ch": 3,
@@ -147,11 +148,14 @@ def _vae() -> Tensors:
         "dropout": 0.0,
     }
     with torch.device("meta"):
-        model = AutoencodingEngine(
-            regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
-            encoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Encoder", "params": config},
-            decoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Decoder", "params": config},
-        )
+        if quantised:
+            model: Any = models.AutoencoderKL(ddconfig=config, embed_dim=channels)
+        else:
+            model = models.AutoencodingEngine(
+                regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
+                encoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Encoder", "params": config},
+                decoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Decoder", "params": config},
+            )
     return random_like(model.state_dict())
 
 

@@ -28,6 +28,7 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.ldm.flux.layers": "DoubleStreamBlock EmbedND SingleStreamBlock",
         "comfy.ldm.flux.model": "Flux",
         "comfy.ldm.modules.attention": "optimized_attention",
+        "comfy.ldm.modules.diffusionmodules.model": "AttnBlock Decoder Downsample Encoder ResnetBlock Upsample",
         "comfy.model_management": "OOM_EXCEPTION cast_to current_loaded_models extra_reserved_memory free_memory "
         "get_free_memory get_torch_device get_total_memory load_models_gpu loaded_models soft_empty_cache "
         "throw_exception_if_processing_interrupted unet_dtype unet_manual_cast vae_device vae_dtype",
@@ -46,7 +47,7 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy_execution.graph_utils": "GraphBuilder",
         "comfy_execution.progress": "ProgressHandler ProgressRegistry get_progress_state",
         "folder_paths": "add_model_folder_path folder_names_and_paths get_filename_list get_folder_paths "
-        "get_full_path get_user_directory models_dir",
+        "get_full_path get_temp_directory get_user_directory models_dir",
         "comfy_execution.utils": "get_executing_context",
     }
 )

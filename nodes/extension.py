@@ -16,6 +16,7 @@ from .multi_gpu import CLEARMultiGPU
 from .preset import CLEARPreset
 from .report import CLEARReport
 from .tiled_sampler import CLEARTiledSampler
+from .vae_strips import CLEARVAEDecode, CLEARVAEEncode
 from .weights_loader import CLEARWeightsLoader
 
 
@@ -37,6 +38,8 @@ class ClearAttentionExtension(ComfyExtension):
             CLEARControlNet,
             CLEARReport,
             CLEARAttentionMap,
+            CLEARVAEDecode,
+            CLEARVAEEncode,
         ]
 
 

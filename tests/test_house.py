@@ -121,6 +121,8 @@ def test_every_node_has_a_help_page() -> None:
         "CLEARPreset",
         "CLEARReport",
         "CLEARTiledSampler",
+        "CLEARVAEDecode",
+        "CLEARVAEEncode",
         "CLEARWeightsLoader",
     }
     assert nodes == {path.stem for path in (ROOT / "web" / "docs").glob("*.md")}

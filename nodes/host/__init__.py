@@ -30,6 +30,7 @@ from .probe import ProbeRequest, ProbeResult, probe_attention
 from .time_shift import shifted
 from .upscale_start import start_upscale
 from .vae import vae_decode, vae_encode
+from .vae_strips import vae_decode_strips, vae_encode_strips
 from .workflow import SAMPLERS, SCHEDULERS, GraphBuilder, call_number, has_clear, keeps_outputs
 
 __all__ = [
@@ -63,7 +64,9 @@ __all__ = [
     "shifted",
     "start_upscale",
     "vae_decode",
+    "vae_decode_strips",
     "vae_encode",
+    "vae_encode_strips",
     "weights_files",
     "weights_path",
     "window_control",

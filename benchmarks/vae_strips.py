@@ -1,0 +1,184 @@
+"""FLUX's autoencoder over strips beside the plain and the tiled decode: seconds, difference, memory of the device."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from devtools.checkpoints import autoencoder
+from devtools.inprocess import import_host
+
+from .memory import Peak
+from .timing import medians
+
+TIMED, COUNTED = (512, 1024, 2048), (2048, 4096, 8192, 16384)
+"""Pixels a side of the images that are decoded, and of those whose memory is counted."""
+_GIB = 2**30
+_STRIP = 512 * 2**20
+_TILE, _OVERLAP = 128, 16  # of ComfyUI's tiled decode, in cells of the latent: what the pack's own nodes ask for
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """seconds: plain, in strips, in tiles. difference: the largest, of the plain picture's range."""
+
+    pixels: int
+    plain: float
+    strips: float
+    tiled: float
+    strips_difference: float
+    tiled_difference: float
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """GiB in bfloat16. plain, strips, tiled: the device's peak. keys: of it, those of the attention. maps: the feature
+    maps that wait elsewhere."""
+
+    pixels: int
+    plain: float
+    tiled: float
+    strips: float
+    keys: float
+    maps: float
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+class Bench:
+    def __init__(self) -> None:
+        import_host()
+        import comfy.sd
+
+        found = autoencoder()
+        self.vae: Any = comfy.sd.VAE(sd=found, dtype=torch.float32)
+        core = "clear_pack.clear_core.strips"
+        self._decode: Callable[..., None] = importlib.import_module(f"{core}.autoencoder").decode
+        self._sweep: Any = importlib.import_module(f"{core}.sweep")
+        self._plan: Any = importlib.import_module(f"{core}.plan")
+        self._maps: Any = importlib.import_module(f"{core}.feature_map")
+
+    def time(self, pixels: int, repeats: int) -> Timed:
+        latent = torch.randn(1, 16, pixels // 8, pixels // 8, generator=torch.Generator().manual_seed(pixels))
+        made: dict[str, Tensor] = {}
+        decoder = self.vae.first_stage_model.decoder
+
+        def strips() -> None:
+            parts: dict[int, Tensor] = {}
+            with self._maps.Storage(2**40, Path()) as storage:
+                lane = self._sweep.Lane(torch.device("cpu"), decoder, _STRIP, 2**40)
+                self._decode(self._sweep.Sweeps([lane], storage), latent, parts.__setitem__)
+            made["strips"] = torch.cat([parts[start] for start in sorted(parts)], 2)
+
+        def plain() -> None:
+            made["plain"] = decoder(latent)
+
+        def tiled() -> None:
+            import comfy.utils
+
+            made["tiled"] = comfy.utils.tiled_scale(latent, decoder, _TILE, _TILE, _OVERLAP, upscale_amount=8)
+
+        with torch.inference_mode():
+            seconds = medians(
+                {"plain": plain, "strips": strips, "tiled": tiled}, torch.device("cpu"), repeats, patience=120.0
+            )
+        spread = made["plain"].max() - made["plain"].min()
+        far = {name: float((made[name] - made["plain"]).abs().max() / spread) for name in ("strips", "tiled")}
+        return Timed(pixels, seconds["plain"], seconds["strips"], seconds["tiled"], far["strips"], far["tiled"])
+
+    def count(self, pixels: int) -> Counted:
+        """Computed from the sizes and lives of tensors that have no content."""
+        cells = pixels // 8
+        plan = self._plan.strip_plan(
+            self.vae.first_stage_model.decoder, (16, cells, cells), torch.bfloat16, decoding=True
+        )
+        keys = 2 * cells**2 * 512 * 2
+        tile = min(cells, _TILE)
+        plain, tiled = (self._plain(side) for side in (cells, tile))
+        return Counted(pixels, plain / _GIB, tiled / _GIB, self._strips(cells) / _GIB, keys / _GIB, plan.maps / _GIB)
+
+    def _plain(self, cells: int) -> int:
+        with FakeTensorMode():
+            decoder = self._fake_decoder()
+            latent = torch.empty(1, 16, cells, cells, dtype=torch.bfloat16)
+            with torch.inference_mode(), Peak(iter((latent, *decoder.parameters()))) as peak:
+                decoder(latent)
+        return peak.bytes
+
+    def _strips(self, cells: int) -> int:
+        with FakeTensorMode():
+            decoder = self._fake_decoder()
+            latent = torch.empty(1, 16, cells, cells, dtype=torch.bfloat16)
+            lane = self._sweep.Lane(torch.device("cpu"), decoder, _STRIP, 2**40)
+            sweeps = self._sweep.Sweeps([lane], _Elsewhere())
+            with Peak(iter((latent, *decoder.parameters()))) as peak:
+                self._decode(sweeps, latent, lambda start, rows: None)
+        return peak.bytes
+
+    def _fake_decoder(self) -> Any:
+        from comfy.ldm.modules.diffusionmodules.model import Decoder
+
+        config = {"ch": 128, "out_ch": 3, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": []}
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            return Decoder(**config, in_channels=3, resolution=256, z_channels=16)
+        finally:
+            torch.set_default_dtype(before)
+
+
+class _Elsewhere:
+    """Feature maps in another memory: a strip of one is a new tensor here."""
+
+    def new(self, shape: tuple[int, int, int], dtype: torch.dtype) -> Any:
+        return _Map(shape, dtype)
+
+    def write(self, target: Any, start: int, rows: Tensor) -> None: ...
+
+    def drop(self, made: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Map:
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+
+    def read(self, start: int, stop: int, device: torch.device) -> Tensor:
+        return torch.empty(1, self.shape[0], stop - start, self.shape[2], dtype=self.dtype)
+
+
+def timed_table(rows: list[Timed]) -> str:
+    lines = [
+        "| image | plain | strips | tiles | strips / plain | strips off by | tiles off by |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.pixels} px | {row.plain:.1f} s | {row.strips:.1f} s | {row.tiled:.1f} s "
+        f"| {row.strips / row.plain:.2f} "
+        f"| {row.strips_difference:.1e} | {row.tiled_difference:.1e} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def counted_table(rows: list[Counted]) -> str:
+    lines = [
+        "| image | device: plain | device: tiles | device: strips | of it keys and values | feature maps elsewhere |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.pixels} px | {row.plain:.1f} | {row.tiled:.1f} | {row.strips:.1f} | {row.keys:.1f} | {row.maps:.0f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)

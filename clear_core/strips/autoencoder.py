@@ -1,0 +1,254 @@
+"""ComfyUI's image autoencoder, layer after layer over strips: the same result as the whole, whatever the strips.
+
+A convolution reads a row more on each side of its strip and drops the rows that its own padding has falsified. A group
+norm needs the moments of the whole map: they are gathered when that map is made. So a residual block is two sweeps: the
+first convolution makes a map whose moments the second needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import Keys
+from .feature_map import FeatureMap
+from .moments import GroupNorm
+from .sweep import Compute, Cost, Source, Strip, Sweeps
+
+
+class NotFiniteError(ValueError):
+    """A layer's result has NaN or infinite values; the text names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A map and the moments by group that the next norm needs."""
+
+    rows: FeatureMap
+    moments: tuple[Tensor, Tensor] | None = None
+
+
+def decode(sweeps: Sweeps, latent: Tensor, write: Callable[[int, Tensor], None]) -> None:
+    """A decoder over a latent [1, channels, height, width]. write: is given each strip of the result and its first row.
+
+    Raises NotFiniteError, StorageError and what the model raises.
+    """
+    _Run(sweeps, latent.shape[3], latent.dtype).decode(latent, write)
+
+
+def encode(sweeps: Sweeps, pixels: Tensor, write: Callable[[int, Tensor], None]) -> None:
+    """An encoder over pixels [1, channels, height, width], as the model takes them. Otherwise as `decode`."""
+    _Run(sweeps, pixels.shape[3], pixels.dtype).encode(pixels, write)
+
+
+class _Run:
+    def __init__(self, sweeps: Sweeps, width: int, dtype: torch.dtype) -> None:
+        self._sweeps, self._dtype = sweeps, dtype
+        self._model: Any = sweeps.lanes[0].model  # of all lanes alike
+
+    def decode(self, latent: Tensor, write: Callable[[int, Tensor], None]) -> None:
+        model = self._model
+        here = self._given(latent)
+        here = self._convolution("conv_in", here)
+        here = self._middle(here)
+        for level in reversed(range(len(model.up))):
+            for block in range(len(model.up[level].block)):
+                last = level and block == len(model.up[level].block) - 1
+                here = self._residual(f"up.{level}.block.{block}", here, moments=not last)
+            if level:
+                here = self._upsample(f"up.{level}.upsample", here)
+        self._last(here, write)
+
+    def encode(self, pixels: Tensor, write: Callable[[int, Tensor], None]) -> None:
+        model = self._model
+        here = self._given(pixels)
+        here = self._convolution("conv_in", here)
+        for level in range(len(model.down)):
+            below = level < len(model.down) - 1
+            for block in range(len(model.down[level].block)):
+                last = below and block == len(model.down[level].block) - 1
+                here = self._residual(f"down.{level}.block.{block}", here, moments=not last)
+            if below:
+                here = self._downsample(f"down.{level}.downsample", here)
+        here = self._middle(here)
+        self._last(here, write)
+
+    def _given(self, whole: Tensor) -> Layer:
+        storage = self._sweeps.storage
+        rows = storage.new((whole.shape[1], whole.shape[2], whole.shape[3]), whole.dtype)
+        storage.write(rows, 0, whole)
+        return Layer(rows)
+
+    def _middle(self, here: Layer) -> Layer:
+        here = self._residual("mid.block_1", here)
+        here = self._attention("mid.attn_1", here)
+        return self._residual("mid.block_2", here)
+
+    # ---- layers -----------------------------------------------------------------------------------------
+
+    def _convolution(self, name: str, here: Layer) -> Layer:
+        """3 x 3, of the map as it is."""
+        conv: Any = self._model.get_submodule(name)
+
+        def compute(model: nn.Module, strip: Strip) -> Tensor:
+            return _trimmed(model.get_submodule(name)(strip.inputs[0]), strip)
+
+        return self._sweep(name, [Source(here.rows, halo=(1, 1))], compute, conv.out_channels, done=here)
+
+    def _residual(self, name: str, here: Layer, *, moments: bool = True) -> Layer:
+        block: Any = self._model.get_submodule(name)
+
+        def first(model: nn.Module, strip: Strip) -> Tensor:
+            own: Any = model.get_submodule(name)
+            return _trimmed(own.conv1(self._normed(own.norm1, here, strip)), strip)
+
+        between = self._sweep(f"{name}.conv1", [Source(here.rows, halo=(1, 1))], first, block.out_channels)
+
+        def second(model: nn.Module, strip: Strip) -> Tensor:
+            own: Any = model.get_submodule(name)
+            rows = _trimmed(own.conv2(self._normed(own.norm2, between, strip)), strip)
+            given = strip.inputs[1]
+            if block.in_channels != block.out_channels:
+                given = own.nin_shortcut(given)
+            return rows.add_(given)
+
+        sources = [Source(between.rows, halo=(1, 1)), Source(here.rows)]
+        made = self._sweep(f"{name}.conv2", sources, second, block.out_channels, moments=moments, over=between)
+        self._sweeps.storage.drop(here.rows)
+        return made
+
+    def _upsample(self, name: str, here: Layer) -> Layer:
+        channels = here.rows.shape[0]
+
+        def compute(model: nn.Module, strip: Strip) -> Tensor:
+            return _trimmed(model.get_submodule(name)(strip.inputs[0]), strip, 2)
+
+        source = Source(here.rows, Fraction(1, 2), halo=(1, 1))
+        return self._sweep(name, [source], compute, channels, scale=Fraction(2), done=here)
+
+    def _downsample(self, name: str, here: Layer) -> Layer:
+        """The module itself adds a row of zeros below, which counts in the last strip alone."""
+        source = Source(here.rows, Fraction(2), halo=(0, 1))
+
+        def compute(model: nn.Module, strip: Strip) -> Tensor:
+            return model.get_submodule(name)(strip.inputs[0])
+
+        return self._sweep(name, [source], compute, here.rows.shape[0], scale=Fraction(1, 2), done=here)
+
+    def _attention(self, name: str, here: Layer) -> Layer:
+        channels, height, width = here.rows.shape
+        keys = self._keys(height * width, channels)
+
+        def gather(model: nn.Module, strip: Strip) -> Tensor:
+            own: Any = model.get_submodule(name)
+            rows = self._group_norm(own.norm, here, strip.inputs[0])(strip.inputs[0])
+            keys.put(strip.start * width, _positions(own.k(rows)), _positions(own.v(rows)))
+            return rows
+
+        cost = self._cost(width, channels, 2 * channels, kernel=1)
+        self._sweeps.run([Source(here.rows)], gather, lambda start, rows: None, height, cost)
+
+        def attend(model: nn.Module, strip: Strip) -> Tensor:
+            own: Any = model.get_submodule(name)
+            given = strip.inputs[0]
+            query = own.q(self._group_norm(own.norm, here, given)(given))
+            out = keys.attend(_positions(query)).transpose(0, 1).reshape(query.shape)
+            return own.proj_out(out).add_(given)
+
+        return self._sweep(name, [Source(here.rows)], attend, channels, over=here, more=2 * width * height * width)
+
+    def _keys(self, positions: int, channels: int) -> Keys:
+        size = 2 * positions * channels * self._dtype.itemsize
+        lanes = self._sweeps.lanes
+        home = lanes[0].device if len(lanes) == 1 else torch.device("cpu")
+        resident = size <= min(lane.keys for lane in lanes)
+        return Keys(positions, home if resident else torch.device("cpu"), resident=resident)
+
+    def _last(self, here: Layer, write: Callable[[int, Tensor], None]) -> None:
+        """Norm, SiLU and the last convolution; its strips are the result."""
+        conv: Any = self._model.conv_out
+
+        def compute(model: Any, strip: Strip) -> Tensor:
+            rows = _trimmed(model.conv_out(self._normed(model.norm_out, here, strip)), strip)
+            return torch.tanh(rows) if getattr(model, "tanh_out", False) else rows
+
+        channels, height, width = here.rows.shape
+        cost = self._cost(width, channels, conv.out_channels)
+        self._sweeps.run([Source(here.rows, halo=(1, 1))], compute, write, height, cost)
+        self._sweeps.storage.drop(here.rows)
+
+    # ---- one sweep --------------------------------------------------------------------------------------
+
+    def _sweep(
+        self,
+        name: str,
+        sources: list[Source],
+        compute: Compute,
+        channels: int,
+        *,
+        scale: Fraction = Fraction(1),
+        moments: bool = True,
+        more: int = 0,
+        over: Layer | None = None,
+        done: Layer | None = None,
+    ) -> Layer:
+        """The layer's map. more: products for each channel of a row, beside the convolution's.
+
+        over: a source whose storage the map takes over. done: a source that is not needed afterwards.
+        """
+        storage = self._sweeps.storage
+        _, height, width = sources[0].rows.shape
+        height, width = int(height * scale), int(width * scale)
+        in_place = over is not None and len(self._sweeps.lanes) == 1
+        made = over.rows if over is not None and in_place else storage.new((channels, height, width), self._dtype)
+        found = self._sweeps.run(
+            sources,
+            compute,
+            lambda start, rows: storage.write(made, start, rows),
+            height,
+            self._cost(width, sources[0].rows.shape[0], channels, more=more),
+            groups=self._groups if moments else 0,
+            even=scale == 2,
+            lag=in_place,
+        )
+        # A fake tensor holds no data.
+        if found is not None and type(found[0]) is Tensor and not bool(torch.stack(found).isfinite().all()):
+            raise NotFiniteError(name)
+        for layer in (done, None if in_place else over):
+            if layer is not None:
+                storage.drop(layer.rows)
+        return Layer(made, found)
+
+    @property
+    def _groups(self) -> int:
+        return self._model.norm_out.num_groups
+
+    def _cost(self, width: int, channels: int, made: int, *, kernel: int = 3, more: int = 0) -> Cost:
+        """Of a row; its memory, about: it, its norm, the convolution's result with and without its halo, and the result
+        in float32 for the moments."""
+        memory = width * (self._dtype.itemsize * (3 * channels + 3 * made) + 4 * made)
+        return Cost(memory, width * channels * made * kernel**2 + more * made)
+
+    def _normed(self, norm: nn.GroupNorm, layer: Layer, strip: Strip) -> Tensor:
+        rows = strip.inputs[0]
+        return F.silu(self._group_norm(norm, layer, rows)(rows), inplace=True)
+
+    def _group_norm(self, norm: nn.GroupNorm, layer: Layer, rows: Tensor) -> GroupNorm:
+        assert layer.moments is not None
+        return GroupNorm.of(norm, layer.moments, rows.device)
+
+
+def _trimmed(rows: Tensor, strip: Strip, scale: int = 1) -> Tensor:
+    """Without the halo."""
+    return rows[:, :, scale * strip.above : rows.shape[2] - scale * strip.below]
+
+
+def _positions(rows: Tensor) -> Tensor:
+    """[1, channels, rows, width] as [positions, channels]."""
+    return rows[0].flatten(1).transpose(0, 1)

@@ -1,0 +1,65 @@
+"""Mean and variance of a whole feature map by group, gathered strip by strip, and the group norm that uses them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def strip_moments(rows: Tensor, groups: int) -> Tensor:
+    """Of rows [1, channels, rows, width], float64 [3, groups]: count, mean, sum of squared distances from the mean."""
+    grouped = rows.float().reshape(groups, -1)
+    variance, mean = torch.var_mean(grouped, dim=1, correction=0)
+    count = torch.full_like(mean, grouped.shape[1], dtype=torch.float64)
+    return torch.stack((count, mean.double(), variance.double() * count))
+
+
+@dataclass(slots=True)
+class Moments:
+    """What the strips of one map have given; merged in the order of the rows, whichever device was first."""
+
+    strips: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, start: int, found: Tensor) -> None:
+        """start: the strip's first row. found: as `strip_moments` gives it, on any device."""
+        self.strips[start] = found
+
+    def merged(self) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of the whole, float64 [groups] on the CPU.
+
+        By the update of Chan, Golub and LeVeque (1983), which loses nothing where the mean is large.
+        """
+        parts = [self.strips[start].cpu() for start in sorted(self.strips)]
+        count, mean, squares = parts[0]
+        for more, other, others in parts[1:]:
+            apart, total = other - mean, count + more
+            mean = mean + apart * (more / total)
+            squares = squares + others + apart * apart * (count * more / total)
+            count = total
+        return mean, squares / count
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNorm:
+    """A group norm whose statistics are known. mean, variance: float32 [channels]; weight, bias alike."""
+
+    mean: Tensor
+    variance: Tensor
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, module: torch.nn.GroupNorm, moments: tuple[Tensor, Tensor], device: torch.device) -> GroupNorm:
+        """moments: those of `Moments.merged`."""
+        each = module.num_channels // module.num_groups
+        mean, variance = (part.float().repeat_interleave(each).to(device) for part in moments)
+        weight, bias = (part.detach().float().to(device) for part in (module.weight, module.bias))
+        return cls(mean, variance, weight, bias, module.eps)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """rows: [1, channels, rows, width]; a new tensor of their dtype, computed in float32."""
+        return F.batch_norm(rows, self.mean, self.variance, self.weight, self.bias, False, 0.0, self.eps)

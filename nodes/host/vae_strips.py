@@ -1,0 +1,260 @@
+"""ComfyUI's VAE over strips of rows: the same image as its own encode and decode, within the memory that there is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.ldm.modules.diffusionmodules.model as blocks
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor, nn
+
+from ...clear_core.show.estimate import dtype_name
+from ...clear_core.strips.autoencoder import NotFiniteError, decode, encode
+from ...clear_core.strips.feature_map import Storage
+from ...clear_core.strips.plan import StripPlan, strip_plan
+from ...clear_core.strips.sweep import Lane, Sweeps
+from ..options.lanes import DeviceShare, resolve_lanes
+from .bands.memory import RESERVE
+from .machine import device_name, machine_devices
+from .retry import is_out_of_memory
+
+_STRIP = 512 * 2**20  # bytes of a device that a strip takes where there is room: more is no faster
+_LEAST_STRIP = 16 * 2**20
+_TICKS = 1000  # of the progress bar
+_ROWS = 256  # of an image that are converted at a time
+
+
+@dataclass(frozen=True, slots=True)
+class StripsUsed:
+    """How an image passed. devices: a name for each lane. memory, files: the most bytes of feature maps at a time."""
+
+    devices: tuple[str, ...]
+    missing: tuple[str, ...]
+    memory: int
+    files: int
+    device_maps: bool
+    retried: int
+
+    @property
+    def text(self) -> str:
+        where = "on the device" if self.device_maps else "in main memory"
+        maps = f"{self.memory / 2**30:.1f} GiB {where}"
+        if self.files:
+            maps += f", {self.files / 2**30:.1f} GiB in files"
+        lines = [f"Exact, in strips on {', '.join(self.devices)}; feature maps: {maps}"]
+        if self.missing:
+            lines.append(f"Not on this machine: {', '.join(self.missing)}")
+        if self.retried:
+            lines.append(f"Out of memory: started again with smaller strips ({self.retried} x)")
+        return "\n".join(lines)
+
+
+def vae_decode_strips(
+    vae: Any, latent: Tensor, devices: Sequence[DeviceShare], strips: int
+) -> tuple[Tensor, StripsUsed]:
+    """latent: [batch, channels, height, width]. The pixels, 0 to 1: [batch, 8 height, 8 width, 3].
+
+    devices: as `resolve_lanes` takes them. strips: of each feature map; 0 for as few as memory allows. Raises
+    ValueError for another kind of VAE or latent, StorageError where main memory and disk are too small.
+    """
+    model = _checked(vae)
+    if latent.ndim != 4:
+        raise ValueError(f"samples has {latent.ndim} dimensions; an image's latent has 4: this decodes no video")
+    _check_finite("samples", latent)
+    run = _Run(vae, model.decoder, decode, devices, strips, vae.memory_used_decode(latent.shape, vae.vae_dtype))
+    images: list[Tensor] = []
+    for one in latent.split(1):
+        with run.prepared(len(latent), _latent_shape(model, one.shape), decoding=True):
+            raw = model.decode(one.to(vae.vae_dtype).to(vae.device))
+        images.append(_to_pixels(vae, raw))
+    return torch.cat(images) if len(images) > 1 else images[0], run.used
+
+
+def vae_encode_strips(
+    vae: Any, pixels: Tensor, devices: Sequence[DeviceShare], strips: int
+) -> tuple[Tensor, StripsUsed]:
+    """pixels: [batch, height, width, channels], 0 to 1. The latent [batch, channels, height / 8, width / 8]."""
+    model = _checked(vae)
+    cell = vae.spacial_compression_encode()
+    if min(pixels.shape[1:3]) < cell:
+        raise ValueError(f"pixels is {pixels.shape[2]} x {pixels.shape[1]} pixels; the VAE needs {cell} a side")
+    pixels = vae.vae_encode_crop_pixels(pixels[..., :3])
+    _check_finite("pixels", pixels)
+    batch, height, width, channels = pixels.shape
+    shape = (batch, channels, height, width)
+    run = _Run(vae, model.encoder, encode, devices, strips, vae.memory_used_encode(shape, vae.vae_dtype))
+    latents: list[Tensor] = []
+    for one in pixels.split(1):
+        given = torch.empty(1, channels, height, width, dtype=vae.vae_dtype)
+        for rows in range(0, height, _ROWS):  # a whole image in float32 beside the given one takes gigabytes
+            part = vae.process_input(one[:, rows : rows + _ROWS].movedim(-1, 1))
+            given[:, :, rows : rows + _ROWS] = part
+        with run.prepared(batch, (channels, height, width), decoding=False):
+            latents.append(model.encode(given).to(vae.output_device).float())
+    return torch.cat(latents), run.used
+
+
+def _to_pixels(vae: Any, raw: Tensor) -> Tensor:
+    """[1, channels, height, width] as the model gives it, as an image."""
+    _, channels, height, width = raw.shape
+    image = torch.empty(1, height, width, channels, device=vae.output_device)
+    for rows in range(0, height, _ROWS):
+        part = vae.process_output(raw[:, :, rows : rows + _ROWS].to(vae.output_device).float())
+        image[:, rows : rows + _ROWS] = part.movedim(1, -1)
+    return image
+
+
+def _latent_shape(model: Any, shape: Sequence[int]) -> tuple[int, int, int]:
+    """What the decoder is given: FLUX.2's autoencoder first unfolds its latent."""
+    channels = model.decoder.conv_in.in_channels
+    fold = int((shape[1] // channels) ** 0.5) if shape[1] > channels else 1
+    return channels, shape[2] * fold, shape[3] * fold
+
+
+_CUT = (blocks.ResnetBlock, blocks.AttnBlock, blocks.Upsample, blocks.Downsample)
+_LEAVES = (nn.Conv2d, nn.GroupNorm, nn.SiLU, nn.Dropout)
+
+
+def _checked(vae: Any) -> Any:
+    """The model of a VAE that is built of the blocks that can be cut. Raises ValueError naming what it is."""
+    vae.throw_exception_if_invalid()
+    model = vae.first_stage_model
+    encoder, decoder = (getattr(model, name, None) for name in ("encoder", "decoder"))
+    strange = None
+    if type(encoder) is not blocks.Encoder or type(decoder) is not blocks.Decoder:
+        strange = type(model).__name__
+    else:
+        parts = [part for whole in (encoder, decoder) for part in whole.modules() if part is not whole]
+        strange = next((type(part).__name__ for part in parts if not _can_be_cut(part)), None)
+        levels: Any = (*encoder.down, *decoder.up)
+        if decoder.give_pre_end or any(len(level.attn) for level in levels):
+            strange = "variant with attention between its levels"
+    if strange is not None:
+        raise ValueError(
+            f"The VAE is or has a {strange}. Strips are exact for FLUX's autoencoder and those of the same blocks (SD "
+            "1.5, SDXL, SD 3): use VAE Decode or VAE Decode (Tiled), or the encoders of these names, for this one."
+        )
+    return model
+
+
+def _can_be_cut(part: nn.Module) -> bool:
+    if type(part) is blocks.ResnetBlock:
+        return not part.use_conv_shortcut and not hasattr(part, "temb_proj")
+    # The levels are plain modules that only hold others.
+    return type(part) in (*_CUT, nn.Module, nn.ModuleList) or isinstance(part, _LEAVES)
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not all(bool(part.isfinite().all()) for part in tensor.split(1)):
+        raise ValueError(
+            f"{name} has NaN or infinite values, which would spread over the whole image. They come from the nodes "
+            "before this one: check the model's dtype and the LoRAs."
+        )
+
+
+class _Run:
+    """Puts strips in the place of one model's forward while it is prepared."""
+
+    def __init__(
+        self, vae: Any, model: nn.Module, over: Any, devices: Sequence[DeviceShare], strips: int, need: float
+    ) -> None:
+        self._vae, self._model, self._over, self._strips = vae, model, over, strips
+        home = torch.device(vae.device)
+        names = [device_name(device) for device in machine_devices(home)]
+        lanes = resolve_lanes(devices, names)
+        self._missing = lanes.missing
+        self._devices = [torch.device(lane.name) for lane in lanes.lanes]
+        self._dtype: torch.dtype = vae.vae_dtype
+        self._retried = self._done = 0
+        self._bar: Any = None
+        comfy.model_management.load_models_gpu(
+            [vae.patcher], memory_required=min(int(need), 4 * _STRIP), force_full_load=vae.disable_offload
+        )
+        self._models = self._replicas(home)
+
+    def _replicas(self, home: torch.device) -> dict[torch.device, nn.Module]:
+        found: dict[torch.device, nn.Module] = {}
+        for device in self._devices:
+            if device not in found:
+                own = device_name(device) == device_name(home)
+                found[device] = self._model if own else copy.deepcopy(self._model).to(device)
+        return found
+
+    @contextmanager
+    def prepared(self, batch: int, shape: tuple[int, int, int], *, decoding: bool) -> Iterator[None]:
+        plan = strip_plan(self._model, shape, self._dtype, decoding=decoding)
+        if self._bar is None:
+            self._bar = comfy.utils.ProgressBar(_TICKS * batch)
+        own = vars(self._model).get("forward")
+        self._model.forward = lambda given: self._forward(given, plan)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            if own is None:
+                del self._model.forward
+            else:
+                self._model.forward = own  # type: ignore[method-assign]
+        self._done += 1
+
+    def _forward(self, given: Tensor, plan: StripPlan) -> Tensor:
+        budget = _STRIP
+        while True:
+            try:
+                return self._once(given, plan, budget)
+            except NotFiniteError as error:
+                raise ValueError(
+                    f"The VAE's layer {error} gives NaN or infinite values in {dtype_name(self._dtype)}. Start ComfyUI "
+                    "with --fp32-vae or --bf16-vae."
+                ) from None
+            except Exception as error:
+                if not is_out_of_memory(error) or self._strips or budget <= _LEAST_STRIP:
+                    raise
+            # Outside the handler: by here the error, and with it all that the try had allocated, is gone.
+            comfy.model_management.soft_empty_cache()
+            budget //= 4
+            self._retried += 1
+
+    def _once(self, given: Tensor, plan: StripPlan, budget: int) -> Tensor:
+        lanes = [self._lane(device, self._models[device], budget) for device in self._devices]
+        gpu = len(lanes) == 1 and lanes[0].device.type != "cpu"
+        on_device = gpu and plan.maps + _STRIP < lanes[0].keys
+        room = lanes[0].keys if on_device else _main_memory()
+        folder = Path(folder_paths.get_temp_directory())
+        folder.mkdir(parents=True, exist_ok=True)
+        parts: dict[int, Tensor] = {}
+        work = [0.0]
+
+        def tick(more: float) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            work[0] += more
+            self._bar.update_absolute(int(_TICKS * (self._done + min(1.0, work[0] / plan.work))))
+
+        def keep(start: int, rows: Tensor) -> None:
+            parts[start] = rows.to(self._vae.output_device)
+
+        with Storage(room, folder, lanes[0].device if on_device else None) as storage:
+            self._over(Sweeps(lanes, storage, self._strips, tick), given, keep)
+        names = tuple(device_name(device) for device in self._devices)
+        self.used = StripsUsed(names, self._missing, storage.in_memory, storage.in_files, on_device, self._retried)
+        return torch.cat([parts[start] for start in sorted(parts)], dim=2)
+
+    def _lane(self, device: torch.device, model: nn.Module, budget: int) -> Lane:
+        count = self._devices.count(device)
+        free: Any = comfy.model_management.get_free_memory(device)
+        room = max(0, int(free) - RESERVE) // count
+        budget = min(budget, max(_LEAST_STRIP, room // 4))
+        return Lane(device, model, budget, max(0, room - 2 * budget))
+
+
+def _main_memory() -> int:
+    """Bytes for feature maps: what is free, without what the images and the page need."""
+    free: Any = comfy.model_management.get_free_memory(torch.device("cpu"))
+    return int(free) * 7 // 10
