@@ -42,12 +42,13 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.utils": "ProgressBar flux_to_diffusers set_attr",
         "comfy_api.latest": "ComfyExtension io.AnyType io.Boolean io.Combo io.ComfyNode io.Conditioning "
         "io.ControlNet io.Custom io.Float io.Guider io.Hidden.dynprompt io.Hidden.extra_pnginfo io.Hidden.prompt "
-        "io.Hidden.unique_id io.Image io.Input io.Int io.Latent io.Model io.NodeOutput io.Noise io.Sampler io.Schema "
-        "io.Sigmas io.String io.UpscaleModel io.Vae ui.ImageSaveHelper ui.PreviewImage",
+        "io.Hidden.unique_id io.Image io.Input io.Int io.Latent io.Mask io.Model io.NodeOutput io.Noise io.Sampler "
+        "io.Schema io.Sigmas io.String io.UploadType io.UpscaleModel io.Vae ui.ImageSaveHelper ui.PreviewImage",
         "comfy_execution.graph_utils": "GraphBuilder",
         "comfy_execution.progress": "ProgressHandler ProgressRegistry get_progress_state",
-        "folder_paths": "add_model_folder_path folder_names_and_paths get_filename_list get_folder_paths "
-        "get_full_path get_temp_directory get_user_directory models_dir",
+        "folder_paths": "add_model_folder_path annotated_filepath filter_files_content_types folder_names_and_paths "
+        "get_filename_list get_folder_paths get_full_path get_input_directory get_output_directory get_save_image_path "
+        "get_temp_directory get_user_directory models_dir",
         "comfy_execution.utils": "get_executing_context",
     }
 )

@@ -12,9 +12,11 @@ from .control_net import CLEARControlNet
 from .high_res import CLEARHighRes
 from .high_res_parts import CLEARBatch, CLEARItem, CLEARStages
 from .high_res_vae import CLEARStageDecode, CLEARStageEncode
+from .load_large import CLEARLoadLarge
 from .multi_gpu import CLEARMultiGPU
 from .preset import CLEARPreset
 from .report import CLEARReport
+from .save_large import CLEARSaveLarge
 from .tiled_sampler import CLEARTiledSampler
 from .vae_strips import CLEARVAEDecode, CLEARVAEEncode
 from .weights_loader import CLEARWeightsLoader
@@ -40,6 +42,8 @@ class ClearAttentionExtension(ComfyExtension):
             CLEARAttentionMap,
             CLEARVAEDecode,
             CLEARVAEEncode,
+            CLEARSaveLarge,
+            CLEARLoadLarge,
         ]
 
 

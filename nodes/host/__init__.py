@@ -19,6 +19,8 @@ from .bands.forward import apply_bands, sample_in_bands
 from .downloads import download
 from .files import absent_release, download_folder, file_fingerprint, weights_files, weights_path
 from .flux_model import FLUX_1, model_info, model_kind
+from .large_images.read import check_region, image_fingerprint, input_images, load_region
+from .large_images.save import image_metadata, save_large
 from .metadata import add_prompt_handler
 from .node_text import NodeTextParts, node_text_sender
 from .own_times import own_times
@@ -49,11 +51,16 @@ __all__ = [
     "apply_bands",
     "apply_clear",
     "call_number",
+    "check_region",
     "download",
     "download_folder",
     "file_fingerprint",
     "has_clear",
+    "image_fingerprint",
+    "image_metadata",
+    "input_images",
     "keeps_outputs",
+    "load_region",
     "model_info",
     "model_kind",
     "node_text_sender",
@@ -61,6 +68,7 @@ __all__ = [
     "page_is_light",
     "probe_attention",
     "sample_in_bands",
+    "save_large",
     "shifted",
     "start_upscale",
     "vae_decode",
