@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import urllib.parse
@@ -138,6 +139,20 @@ def run_to_end(page: Page) -> None:
             await ended
         }"""
     )
+
+
+_DROP = """async (data) => {
+    const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0))
+    const transfer = new DataTransfer()
+    transfer.items.add(new File([bytes], 'saved.png', { type: 'image/png' }))
+    const options = { dataTransfer: transfer, bubbles: true, cancelable: true, clientX: 900, clientY: 600 }
+    app.canvas.canvas.dispatchEvent(new DragEvent('drop', options))
+}"""
+
+
+def drop_png(page: Page, data: bytes) -> None:
+    """Drop a file onto the graph, as with the mouse."""
+    page.evaluate(_DROP, base64.b64encode(data).decode())
 
 
 def panel(page: Page) -> Locator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import io
 import json
@@ -17,7 +16,7 @@ from playwright.sync_api import Page
 
 from devtools import workflow
 from devtools.client import ComfyClient, Run
-from devtools.page import change_widgets, open_workflow, shipped
+from devtools.page import change_widgets, drop_png, open_workflow, shipped
 
 WORKFLOW = {"nodes": [], "extra": {"of": "the page"}}
 
@@ -139,15 +138,6 @@ def test_what_a_client_sends_back_is_not_taken_for_a_record(
     assert saved(run).keys() == {"prompt", "workflow"}
 
 
-_DROP = """async (data) => {
-    const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0))
-    const transfer = new DataTransfer()
-    transfer.items.add(new File([bytes], 'saved.png', { type: 'image/png' }))
-    const options = { dataTransfer: transfer, bubbles: true, cancelable: true, clientX: 900, clientY: 600 }
-    app.canvas.canvas.dispatchEvent(new DragEvent('drop', options))
-}"""
-
-
 def test_an_image_that_is_dropped_opens_its_workflow(page: Page, client: ComfyClient) -> None:
     open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
     change_widgets(page, {**workflow.DEMO.changes(), **workflow.sampling(width=128, height=128, steps=1, seed=705)})
@@ -162,6 +152,6 @@ def test_an_image_that_is_dropped_opens_its_workflow(page: Page, client: ComfyCl
         (ran,) = json.loads(image.info["clear_attention"])["runs"]
     assert (ran["steps"], ran["radius"]) == (1, workflow.DEMO.radius)
     page.evaluate("() => app.graph.clear()")
-    page.evaluate(_DROP, base64.b64encode(data).decode())
+    drop_png(page, data)
     page.wait_for_function("(count) => app.graph.nodes.length === count", arg=len(before))
     assert page.evaluate(shape) == before
