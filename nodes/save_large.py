@@ -26,8 +26,8 @@ class CLEARSaveLarge(io.ComfyNode):
             node_id="CLEARSaveLarge",
             display_name="Save Large Image",
             category=CATEGORY,
-            description="Saves images as Save Image does, but row by row: 16384 x 16384 pixels take less than 1 GB of "
-            "memory beside the image. Writes PNG or TIFF.",
+            description="Saves images as Save Image does, but row by row: 16384 x 16384 pixels take less than 100 MB "
+            "of memory beside the image. Writes PNG or TIFF.",
             search_aliases=["clear", "save", "16k", "8k", "tiff", "png", "large image", "export"],
             inputs=_inputs(),
             outputs=[],
