@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import comfy.ldm.modules.diffusionmodules.model as blocks
 import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
+from comfy.ldm.modules.diffusionmodules.model import AttnBlock, Decoder, Downsample, Encoder, ResnetBlock, Upsample
 from torch import Tensor, nn
 
 from ...clear_core.show.estimate import dtype_name
@@ -119,7 +119,7 @@ def _latent_shape(model: Any, shape: Sequence[int]) -> tuple[int, int, int]:
     return channels, shape[2] * fold, shape[3] * fold
 
 
-_CUT = (blocks.ResnetBlock, blocks.AttnBlock, blocks.Upsample, blocks.Downsample)
+_CUT = (ResnetBlock, AttnBlock, Upsample, Downsample)
 _LEAVES = (nn.Conv2d, nn.GroupNorm, nn.SiLU, nn.Dropout)
 
 
@@ -129,7 +129,7 @@ def _checked(vae: Any) -> Any:
     model = vae.first_stage_model
     encoder, decoder = (getattr(model, name, None) for name in ("encoder", "decoder"))
     strange = None
-    if type(encoder) is not blocks.Encoder or type(decoder) is not blocks.Decoder:
+    if type(encoder) is not Encoder or type(decoder) is not Decoder:
         strange = type(model).__name__
     else:
         parts = [part for whole in (encoder, decoder) for part in whole.modules() if part is not whole]
@@ -146,7 +146,7 @@ def _checked(vae: Any) -> Any:
 
 
 def _can_be_cut(part: nn.Module) -> bool:
-    if type(part) is blocks.ResnetBlock:
+    if type(part) is ResnetBlock:
         return not part.use_conv_shortcut and not hasattr(part, "temb_proj")
     # The levels are plain modules that only hold others.
     return type(part) in (*_CUT, nn.Module, nn.ModuleList) or isinstance(part, _LEAVES)
