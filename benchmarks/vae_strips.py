@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from devtools.checkpoints import autoencoder
-from devtools.inprocess import import_host
+from devtools.inprocess import import_host, node_class
 
 from .memory import Peak
 from .timing import medians
@@ -59,6 +59,7 @@ class Counted:
 class Bench:
     def __init__(self) -> None:
         import_host()
+        node_class("vae_strips", "CLEARVAEDecode")  # loads the pack
         import comfy.sd
 
         found = autoencoder()
