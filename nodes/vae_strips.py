@@ -36,8 +36,7 @@ class CLEARVAEDecode(io.ComfyNode):
             search_aliases=["clear", "vae decode", "tiled vae", "vae decode tiled", "8k", "16k", "out of memory"],
             inputs=[
                 make(io.Latent.Input, "samples", tooltip="The latent to decode."),
-                make(io.Vae.Input, "vae", tooltip="FLUX's VAE, or one of the same blocks (SD 1.5, SDXL, SD 3)."),
-                *_strip_inputs(),
+                *_vae_inputs(),
             ],
             outputs=[io.Image.Output()],
             hidden=[io.Hidden.unique_id],
@@ -69,8 +68,7 @@ class CLEARVAEEncode(io.ComfyNode):
             search_aliases=["clear", "vae encode", "tiled vae", "vae encode tiled", "8k", "16k", "out of memory"],
             inputs=[
                 make(io.Image.Input, "pixels", tooltip="The image to encode; alpha is left out."),
-                make(io.Vae.Input, "vae", tooltip="FLUX's VAE, or one of the same blocks (SD 1.5, SDXL, SD 3)."),
-                *_strip_inputs(),
+                *_vae_inputs(),
             ],
             outputs=[io.Latent.Output()],
             hidden=[io.Hidden.unique_id],
@@ -87,8 +85,9 @@ class CLEARVAEEncode(io.ComfyNode):
         return io.NodeOutput({"samples": latent})
 
 
-def _strip_inputs() -> list[io.Input]:
+def _vae_inputs() -> list[io.Input]:
     return [
+        make(io.Vae.Input, "vae", tooltip="FLUX's VAE, or one of the same blocks (SD 1.5, SDXL, SD 3)."),
         make(io.Int.Input, "strips", default=0, min=0, max=_MOST_STRIPS, tooltip=_STRIPS),
         make(io.String.Input, "devices", default="auto", tooltip=_DEVICES),
     ]

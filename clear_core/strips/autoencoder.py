@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .attention import Keys
 from .feature_map import FeatureMap
@@ -53,37 +52,21 @@ class _Run:
         self._model: Any = sweeps.lanes[0].model  # of all lanes alike
 
     def decode(self, latent: Tensor, write: Callable[[int, Tensor], None]) -> None:
-        model = self._model
-        here = self._given(latent)
-        here = self._convolution("conv_in", here)
-        here = self._middle(here)
-        for level in reversed(range(len(model.up))):
-            for block in range(len(model.up[level].block)):
-                last = level and block == len(model.up[level].block) - 1
-                here = self._residual(f"up.{level}.block.{block}", here, moments=not last)
+        here = self._middle(self._first(latent))
+        for level, part in reversed(list(enumerate(self._model.up))):
+            here = self._residuals(f"up.{level}.block", len(part.block), here, last=level == 0)
             if level:
                 here = self._upsample(f"up.{level}.upsample", here)
         self._last(here, write)
 
     def encode(self, pixels: Tensor, write: Callable[[int, Tensor], None]) -> None:
-        model = self._model
-        here = self._given(pixels)
-        here = self._convolution("conv_in", here)
-        for level in range(len(model.down)):
-            below = level < len(model.down) - 1
-            for block in range(len(model.down[level].block)):
-                last = below and block == len(model.down[level].block) - 1
-                here = self._residual(f"down.{level}.block.{block}", here, moments=not last)
-            if below:
+        here = self._first(pixels)
+        deepest = len(self._model.down) - 1
+        for level, part in enumerate(self._model.down):
+            here = self._residuals(f"down.{level}.block", len(part.block), here, last=level == deepest)
+            if level < deepest:
                 here = self._downsample(f"down.{level}.downsample", here)
-        here = self._middle(here)
-        self._last(here, write)
-
-    def _given(self, whole: Tensor) -> Layer:
-        storage = self._sweeps.storage
-        rows = storage.new((whole.shape[1], whole.shape[2], whole.shape[3]), whole.dtype)
-        storage.write(rows, 0, whole)
-        return Layer(rows)
+        self._last(self._middle(here), write)
 
     def _middle(self, here: Layer) -> Layer:
         here = self._residual("mid.block_1", here)
@@ -92,27 +75,37 @@ class _Run:
 
     # ---- layers -----------------------------------------------------------------------------------------
 
-    def _convolution(self, name: str, here: Layer) -> Layer:
-        """3 x 3, of the map as it is."""
-        conv: Any = self._model.get_submodule(name)
+    def _first(self, given: Tensor) -> Layer:
+        storage = self._sweeps.storage
+        whole = Layer(storage.new((given.shape[1], given.shape[2], given.shape[3]), given.dtype))
+        storage.write(whole.rows, 0, given)
 
-        def compute(model: nn.Module, strip: Strip) -> Tensor:
-            return _trimmed(model.get_submodule(name)(strip.inputs[0]), strip)
+        def compute(model: Any, strip: Strip) -> Tensor:
+            return _trimmed(model.conv_in(strip.inputs[0]), strip)
 
-        return self._sweep(name, [Source(here.rows, halo=(1, 1))], compute, conv.out_channels, done=here)
+        source = Source(whole.rows, halo=(1, 1))
+        return self._sweep("conv_in", [source], compute, self._model.conv_in.out_channels, done=whole)
+
+    def _residuals(self, name: str, count: int, here: Layer, *, last: bool) -> Layer:
+        """The blocks of a level. last: whether a norm follows them, which needs moments; else it is a convolution."""
+        for block in range(count):
+            here = self._residual(f"{name}.{block}", here, moments=last or block < count - 1)
+        return here
 
     def _residual(self, name: str, here: Layer, *, moments: bool = True) -> Layer:
         block: Any = self._model.get_submodule(name)
+        norm1 = GroupNorm(f"{name}.norm1", here.moments)
 
         def first(model: nn.Module, strip: Strip) -> Tensor:
             own: Any = model.get_submodule(name)
-            return _trimmed(own.conv1(self._normed(own.norm1, here, strip)), strip)
+            return _trimmed(own.conv1(norm1.activated(model, strip.inputs[0])), strip)
 
         between = self._sweep(f"{name}.conv1", [Source(here.rows, halo=(1, 1))], first, block.out_channels)
+        norm2 = GroupNorm(f"{name}.norm2", between.moments)
 
         def second(model: nn.Module, strip: Strip) -> Tensor:
             own: Any = model.get_submodule(name)
-            rows = _trimmed(own.conv2(self._normed(own.norm2, between, strip)), strip)
+            rows = _trimmed(own.conv2(norm2.activated(model, strip.inputs[0])), strip)
             given = strip.inputs[1]
             if block.in_channels != block.out_channels:
                 given = own.nin_shortcut(given)
@@ -144,10 +137,11 @@ class _Run:
     def _attention(self, name: str, here: Layer) -> Layer:
         channels, height, width = here.rows.shape
         keys = self._keys(height * width, channels)
+        norm = GroupNorm(f"{name}.norm", here.moments)
 
         def gather(model: nn.Module, strip: Strip) -> Tensor:
             own: Any = model.get_submodule(name)
-            rows = self._group_norm(own.norm, here, strip.inputs[0])(strip.inputs[0])
+            rows = norm(model, strip.inputs[0])
             keys.put(strip.start * width, _positions(own.k(rows)), _positions(own.v(rows)))
             return rows
 
@@ -157,7 +151,7 @@ class _Run:
         def attend(model: nn.Module, strip: Strip) -> Tensor:
             own: Any = model.get_submodule(name)
             given = strip.inputs[0]
-            query = own.q(self._group_norm(own.norm, here, given)(given))
+            query = own.q(norm(model, given))
             out = keys.attend(_positions(query)).transpose(0, 1).reshape(query.shape)
             return own.proj_out(out).add_(given)
 
@@ -166,20 +160,20 @@ class _Run:
     def _keys(self, positions: int, channels: int) -> Keys:
         size = 2 * positions * channels * self._dtype.itemsize
         lanes = self._sweeps.lanes
-        home = lanes[0].device if len(lanes) == 1 else torch.device("cpu")
         resident = size <= min(lane.keys for lane in lanes)
-        return Keys(positions, home if resident else torch.device("cpu"), resident=resident)
+        home = lanes[0].device if resident and len(lanes) == 1 else torch.device("cpu")
+        return Keys(positions, home, resident=resident)
 
     def _last(self, here: Layer, write: Callable[[int, Tensor], None]) -> None:
         """Norm, SiLU and the last convolution; its strips are the result."""
-        conv: Any = self._model.conv_out
+        norm = GroupNorm("norm_out", here.moments)
 
         def compute(model: Any, strip: Strip) -> Tensor:
-            rows = _trimmed(model.conv_out(self._normed(model.norm_out, here, strip)), strip)
+            rows = _trimmed(model.conv_out(norm.activated(model, strip.inputs[0])), strip)
             return torch.tanh(rows) if getattr(model, "tanh_out", False) else rows
 
         channels, height, width = here.rows.shape
-        cost = self._cost(width, channels, conv.out_channels)
+        cost = self._cost(width, channels, self._model.conv_out.out_channels)
         self._sweeps.run([Source(here.rows, halo=(1, 1))], compute, write, height, cost)
         self._sweeps.storage.drop(here.rows)
 
@@ -234,14 +228,6 @@ class _Run:
         in float32 for the moments."""
         memory = width * (self._dtype.itemsize * (3 * channels + 3 * made) + 4 * made)
         return Cost(memory, width * channels * made * kernel**2 + more * made)
-
-    def _normed(self, norm: nn.GroupNorm, layer: Layer, strip: Strip) -> Tensor:
-        rows = strip.inputs[0]
-        return F.silu(self._group_norm(norm, layer, rows)(rows), inplace=True)
-
-    def _group_norm(self, norm: nn.GroupNorm, layer: Layer, rows: Tensor) -> GroupNorm:
-        assert layer.moments is not None
-        return GroupNorm.of(norm, layer.moments, rows.device)
 
 
 def _trimmed(rows: Tensor, strip: Strip, scale: int = 1) -> Tensor:

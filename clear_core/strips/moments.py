@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -44,22 +45,31 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class GroupNorm:
-    """A group norm whose statistics are known. mean, variance: float32 [channels]; weight, bias alike."""
+    """A group norm whose statistics are known, on any device. name: its module's in the model.
 
-    mean: Tensor
-    variance: Tensor
-    weight: Tensor
-    bias: Tensor
-    eps: float
+    moments: those of `Moments.merged`; None where nothing is computed.
+    """
 
-    @classmethod
-    def of(cls, module: torch.nn.GroupNorm, moments: tuple[Tensor, Tensor], device: torch.device) -> GroupNorm:
-        """moments: those of `Moments.merged`."""
-        each = module.num_channels // module.num_groups
-        mean, variance = (part.float().repeat_interleave(each).to(device) for part in moments)
-        weight, bias = (part.detach().float().to(device) for part in (module.weight, module.bias))
-        return cls(mean, variance, weight, bias, module.eps)
+    name: str
+    moments: tuple[Tensor, Tensor] | None
+    _on: dict[torch.device, tuple[Tensor, ...]] = field(default_factory=dict)  # a copy to a GPU waits for it
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """rows: [1, channels, rows, width]; a new tensor of their dtype, computed in float32."""
-        return F.batch_norm(rows, self.mean, self.variance, self.weight, self.bias, False, 0.0, self.eps)
+    def __call__(self, model: nn.Module, rows: Tensor) -> Tensor:
+        """rows: [1, channels, rows, width]; a new tensor of their dtype, computed in float32.
+
+        model: on the device of the rows.
+        """
+        module: Any = model.get_submodule(self.name)
+        if rows.device not in self._on:
+            assert self.moments is not None
+            each = module.num_channels // module.num_groups
+            spread = [part.repeat_interleave(each) for part in self.moments]
+            self._on[rows.device] = tuple(
+                part.detach().float().to(rows.device) for part in (*spread, module.weight, module.bias)
+            )
+        mean, variance, weight, bias = self._on[rows.device]
+        return F.batch_norm(rows, mean, variance, weight, bias, False, 0.0, module.eps)
+
+    def activated(self, model: nn.Module, rows: Tensor) -> Tensor:
+        """The norm and SiLU."""
+        return F.silu(self(model, rows), inplace=True)

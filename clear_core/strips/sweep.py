@@ -105,13 +105,8 @@ class Sweeps:
             spans = [source.span(start, stop) for source in sources]
             inputs = tuple(source.rows.read(*span, lane.device) for source, span in zip(sources, spans, strict=True))
             first, (low, high) = sources[0], spans[0]
-            return Strip(
-                start,
-                stop,
-                inputs,
-                above=int(start * first.scale) - low,
-                below=high - int(stop * first.scale),
-            )
+            above, below = int(start * first.scale) - low, high - int(stop * first.scale)
+            return Strip(start, stop, inputs, above, below)
 
         def keep(start: int, rows: Tensor) -> None:
             write(start, rows)
@@ -155,7 +150,10 @@ class Sweeps:
         return moments.merged() if groups else None
 
     def _cuts(self, height: int, row_bytes: int, step: int) -> list[tuple[int, int]]:
-        most = max(1, min(lane.budget for lane in self.lanes) // row_bytes)
-        rows = -(-height // self.strips) if self.strips else min(most, -(-height // len(self.lanes)))
-        rows = max(step, -(-rows // step) * step if self.strips else rows // step * step)
+        """step: rows of a strip are a multiple of it."""
+        if self.strips:
+            rows = -(-height // (self.strips * step)) * step
+        else:
+            most = min(lane.budget for lane in self.lanes) // row_bytes
+            rows = max(1, min(most, -(-height // len(self.lanes))) // step) * step
         return [(start, min(start + rows, height)) for start in range(0, height, rows)]

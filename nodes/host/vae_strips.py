@@ -69,12 +69,11 @@ def vae_decode_strips(
     if latent.ndim != 4:
         raise ValueError(f"samples has {latent.ndim} dimensions; an image's latent has 4: this decodes no video")
     _check_finite("samples", latent)
-    run = _Run(vae, model.decoder, decode, devices, strips, vae.memory_used_decode(latent.shape, vae.vae_dtype))
-    images: list[Tensor] = []
-    for one in latent.split(1):
-        with run.prepared(len(latent), _latent_shape(model, one.shape), decoding=True):
-            raw = model.decode(one.to(vae.vae_dtype).to(vae.device))
-        images.append(_to_pixels(vae, raw))
+    plan = strip_plan(model.decoder, _latent_shape(model, latent.shape), vae.vae_dtype, decoding=True)
+    need = vae.memory_used_decode(latent.shape, vae.vae_dtype)
+    run = _Run(vae, model.decoder, decode, plan, len(latent), devices, strips, need)
+    with run.in_place_of_the_model(vae.output_device):
+        images = [_to_pixels(vae, model.decode(one.to(vae.vae_dtype).to(vae.device))) for one in latent.split(1)]
     return torch.cat(images) if len(images) > 1 else images[0], run.used
 
 
@@ -89,17 +88,22 @@ def vae_encode_strips(
     pixels = vae.vae_encode_crop_pixels(pixels[..., :3])
     _check_finite("pixels", pixels)
     batch, height, width, channels = pixels.shape
-    shape = (batch, channels, height, width)
-    run = _Run(vae, model.encoder, encode, devices, strips, vae.memory_used_encode(shape, vae.vae_dtype))
-    latents: list[Tensor] = []
-    for one in pixels.split(1):
-        given = torch.empty(1, channels, height, width, dtype=vae.vae_dtype)
-        for rows in range(0, height, _ROWS):  # a whole image in float32 beside the given one takes gigabytes
-            part = vae.process_input(one[:, rows : rows + _ROWS].movedim(-1, 1))
-            given[:, :, rows : rows + _ROWS] = part
-        with run.prepared(batch, (channels, height, width), decoding=False):
-            latents.append(model.encode(given).to(vae.output_device).float())
+    plan = strip_plan(model.encoder, (channels, height, width), vae.vae_dtype, decoding=False)
+    need = vae.memory_used_encode((batch, channels, height, width), vae.vae_dtype)
+    run = _Run(vae, model.encoder, encode, plan, batch, devices, strips, need)
+    # What follows the encoder in some models is computed where they are.
+    with run.in_place_of_the_model(vae.device):
+        latents = [model.encode(_from_pixels(vae, one)).to(vae.output_device).float() for one in pixels.split(1)]
     return torch.cat(latents), run.used
+
+
+def _from_pixels(vae: Any, image: Tensor) -> Tensor:
+    """An image [1, height, width, channels] as the model takes it, in main memory."""
+    _, height, width, channels = image.shape
+    given = torch.empty(1, channels, height, width, dtype=vae.vae_dtype)
+    for rows in range(0, height, _ROWS):  # a whole image in float32 beside the given one takes gigabytes
+        given[:, :, rows : rows + _ROWS] = vae.process_input(image[:, rows : rows + _ROWS].movedim(-1, 1))
+    return given
 
 
 def _to_pixels(vae: Any, raw: Tensor) -> Tensor:
@@ -161,20 +165,30 @@ def _check_finite(name: str, tensor: Tensor) -> None:
 
 
 class _Run:
-    """Puts strips in the place of one model's forward while it is prepared."""
+    """A batch through one model, over strips. used: how the last image passed."""
+
+    used: StripsUsed
 
     def __init__(
-        self, vae: Any, model: nn.Module, over: Any, devices: Sequence[DeviceShare], strips: int, need: float
+        self,
+        vae: Any,
+        model: nn.Module,
+        over: Any,
+        plan: StripPlan,
+        batch: int,
+        devices: Sequence[DeviceShare],
+        strips: int,
+        need: float,
     ) -> None:
-        self._vae, self._model, self._over, self._strips = vae, model, over, strips
+        """over: `decode` or `encode`. plan: of one image. need: bytes that the model takes of the whole at once."""
+        self._model, self._over, self._plan, self._strips = model, over, plan, strips
         home = torch.device(vae.device)
-        names = [device_name(device) for device in machine_devices(home)]
-        lanes = resolve_lanes(devices, names)
+        lanes = resolve_lanes(devices, [device_name(device) for device in machine_devices(home)])
         self._missing = lanes.missing
         self._devices = [torch.device(lane.name) for lane in lanes.lanes]
         self._dtype: torch.dtype = vae.vae_dtype
         self._retried = self._done = 0
-        self._bar: Any = None
+        self._bar = comfy.utils.ProgressBar(_TICKS * batch)
         comfy.model_management.load_models_gpu(
             [vae.patcher], memory_required=min(int(need), 4 * _STRIP), force_full_load=vae.disable_offload
         )
@@ -189,12 +203,10 @@ class _Run:
         return found
 
     @contextmanager
-    def prepared(self, batch: int, shape: tuple[int, int, int], *, decoding: bool) -> Iterator[None]:
-        plan = strip_plan(self._model, shape, self._dtype, decoding=decoding)
-        if self._bar is None:
-            self._bar = comfy.utils.ProgressBar(_TICKS * batch)
+    def in_place_of_the_model(self, result: torch.device) -> Iterator[None]:
+        """Meanwhile the model's forward runs over strips. result: where its results go."""
         own = vars(self._model).get("forward")
-        self._model.forward = lambda given: self._forward(given, plan)  # type: ignore[method-assign]
+        self._model.forward = lambda given: self._forward(given, result)  # type: ignore[method-assign]
         try:
             yield
         finally:
@@ -202,13 +214,14 @@ class _Run:
                 del self._model.forward
             else:
                 self._model.forward = own  # type: ignore[method-assign]
-        self._done += 1
 
-    def _forward(self, given: Tensor, plan: StripPlan) -> Tensor:
+    def _forward(self, given: Tensor, result: torch.device) -> Tensor:
         budget = _STRIP
         while True:
             try:
-                return self._once(given, plan, budget)
+                made = self._once(given, result, budget)
+                self._done += 1
+                return made
             except NotFiniteError as error:
                 raise ValueError(
                     f"The VAE's layer {error} gives NaN or infinite values in {dtype_name(self._dtype)}. Start ComfyUI "
@@ -222,10 +235,10 @@ class _Run:
             budget //= 4
             self._retried += 1
 
-    def _once(self, given: Tensor, plan: StripPlan, budget: int) -> Tensor:
+    def _once(self, given: Tensor, result: torch.device, budget: int) -> Tensor:
         lanes = [self._lane(device, self._models[device], budget) for device in self._devices]
         gpu = len(lanes) == 1 and lanes[0].device.type != "cpu"
-        on_device = gpu and plan.maps + _STRIP < lanes[0].keys
+        on_device = gpu and self._plan.maps + _STRIP < lanes[0].keys
         room = lanes[0].keys if on_device else _main_memory()
         folder = Path(folder_paths.get_temp_directory())
         folder.mkdir(parents=True, exist_ok=True)
@@ -235,10 +248,10 @@ class _Run:
         def tick(more: float) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
             work[0] += more
-            self._bar.update_absolute(int(_TICKS * (self._done + min(1.0, work[0] / plan.work))))
+            self._bar.update_absolute(int(_TICKS * (self._done + min(1.0, work[0] / self._plan.work))))
 
         def keep(start: int, rows: Tensor) -> None:
-            parts[start] = rows.to(self._vae.output_device)
+            parts[start] = rows.to(result)
 
         with Storage(room, folder, lanes[0].device if on_device else None) as storage:
             self._over(Sweeps(lanes, storage, self._strips, tick), given, keep)

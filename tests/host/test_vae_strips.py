@@ -163,15 +163,16 @@ def test_keys_that_do_not_fit_onto_the_device_pass_in_blocks(nodes_api: Any, vae
 # ---- other autoencoders ---------------------------------------------------------------------------------
 
 
-def test_one_with_quant_convolutions(host: Any, run: Any) -> None:
+def test_one_with_quant_convolutions(host: Any, run: Any, encode: Any) -> None:
     """As SD 1.5 and SDXL have: 4 channels."""
     import comfy.sd
 
     other: Any = comfy.sd.VAE(sd=autoencoder(channels=4, quantised=True), dtype=torch.float32)
-    z = latent(5, 6, channels=4)
+    z, image = latent(5, 6, channels=4), pixels(40, 24)
     with torch.inference_mode():
-        expected = other.decode(z)
+        expected, encoded = other.decode(z), other.encode(image)
     assert_equal(run(other, z, 2), expected)
+    assert_equal(encode(other, image, 2), encoded)
 
 
 def test_another_kind_is_refused_by_its_name(host: Any, run: Any) -> None:
@@ -255,11 +256,11 @@ def test_a_device_that_runs_out_gets_smaller_strips(
     budgets: list[int] = []
     real = strips._Run._once
 
-    def once(self: Any, given: Any, plan: Any, budget: int) -> Any:
+    def once(self: Any, given: Any, result: Any, budget: int) -> Any:
         budgets.append(budget)
         if len(budgets) == 1:
             raise management.OOM_EXCEPTION
-        return real(self, given, plan, budget)
+        return real(self, given, result, budget)
 
     monkeypatch.setattr(strips._Run, "_once", once)
     z = latent(5, 4)
