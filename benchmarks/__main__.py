@@ -83,12 +83,7 @@ def main(arguments: list[str]) -> int:
         parser.error(f"--sizes has none of {sorted({case.side * PIXELS_PER_TOKEN for case in every})}")
 
     name = device_name(device)
-    content: dict[str, object] = {
-        "date": date.today().isoformat(),
-        "command": "python dev.py bench " + " ".join(arguments),
-        "device": name,
-        "torch": torch.__version__,
-    }
+    content = _heading(arguments, name)
     print(f"On {name}; PyTorch {torch.__version__}, {platform.system()}; the median of {options.repeats}\n")
     if options.tune:
         content["tuning"] = [row.as_dict() for row in tune.run(device, options.repeats)]
@@ -138,12 +133,7 @@ def _memory(options: argparse.Namespace, parser: argparse.ArgumentParser, argume
     bench = memory.Bench()
     rows = _each(sizes, lambda size: memory.measure(size, bench))
     print("\n" + memory.table(rows))
-    content: dict[str, object] = {
-        "date": date.today().isoformat(),
-        "command": "python dev.py bench " + " ".join(arguments),
-        "torch": torch.__version__,
-        "rows": [row.as_dict() for row in rows],
-    }
+    content = _heading(arguments) | {"rows": [row.as_dict() for row in rows]}
     _write(options.json, content)
     return 0
 
@@ -159,12 +149,7 @@ def _fit(options: argparse.Namespace, arguments: list[str]) -> int:
         "the memory model's. Not on a card.\n"
     )
     print(fit.table(found))
-    content: dict[str, object] = {
-        "date": date.today().isoformat(),
-        "command": "python dev.py bench " + " ".join(arguments),
-        "torch": torch.__version__,
-        "rows": [asdict(row) for row in found],
-    }
+    content = _heading(arguments) | {"rows": [asdict(row) for row in found]}
     _write(options.json, content)
     return 0
 
@@ -177,11 +162,7 @@ def _cards(options: argparse.Namespace, arguments: list[str]) -> int:
         f"What one forward takes, {width} x {height} px, radius {cards.RADIUS}, by layer. Counted on simulated cards, "
         "not measured; one thread calls the forward, others are counted."
     )
-    content: dict[str, object] = {
-        "date": date.today().isoformat(),
-        "command": "python dev.py bench " + " ".join(arguments),
-        "torch": torch.__version__,
-    }
+    content = _heading(arguments)
     rows: list[cards.Row] = []
     for case in cards.cases():
         rows += _each([case], cards.measure)
@@ -203,11 +184,7 @@ def _launch(options: argparse.Namespace, arguments: list[str]) -> int:
         "driver's part and the text queries are\nnot in it.\n"
     )
     print(launch.table(found))
-    content: dict[str, object] = {
-        "date": date.today().isoformat(),
-        "command": "python dev.py bench " + " ".join(arguments),
-        "device": device_name(torch.device("cpu")),
-        "torch": torch.__version__,
+    content = _heading(arguments, device_name(torch.device("cpu"))) | {
         "triton": triton,
         "stages": [stage.as_dict() for stage in found],
     }
@@ -222,13 +199,7 @@ def _estimates(options: argparse.Namespace, device: torch.device, arguments: lis
         f"Steps predicted from a short measurement, beside the same steps run, on {device_name(device)}; the median of "
         f"{options.repeats}.\n{estimates.about(device)}\n"
     )
-    content: dict[str, object] = {
-        "date": date.today().isoformat(),
-        "command": "python dev.py bench " + " ".join(arguments),
-        "device": device_name(device),
-        "torch": torch.__version__,
-        "load": estimates.load(),
-    }
+    content = _heading(arguments, device_name(device)) | {"load": estimates.load()}
     rows: list[estimates.Row] = []
     for shape, tasks in estimates.plan(device):
         rows += estimates.measure(device, shape, tasks, options.repeats)
@@ -250,12 +221,7 @@ def _page(options: argparse.Namespace, arguments: list[str]) -> int:
         f"are fetched in {found.fetching * 1e3:.0f} ms, beside all others. The server imported it in "
         f"{found.importing:.1f} s."
     )
-    content: dict[str, object] = {
-        "date": date.today().isoformat(),
-        "command": "python dev.py bench " + " ".join(arguments),
-        "device": device_name(torch.device("cpu")),
-        "page": found.as_dict(),
-    }
+    content = _heading(arguments, device_name(torch.device("cpu"))) | {"page": found.as_dict()}
     _write(options.json, content)
     return 0
 
@@ -281,22 +247,27 @@ def _vae(options: argparse.Namespace, arguments: list[str]) -> int:
     bench = vae_strips.Bench()
     name = device_name(torch.device("cpu"))
     print(f"FLUX's autoencoder, decoding in float32 on {name}; the median of {options.repeats}\n")
-    content: dict[str, object] = {
-        "date": date.today().isoformat(),
-        "command": "python dev.py bench " + " ".join(arguments),
-        "device": name,
-        "torch": torch.__version__,
-    }
+    content = _heading(arguments, name)
     timed = [bench.time(size, options.repeats) for size in wanted(vae_strips.TIMED)]
-    content["timed"] = [row.as_dict() for row in timed]
+    content["timed"] = [asdict(row) for row in timed]
     print("\n" + vae_strips.timed_table(timed))
     _write(options.json, content)
     print("\nMemory in bfloat16, GiB, computed from the sizes and lives of all tensors, not on a card\n")
     counted = [bench.count(size) for size in wanted(vae_strips.COUNTED)]
-    content["counted"] = [row.as_dict() for row in counted]
+    content["counted"] = [asdict(row) for row in counted]
     print("\n" + vae_strips.counted_table(counted))
     _write(options.json, content)
     return 0
+
+
+def _heading(arguments: list[str], device: str | None = None) -> dict[str, object]:
+    """How figures came about. device: where they were measured, None for what is computed."""
+    return {
+        "date": date.today().isoformat(),
+        "command": "python dev.py bench " + " ".join(arguments),
+        **({} if device is None else {"device": device}),
+        "torch": torch.__version__,
+    }
 
 
 def _write(path: Path | None, content: dict[str, object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from devtools.checkpoints import autoencoder
+from devtools.checkpoints import AUTOENCODER, autoencoder
 from devtools.inprocess import import_host, node_class
 
 from .memory import Peak
@@ -21,8 +21,7 @@ from .timing import medians
 TIMED, COUNTED = (512, 1024, 2048), (2048, 4096, 8192, 16384)
 """Pixels a side of the images that are decoded, and of those whose memory is counted."""
 _GIB = 2**30
-_STRIP = 512 * 2**20
-_TILE, _OVERLAP = 128, 16  # of ComfyUI's tiled decode, in cells of the latent: what the pack's own nodes ask for
+_CELL = 8  # pixels a side of a cell of the latent
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +35,6 @@ class Timed:
     strips_difference: float
     tiled_difference: float
 
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Counted:
@@ -51,9 +47,6 @@ class Counted:
     strips: float
     keys: float
     maps: float
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 class Bench:
@@ -69,16 +62,19 @@ class Bench:
         self._sweep: Any = importlib.import_module(f"{core}.sweep")
         self._plan: Any = importlib.import_module(f"{core}.plan")
         self._maps: Any = importlib.import_module(f"{core}.feature_map")
+        self._strip: int = importlib.import_module("clear_pack.nodes.host.vae_strips").STRIP
+        tiles: Any = importlib.import_module("clear_pack.nodes.host.vae")
+        self._tile, self._overlap = tiles.TILE // _CELL, tiles.OVERLAP // _CELL
 
     def time(self, pixels: int, repeats: int) -> Timed:
-        latent = torch.randn(1, 16, pixels // 8, pixels // 8, generator=torch.Generator().manual_seed(pixels))
+        latent = torch.randn(1, 16, pixels // _CELL, pixels // _CELL, generator=torch.Generator().manual_seed(pixels))
         made: dict[str, Tensor] = {}
         decoder = self.vae.first_stage_model.decoder
 
         def strips() -> None:
             parts: dict[int, Tensor] = {}
             with self._maps.Storage(2**40, Path()) as storage:
-                lane = self._sweep.Lane(torch.device("cpu"), decoder, _STRIP, 2**40)
+                lane = self._sweep.Lane(torch.device("cpu"), decoder, self._strip, 2**40)
                 self._decode(self._sweep.Sweeps([lane], storage), latent, parts.__setitem__)
             made["strips"] = torch.cat([parts[start] for start in sorted(parts)], 2)
 
@@ -88,7 +84,9 @@ class Bench:
         def tiled() -> None:
             import comfy.utils
 
-            made["tiled"] = comfy.utils.tiled_scale(latent, decoder, _TILE, _TILE, _OVERLAP, upscale_amount=8)
+            made["tiled"] = comfy.utils.tiled_scale(
+                latent, decoder, self._tile, self._tile, self._overlap, upscale_amount=_CELL
+            )
 
         with torch.inference_mode():
             seconds = medians(
@@ -100,12 +98,12 @@ class Bench:
 
     def count(self, pixels: int) -> Counted:
         """Computed from the sizes and lives of tensors that have no content."""
-        cells = pixels // 8
+        cells = pixels // _CELL
         plan = self._plan.strip_plan(
             self.vae.first_stage_model.decoder, (16, cells, cells), torch.bfloat16, decoding=True
         )
         keys = 2 * cells**2 * 512 * 2
-        tile = min(cells, _TILE)
+        tile = min(cells, self._tile)
         plain, tiled = (self._plain(side) for side in (cells, tile))
         return Counted(pixels, plain / _GIB, tiled / _GIB, self._strips(cells) / _GIB, keys / _GIB, plan.maps / _GIB)
 
@@ -121,7 +119,7 @@ class Bench:
         with FakeTensorMode():
             decoder = self._fake_decoder()
             latent = torch.empty(1, 16, cells, cells, dtype=torch.bfloat16)
-            lane = self._sweep.Lane(torch.device("cpu"), decoder, _STRIP, 2**40)
+            lane = self._sweep.Lane(torch.device("cpu"), decoder, self._strip, 2**40)
             sweeps = self._sweep.Sweeps([lane], _Elsewhere())
             with Peak(iter((latent, *decoder.parameters()))) as peak:
                 self._decode(sweeps, latent, lambda start, rows: None)
@@ -130,11 +128,10 @@ class Bench:
     def _fake_decoder(self) -> Any:
         from comfy.ldm.modules.diffusionmodules.model import Decoder
 
-        config = {"ch": 128, "out_ch": 3, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": []}
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.bfloat16)
         try:
-            return Decoder(**config, in_channels=3, resolution=256, z_channels=16)
+            return Decoder(**AUTOENCODER)
         finally:
             torch.set_default_dtype(before)
 

@@ -17,6 +17,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,6 +40,22 @@ LORA = "loras/demo_lora.safetensors"
 # Counts up when a recipe below changes: files made by an older one are made again.
 _RECIPE = "1"
 _RECIPE_KEY = "clear.demo"
+
+AUTOENCODER: Mapping[str, Any] = MappingProxyType(
+    {
+        "double_z": True,
+        "z_channels": 16,
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 128,
+        "ch_mult": [1, 2, 4, 4],
+        "num_res_blocks": 2,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+)
+"""Of FLUX's, as ComfyUI's encoder and decoder take it."""
 
 FLUX_SIZES: dict[str, Any] = {
     "in_channels": 16,
@@ -135,18 +152,7 @@ def autoencoder(channels: int = 16, *, quantised: bool = False) -> Tensors:
     """FLUX's autoencoder at its real size. quantised: with the convolutions around the latent that SD 1.5 has."""
     import comfy.ldm.models.autoencoder as models
 
-    config = {
-        "double_z": True,
-        "z_channels": channels,
-        "resolution": 256,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": 128,
-        "ch_mult": [1, 2, 4, 4],
-        "num_res_blocks": 2,
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    }
+    config = {**AUTOENCODER, "z_channels": channels}
     with torch.device("meta"):
         if quantised:
             model: Any = models.AutoencoderKL(ddconfig=config, embed_dim=channels)

@@ -26,7 +26,8 @@ from .bands.memory import RESERVE
 from .machine import device_name, machine_devices
 from .retry import is_out_of_memory
 
-_STRIP = 512 * 2**20  # bytes of a device that a strip takes where there is room: more is no faster
+STRIP = 512 * 2**20
+"""Bytes of a device that a strip takes where there is room: more is no faster."""
 _LEAST_STRIP = 16 * 2**20
 _TICKS = 1000  # of the progress bar
 _ROWS = 256  # of an image that are converted at a time
@@ -190,7 +191,7 @@ class _Run:
         self._retried = self._done = 0
         self._bar = comfy.utils.ProgressBar(_TICKS * batch)
         comfy.model_management.load_models_gpu(
-            [vae.patcher], memory_required=min(int(need), 4 * _STRIP), force_full_load=vae.disable_offload
+            [vae.patcher], memory_required=min(int(need), 4 * STRIP), force_full_load=vae.disable_offload
         )
         self._models = self._replicas(home)
 
@@ -216,7 +217,7 @@ class _Run:
                 self._model.forward = own  # type: ignore[method-assign]
 
     def _forward(self, given: Tensor, result: torch.device) -> Tensor:
-        budget = _STRIP
+        budget = STRIP
         while True:
             try:
                 made = self._once(given, result, budget)
@@ -238,7 +239,7 @@ class _Run:
     def _once(self, given: Tensor, result: torch.device, budget: int) -> Tensor:
         lanes = [self._lane(device, self._models[device], budget) for device in self._devices]
         gpu = len(lanes) == 1 and lanes[0].device.type != "cpu"
-        on_device = gpu and self._plan.maps + _STRIP < lanes[0].keys
+        on_device = gpu and self._plan.maps + STRIP < lanes[0].keys
         room = lanes[0].keys if on_device else _main_memory()
         folder = Path(folder_paths.get_temp_directory())
         folder.mkdir(parents=True, exist_ok=True)
