@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import host
-from .options.lanes import parse_devices
+from .options.lanes import DeviceShare, parse_devices
 from .options.limits import within
 from .schema import CATEGORY, make
 
@@ -48,7 +48,7 @@ class CLEARVAEDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples: Any, vae: Any, strips: int = 0, devices: str = "auto") -> io.NodeOutput:
-        image, used = host.vae_decode_strips(vae, samples["samples"], parse_devices(devices), strips)
+        image, used = host.vae_decode_strips(vae, samples["samples"], _parsed(devices), strips)
         host.node_text_sender(cls.hidden.unique_id)(used.text)
         return io.NodeOutput(image)
 
@@ -80,7 +80,7 @@ class CLEARVAEEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, pixels: Any, vae: Any, strips: int = 0, devices: str = "auto") -> io.NodeOutput:
-        latent, used = host.vae_encode_strips(vae, pixels, parse_devices(devices), strips)
+        latent, used = host.vae_encode_strips(vae, pixels, _parsed(devices), strips)
         host.node_text_sender(cls.hidden.unique_id)(used.text)
         return io.NodeOutput({"samples": latent})
 
@@ -98,7 +98,18 @@ def _validated(strips: int | None, devices: str | None) -> bool | str:
         if strips is not None:
             within("strips", strips, 0, _MOST_STRIPS)
         if devices is not None:
-            parse_devices(devices)
+            _parsed(devices)
     except ValueError as error:
         return str(error)
     return True
+
+
+def _parsed(devices: str) -> tuple[DeviceShare, ...]:
+    found = parse_devices(devices)
+    shared = next((device for device in found if device.share is not None), None)
+    if shared is not None:
+        raise ValueError(
+            f"devices gives {shared.name} a share, {shared.share:g}; strips go to the devices in turn. Write the names "
+            "alone, or a name twice for twice the strips."
+        )
+    return found

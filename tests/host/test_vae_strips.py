@@ -188,6 +188,13 @@ def test_an_image_of_less_than_a_cell_is_refused(vae: Any, encode: Any) -> None:
         encode(vae, pixels(40, 7))
 
 
+def test_a_share_that_would_not_count_is_refused(vae: Any, run: Any, pack: dict[str, Any]) -> None:
+    words = "devices gives cpu a share, 2; strips go to the devices in turn. Write the names alone"
+    assert pack["CLEARVAEDecode"].validate_inputs(strips=0, devices="cpu=2").startswith(words)
+    with pytest.raises(ValueError, match=words):
+        run(vae, latent(2, 2), 1, "cpu=2")
+
+
 def test_a_video_and_values_that_are_no_numbers_are_refused(vae: Any, run: Any) -> None:
     with pytest.raises(ValueError, match="samples has 5 dimensions"):
         run(vae, torch.zeros(1, 16, 1, 4, 4))
