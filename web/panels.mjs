@@ -14,6 +14,7 @@ import { presetPanel } from "./preset_panel.mjs";
 import { keepImages } from "./run_images.mjs";
 import { emptyPanel, withRunText } from "./run_text.mjs";
 import { keepText, runStarted, textsOf } from "./run_texts.mjs";
+import { leaveHeightOutOfUndo } from "./undo_height.mjs";
 import { upscalePanel } from "./upscale_panel.mjs";
 import { weightsPanel } from "./weights_panel.mjs";
 import { windowPanel } from "./window_panel.mjs";
@@ -72,6 +73,7 @@ export function setPanel(node, shown) {
         const panel = withRunText(node, make(node));
         addPanel(node, panel);
         panels.set(node, panel);
+        leaveHeightOutOfUndo(node);
         void loadTranslations(rebuildAll);
         queueMicrotask(() => panel.refresh()); // its values and links are set after its creation
         afterDrawing(() => panels.get(node) === panel && reattachPanel(node, panel));

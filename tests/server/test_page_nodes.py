@@ -297,6 +297,14 @@ def test_undo_takes_the_choice_back(page: Page, renderer: str) -> None:
     wait_for_figures(page, expected(16, 1536, 1536))
     panel(page).get_by_label("Image size").select_option("8192")
     wait_for_figures(page, expected(16, 8192, 8192))
+    # What arrives later makes the node taller, and a click makes the page look for changes.
+    page.evaluate(
+        """() => app.api.dispatchCustomEvent('progress_text', {
+            nodeId: app.graph.nodes.find((node) => node.type === 'CLEARApply').id, text: 'one\\ntwo\\nthree',
+        })"""
+    )
+    expect(panel(page).get_by_text("three")).to_be_visible()
+    page.mouse.click(1300, 900)
     page.keyboard.press("Control+z")
     wait_for_figures(page, expected(16, 1536, 1536))
     assert saved(page, "CLEARApply")["widgets_values"][0] == 16
