@@ -111,7 +111,13 @@ class Sweeps:
         def keep(start: int, rows: Tensor) -> None:
             write(start, rows)
             with self._lock:
-                self.tick(rows.shape[2] * cost.work)
+                if failed.is_set():
+                    return
+                try:
+                    self.tick(rows.shape[2] * cost.work)
+                except BaseException:
+                    failed.set()  # under the lock: no other lane asks again
+                    raise
 
         def work(number: int) -> None:
             lane = self.lanes[number]
