@@ -148,8 +148,8 @@ def high_res_inputs() -> list[io.Input]:
             default=AUTO,
             optional=True,
             advanced=True,
-            tooltip="Encodes and decodes in tiles of 1024 pixels. auto: only where the whole image does not fit into "
-            "memory. never: may run out of memory. always: takes the least.",
+            tooltip="How images pass the VAE. auto: whole, or in strips where that does not fit into memory, with the "
+            "same result. always: in tiles of 1024 pixels, which takes least. never: whole. strips: always in strips.",
         ),
         make(
             io.Combo.Input,

@@ -17,7 +17,7 @@ _PREVIEW = 1024  # pixels of its longer side
 
 
 class CLEARStageEncode(io.ComfyNode):
-    """VAEEncode where the image fits into memory, else VAEEncodeTiled: known only when it runs."""
+    """VAEEncode where the image fits into memory, else VAE Encode in Strips: known only when it runs."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -40,7 +40,7 @@ class CLEARStageEncode(io.ComfyNode):
 
 
 class CLEARStageDecode(io.ComfyNode):
-    """VAEDecode where the image fits into memory, else VAEDecodeTiled; the node on the page shows the image."""
+    """VAEDecode where the image fits into memory, else VAE Decode in Strips; the node on the page shows the image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

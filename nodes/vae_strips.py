@@ -48,7 +48,7 @@ class CLEARVAEDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples: Any, vae: Any, strips: int = 0, devices: str = "auto") -> io.NodeOutput:
-        image, used = host.vae_decode_strips(vae, samples["samples"], _parsed(devices), strips)
+        image, used = host.vae_decode_strips(vae, samples["samples"], _parsed(devices), strips, preview=True)
         host.node_text_sender(cls.hidden.unique_id)(used.text)
         return io.NodeOutput(image)
 

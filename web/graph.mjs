@@ -14,7 +14,8 @@ const BYPASSED = 4; // LiteGraph's mode
 const KEEP_SIZE = new Set([
     ..."VAEEncode VAEEncodeTiled VAEEncodeForInpaint VAEDecode VAEDecodeTiled SetLatentNoiseMask".split(" "),
     ..."InpaintModelConditioning InstructPixToPixConditioning RepeatLatentBatch Canny ImageBlur ImageInvert".split(" "),
-    ..."KSampler KSamplerAdvanced SamplerCustom SamplerCustomAdvanced CLEARTiledSampler".split(" "),
+    ..."CLEARTiledSampler CLEARVAEEncode CLEARVAEDecode".split(" "),
+    ..."KSampler KSamplerAdvanced SamplerCustom SamplerCustomAdvanced".split(" "),
 ]);
 
 /** By the class of a node that applies CLEAR: its inputs that the server's routes take, by the same names. */

@@ -206,7 +206,7 @@ export interface UpscaleStage {
     device: string;
     peak: number;
     free: number;
-    vae: { tiled: boolean; need: number; room: number };
+    vae: { way: "whole" | "strips" | "tiles"; need: number; room: number };
 }
 
 /** nodes/host/page/upscale.py. */

@@ -21,13 +21,20 @@ export function leaveHeightOutOfUndo(node) {
     node.onSerialize = function (saved) {
         before?.call(this, saved);
         const known = inHistory(this);
-        if (known?.size && saved.size) known.size[1] = saved.size[1];
+        if (known?.size) known.size[1] = saved.size[1];
     };
 }
 
-/** The node in the page's newest state. @param {Node} node */
+/**
+ * The node in the page's newest state.
+ *
+ * @param {Node} node
+ * @returns {{ size?: number[] } | undefined}
+ */
 function inHistory(node) {
-    const state = app.extensionManager.workflow.activeWorkflow?.changeTracker?.activeState;
-    const inside = state?.definitions?.subgraphs?.find((subgraph) => subgraph.id === node.graph?.id);
-    return (inside ?? state)?.nodes.find((other) => other.id === node.id);
+    const { workflow } = /** @type {any} */ (app.extensionManager); // its published types leave it out
+    const state = workflow.activeWorkflow?.changeTracker?.activeState;
+    /** @param {{ id: unknown }[] | undefined} list @param {unknown} id */
+    const find = (list, id) => /** @type {any} */ (list?.find((one) => one.id === id));
+    return find((find(state?.definitions?.subgraphs, node.graph?.id) ?? state)?.nodes, node.id);
 }

@@ -129,7 +129,7 @@ function planTable({ stages }, running) {
         const how = html(
             "td",
             { title: t("$need for the whole image, $free free.", values) },
-            vae.tiled ? t("tiled") : t("plain"),
+            { whole: t("plain"), strips: t("strips"), tiles: t("tiled") }[vae.way],
         );
         const current = running?.stage === index + 1;
         return html(

@@ -110,6 +110,11 @@ class Storage:
         self._device = device or torch.device("cpu")
         self._sizes: dict[FeatureMap, int] = {}  # bytes of those that are open
 
+    def check(self, size: int) -> None:
+        """Raises StorageError where memory and disk together have less room than `size` bytes."""
+        if size > self._memory + shutil.disk_usage(self._folder).free:
+            raise self._full(size - self._memory)
+
     def new(self, shape: Shape, dtype: torch.dtype) -> FeatureMap:
         """Raises StorageError where neither memory nor disk has room for it."""
         size = shape[0] * shape[1] * shape[2] * dtype.itemsize

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .autoencoder import decode, encode
 from .feature_map import Shape
-from .sweep import Cost, Lane
+from .sweep import Cost, Lane, cost_with_sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +22,17 @@ class StripPlan:
     maps: int
 
 
-def strip_plan(model: nn.Module, shape: Shape, dtype: torch.dtype, *, decoding: bool) -> StripPlan:
-    """Of an encoder or a decoder over an input of channels, height, width. Nothing of its size is allocated."""
+def strip_plan(
+    model: nn.Module, shape: Shape, dtype: torch.dtype, *, decoding: bool, recompute: bool = False
+) -> StripPlan:
+    """Of an encoder or a decoder over an input of channels, height, width. Nothing of its size is allocated.
+
+    recompute: as for `decode`.
+    """
     counted = _Counted([Lane(torch.device("cpu"), model, 2**30, 0)])
     given = torch.empty(1, dtype=dtype).expand(1, *shape)
     sweeps: Any = counted
-    (decode if decoding else encode)(sweeps, given, lambda start, rows: None)
+    (decode if decoding else encode)(sweeps, given, lambda start, rows: None, recompute=recompute)
     return StripPlan(counted.work, counted.storage.most)
 
 
@@ -65,4 +70,4 @@ class _Counted:
         self.work = 0.0
 
     def run(self, sources: Any, compute: Any, write: Any, height: int, cost: Cost, **how: Any) -> None:
-        self.work += height * cost.work
+        self.work += height * cost_with_sources(cost, sources).work

@@ -37,7 +37,7 @@ def start_upscale(
     clear = info.settings or resolve_settings(weights, ApplyInputs())
     vaes = {(stage.width, stage.height): vae_plan(vae, stage.width, stage.height, tiling) for stage in stages}
     work = [
-        stage_work(stage, clear, info.size.layers, info.text, steps, vaes[stage.width, stage.height].tiled)
+        stage_work(stage, clear, info.size.layers, info.text, steps, vaes[stage.width, stage.height].way)
         for stage in stages
     ]
     for nodes in images:

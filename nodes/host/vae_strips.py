@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ...clear_core.show.estimate import dtype_name
 from ...clear_core.strips.autoencoder import NotFiniteError, decode, encode
-from ...clear_core.strips.feature_map import Storage
+from ...clear_core.strips.feature_map import Shape, Storage
 from ...clear_core.strips.plan import StripPlan, strip_plan
-from ...clear_core.strips.sweep import Lane, Sweeps
+from ...clear_core.strips.sweep import WIDE, Lane, Sweeps
+from ..insight.row_preview import RowPreview
 from ..options.lanes import DeviceShare, resolve_lanes
 from .bands.memory import RESERVE
 from .machine import device_name, machine_devices
@@ -45,34 +46,40 @@ class StripsUsed:
     retried: int
 
     @property
-    def text(self) -> str:
-        where = "on the device" if self.device_maps else "in main memory"
-        maps = f"{self.memory / 2**30:.1f} GiB {where}"
+    def where(self) -> str:
+        place = "on the device" if self.device_maps else "in main memory"
+        maps = f"{self.memory / 2**30:.1f} GiB {place}"
         if self.files:
             maps += f", {self.files / 2**30:.1f} GiB in files"
-        lines = [f"Exact, in strips on {', '.join(self.devices)}; feature maps: {maps}"]
+        lines = [f"on {', '.join(self.devices)}; feature maps: {maps}"]
         if self.missing:
             lines.append(f"Not on this machine: {', '.join(self.missing)}")
         if self.retried:
             lines.append(f"Out of memory: started again with smaller strips ({self.retried} x)")
         return "\n".join(lines)
 
+    @property
+    def text(self) -> str:
+        return f"Exact, in strips {self.where}"
+
 
 def vae_decode_strips(
-    vae: Any, latent: Tensor, devices: Sequence[DeviceShare], strips: int
+    vae: Any, latent: Tensor, devices: Sequence[DeviceShare], strips: int, *, preview: bool = False
 ) -> tuple[Tensor, StripsUsed]:
     """latent: [batch, channels, height, width]. The pixels, 0 to 1: [batch, 8 height, 8 width, 3].
 
-    devices: as `resolve_lanes` takes them. strips: of each feature map; 0 for as few as memory allows. Raises
+    devices: as `resolve_lanes` takes them. strips: of each feature map; 0 for as few as memory allows. preview: whether
+    the page is shown the rows that are done. Raises
     ValueError for another kind of VAE or latent, StorageError where main memory and disk are too small.
     """
     model = _checked(vae)
     if latent.ndim != 4:
         raise ValueError(f"samples has {latent.ndim} dimensions; an image's latent has 4: this decodes no video")
     _check_finite("samples", latent)
-    plan = strip_plan(model.decoder, _latent_shape(model, latent.shape), vae.vae_dtype, decoding=True)
+    shape = _latent_shape(model, latent.shape)
     need = vae.memory_used_decode(latent.shape, vae.vae_dtype)
-    run = _Run(vae, model.decoder, decode, plan, len(latent), devices, strips, need)
+    run = _Run(vae, model.decoder, decode, shape, len(latent), devices, strips, need)
+    run.show_rows = preview
     with run.in_place_of_the_model(vae.output_device):
         images = [_to_pixels(vae, model.decode(one.to(vae.vae_dtype).to(vae.device))) for one in latent.split(1)]
     return torch.cat(images) if len(images) > 1 else images[0], run.used
@@ -89,9 +96,8 @@ def vae_encode_strips(
     pixels = vae.vae_encode_crop_pixels(pixels[..., :3])
     _check_finite("pixels", pixels)
     batch, height, width, channels = pixels.shape
-    plan = strip_plan(model.encoder, (channels, height, width), vae.vae_dtype, decoding=False)
     need = vae.memory_used_encode((batch, channels, height, width), vae.vae_dtype)
-    run = _Run(vae, model.encoder, encode, plan, batch, devices, strips, need)
+    run = _Run(vae, model.encoder, encode, (channels, height, width), batch, devices, strips, need)
     # What follows the encoder in some models is computed where they are.
     with run.in_place_of_the_model(vae.device):
         latents = [model.encode(_from_pixels(vae, one)).to(vae.output_device).float() for one in pixels.split(1)]
@@ -128,26 +134,30 @@ _CUT = (ResnetBlock, AttnBlock, Upsample, Downsample)
 _LEAVES = (nn.Conv2d, nn.GroupNorm, nn.SiLU, nn.Dropout)
 
 
-def _checked(vae: Any) -> Any:
-    """The model of a VAE that is built of the blocks that can be cut. Raises ValueError naming what it is."""
-    vae.throw_exception_if_invalid()
+def part_that_needs_the_whole(vae: Any) -> str | None:
+    """The class of a part, or of the whole model, that strips cannot compute; None where all can be cut."""
     model = vae.first_stage_model
     encoder, decoder = (getattr(model, name, None) for name in ("encoder", "decoder"))
-    strange = None
     if type(encoder) is not Encoder or type(decoder) is not Decoder:
-        strange = type(model).__name__
-    else:
-        parts = [part for whole in (encoder, decoder) for part in whole.modules() if part is not whole]
-        strange = next((type(part).__name__ for part in parts if not _can_be_cut(part)), None)
-        levels: Any = (*encoder.down, *decoder.up)
-        if decoder.give_pre_end or any(len(level.attn) for level in levels):
-            strange = "variant with attention between its levels"
+        return type(model).__name__
+    parts = [part for whole in (encoder, decoder) for part in whole.modules() if part is not whole]
+    strange = next((type(part).__name__ for part in parts if not _can_be_cut(part)), None)
+    levels: Any = (*encoder.down, *decoder.up)
+    if decoder.give_pre_end or any(len(level.attn) for level in levels):
+        return "variant with attention between its levels"
+    return strange
+
+
+def _checked(vae: Any) -> Any:
+    """The model of a VAE. Raises ValueError naming what it is where strips cannot compute it."""
+    vae.throw_exception_if_invalid()
+    strange = part_that_needs_the_whole(vae)
     if strange is not None:
         raise ValueError(
             f"The VAE is or has a {strange}. Strips are exact for FLUX's autoencoder and those of the same blocks (SD "
             "1.5, SDXL, SD 3): use VAE Decode or VAE Decode (Tiled), or the encoders of these names, for this one."
         )
-    return model
+    return vae.first_stage_model
 
 
 def _can_be_cut(part: nn.Module) -> bool:
@@ -169,20 +179,26 @@ class _Run:
     """A batch through one model, over strips. used: how the last image passed."""
 
     used: StripsUsed
+    show_rows = False
 
     def __init__(
         self,
         vae: Any,
         model: nn.Module,
         over: Any,
-        plan: StripPlan,
+        shape: Shape,
         batch: int,
         devices: Sequence[DeviceShare],
         strips: int,
         need: float,
     ) -> None:
-        """over: `decode` or `encode`. plan: of one image. need: bytes that the model takes of the whole at once."""
-        self._model, self._over, self._plan, self._strips = model, over, plan, strips
+        """over: `decode` or `encode`. shape: of one image, as the model takes it. need: bytes that the model takes of
+        the whole at once."""
+        self._vae, self._model, self._over, self._strips = vae, model, over, strips
+        self._kept, self._recomputed = (
+            strip_plan(model, shape, vae.vae_dtype, decoding=over is decode, recompute=recompute)
+            for recompute in (False, True)
+        )
         home = torch.device(vae.device)
         lanes = resolve_lanes(devices, [device_name(device) for device in machine_devices(home)])
         self._missing = lanes.missing
@@ -238,27 +254,48 @@ class _Run:
 
     def _once(self, given: Tensor, result: torch.device, budget: int) -> Tensor:
         lanes = [self._lane(device, self._models[device], budget) for device in self._devices]
-        gpu = len(lanes) == 1 and lanes[0].device.type != "cpu"
-        on_device = gpu and self._plan.maps + STRIP < lanes[0].keys
-        room = lanes[0].keys if on_device else _main_memory()
+        place, room, plan = self._place(lanes)
         folder = Path(folder_paths.get_temp_directory())
         folder.mkdir(parents=True, exist_ok=True)
         parts: dict[int, Tensor] = {}
+        preview = self._preview(given) if self.show_rows else None
         work = [0.0]
 
         def tick(more: float) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
             work[0] += more
-            self._bar.update_absolute(int(_TICKS * (self._done + min(1.0, work[0] / self._plan.work))))
+            done = int(_TICKS * (self._done + min(1.0, work[0] / plan.work)))
+            self._bar.update_absolute(done, preview=preview.take() if preview else None)
 
         def keep(start: int, rows: Tensor) -> None:
             parts[start] = rows.to(result)
+            if preview:
+                preview.add(start, rows)
 
-        with Storage(room, folder, lanes[0].device if on_device else None) as storage:
-            self._over(Sweeps(lanes, storage, self._strips, tick), given, keep)
+        with Storage(room, folder, place) as storage:
+            storage.check(plan.maps)
+            sweeps = Sweeps(lanes, storage, self._strips, tick)
+            self._over(sweeps, given, keep, recompute=plan is self._recomputed)
         names = tuple(device_name(device) for device in self._devices)
+        on_device = place.type != "cpu"
         self.used = StripsUsed(names, self._missing, storage.in_memory, storage.in_files, on_device, self._retried)
         return torch.cat([parts[start] for start in sorted(parts)], dim=2)
+
+    def _preview(self, given: Tensor) -> RowPreview:
+        cell = 2 ** (len(self._model.up) - 1)  # type: ignore[arg-type]
+        return RowPreview(cell * given.shape[2], cell * given.shape[3], self._vae.process_output)
+
+    def _place(self, lanes: Sequence[Lane]) -> tuple[torch.device, int, StripPlan]:
+        """Where feature maps are kept, the bytes that may be taken there, and whether some are computed again."""
+        first = lanes[0]
+        if len(lanes) == 1 and first.device.type != "cpu":
+            for plan in (self._kept, self._recomputed):
+                if plan.maps + WIDE * STRIP < first.keys:
+                    return first.device, first.keys, plan
+        room = _main_memory()
+        # At 8192 pixels 220 GiB less cross to a GPU and back, for 240 TFLOP more.
+        keep = all(lane.device.type == "cpu" for lane in lanes) and self._kept.maps <= room
+        return torch.device("cpu"), room, self._kept if keep else self._recomputed
 
     def _lane(self, device: torch.device, model: nn.Module, budget: int) -> Lane:
         count = self._devices.count(device)

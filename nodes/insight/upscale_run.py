@@ -13,6 +13,7 @@ from ...clear_core.pattern import attention_flops
 from ...clear_core.show.step_time import Work
 from ..options.clear import ClearSettings
 from ..options.stages import Stage
+from ..options.vae import Way
 
 Part = Literal["encode", "sample", "decode"]
 PARTS: Final[tuple[Part, ...]] = ("encode", "sample", "decode")
@@ -23,13 +24,13 @@ _TILED_PASSES: Final = 3
 
 
 def stage_work(
-    stage: Stage, clear: ClearSettings, layers: int, text: int, steps: int, tiled: bool
+    stage: Stage, clear: ClearSettings, layers: int, text: int, steps: int, vae_way: Way
 ) -> dict[Part, float]:
     """Operations of each part of a stage. layers: of the model. text: tokens of a prompt."""
     layout = TokenLayout(text, token_grid(stage.width, stage.height))
     attention = layers * attention_flops(layout, clear.window, down_factor=clear.down_factor)
     step = Work.of(stage.width, stage.height, attention, blocks=layers, text=text)
-    passes = _TILED_PASSES if tiled else 1
+    passes = _TILED_PASSES if vae_way == "tiles" else 1
     vae: dict[Part, float] = {part: passes * cost * stage.width * stage.height for part, cost in _VAE.items()}
     return {**vae, "sample": steps * (step.matrices + step.attention)}
 

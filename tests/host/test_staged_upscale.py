@@ -341,7 +341,7 @@ def test_the_page_is_told_the_plan_and_then_each_part(machine: Callable[..., Mac
     assert plan["plan"]["source"] == [SIDE, SIDE]
     assert [stage["size"] for stage in plan["plan"]["stages"]] == sizes
     assert [(stage["bands"], stage["device"]) for stage in plan["plan"]["stages"]] == [(2, "cpu")] * 2
-    assert not any(stage["vae"]["tiled"] for stage in plan["plan"]["stages"])
+    assert all(stage["vae"]["way"] == "whole" for stage in plan["plan"]["stages"])
     said = list(dict.fromkeys((state["stage"], state["part"]) for state in states))
     assert said == [(stage, part) for stage in (1, 2) for part in ("encode", "sample", "decode")]
     assert {state["step"] for state in states if state["part"] == "sample"} >= {0, STEPS}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,7 +122,28 @@ def test_in_bfloat16_it_is_no_further_from_float32_than_the_plain_decode(
     assert (got - exact).norm() <= 2 * (plain - exact).norm()
 
 
-@pytest.mark.parametrize("room", [0, 2**20])
+@pytest.mark.parametrize(("strips", "devices"), [(1, "auto"), (3, "auto"), (50, "auto"), (0, "auto"), (4, "cpu,cpu")])
+def test_maps_that_memory_has_no_room_for_are_computed_again(
+    nodes_api: Any, vae: Any, run: Any, encode: Any, monkeypatch: pytest.MonkeyPatch, strips: int, devices: str
+) -> None:
+    host, plan = (nodes_api.module(name) for name in ("nodes.host.vae_strips", "clear_core.strips.plan"))
+    z, image = latent(3, 2), pixels(24, 16)
+    with torch.inference_mode():
+        plain, plain_latent = vae.decode(z), vae.encode(image)
+    model = vae.first_stage_model
+    for network, shape, decoding in ((model.decoder, (16, 3, 2), True), (model.encoder, (3, 24, 16), False)):
+        kept, computed = (
+            plan.strip_plan(network, shape, torch.float32, decoding=decoding, recompute=recompute)
+            for recompute in (False, True)
+        )
+        assert computed.maps <= (0.5 if decoding else 0.63) * kept.maps
+        assert kept.work < computed.work < 1.5 * kept.work
+    monkeypatch.setattr(host, "_main_memory", lambda: kept.maps - 1)  # of the encoder, the lesser
+    assert_equal(run(vae, z, strips, devices), plain)
+    assert_equal(encode(vae, image, strips, devices), plain_latent)
+
+
+@pytest.mark.parametrize("room", [0, 2**19])
 def test_what_does_not_fit_into_memory_waits_in_files(
     nodes_api: Any, vae: Any, run: Any, monkeypatch: pytest.MonkeyPatch, temp: Path, room: int
 ) -> None:
@@ -131,7 +153,7 @@ def test_what_does_not_fit_into_memory_waits_in_files(
     monkeypatch.setattr(strips, "_main_memory", lambda: room)
     with torch.inference_mode():
         got, used = strips.vae_decode_strips(vae, z, (), 3)
-    assert torch.equal(got, expected)
+    assert_equal(got, expected)
     assert used.memory <= room and used.files > 0
     assert "in files" in used.text
     assert list(temp.iterdir()) == []
@@ -295,6 +317,47 @@ def test_it_shows_how_it_passed(vae: Any, run: Any, shown: Any) -> None:
     run(vae, latent(4, 4), 2)
     (texts,) = shown.values()
     assert texts[-1].startswith("Exact, in strips on cpu; feature maps: 0.0 GiB in main memory")
+
+
+def test_the_rows_that_are_done_are_shown(nodes_api: Any, vae: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.utils
+
+    sent: list[Any] = []
+    monkeypatch.setattr(nodes_api.module("nodes.insight.row_preview"), "_EVERY", 0.0)
+    monkeypatch.setattr(
+        comfy.utils.ProgressBar, "update_absolute", lambda self, value, total=None, preview=None: sent.append(preview)
+    )
+    image = run(vae, latent(4, 6), 4)[0]
+    pictures = [np.asarray(preview[1]) for preview in sent if preview]
+    assert len(pictures) == 4  # one for each strip of the last layer
+    assert pictures[0].shape == (32, 48, 3)
+    assert (pictures[0][8:] == 64).all()
+    assert np.abs(pictures[-1] - 255 * image.numpy()).max() <= 1
+
+
+@pytest.mark.parametrize("tiling", ["auto", "strips"])
+def test_an_upscale_passes_in_strips_where_the_whole_does_not_fit(
+    nodes_api: Any, vae: Any, monkeypatch: pytest.MonkeyPatch, tiling: str
+) -> None:
+    passing = nodes_api.module("nodes.host.vae")
+    monkeypatch.setattr(passing, "room_on", lambda *args: 0 if tiling == "auto" else 2**50)
+    z, image = latent(3, 2), pixels(24, 16)
+    with torch.inference_mode():
+        plain, plain_latent = vae.decode(z), vae.encode(image)
+        decoded, how = passing.vae_decode(vae, z, tiling)
+        encoded, _ = passing.vae_encode(vae, image, tiling)
+    assert_equal(decoded, plain)
+    assert_equal(encoded, plain_latent)
+    assert how.text.startswith("in strips (0.0 GiB for the whole, ")
+    assert " GiB free) on cpu; feature maps: 0.0 GiB in main memory" in how.text
+
+
+def test_before_a_run_an_upscale_plans_the_same(nodes_api: Any, vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    passing = nodes_api.module("nodes.host.vae")
+    monkeypatch.setattr(passing, "room_on", lambda *args: 100 * 2**30)
+    plans = [passing.vae_plan_here(side, side, "auto") for side in (512, 2048, 4096)]
+    assert plans == [passing.vae_plan(vae, side, side, "auto") for side in (512, 2048, 4096)]
+    assert [plan.way for plan in plans] == ["whole", "whole", "strips"]
 
 
 def test_memory_of_maps_is_known_before(nodes_api: Any, vae: Any) -> None:

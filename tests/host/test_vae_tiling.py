@@ -1,4 +1,4 @@
-"""A VAE works on the whole image where its memory allows it, on the host's own VAE."""
+"""A VAE works on the whole image where its memory allows it, on the host's own VAE; in strips: test_vae_strips.py."""
 
 from __future__ import annotations
 
@@ -66,28 +66,25 @@ def test_tiles_only_where_the_whole_does_not_fit(
         latent, encoded = passing.vae_encode(vae, pixels, tiling)
         image, decoded = passing.vae_decode(vae, latent, tiling)
     assert vae.called == called
-    assert [plan.tiled for plan in (encoded, decoded)] == ["tiled" in name for name in called]
+    ways = ["tiles" if "tiled" in name else "whole" for name in called]
+    assert [plan.way for plan in (encoded, decoded)] == ways
+    instead = [tiling == "auto" and way == "tiles" for way in ways]
+    assert [
+        plan.text.endswith("; not in strips: the VAE is or has a PixelspaceConversionVAE")
+        for plan in (encoded, decoded)
+    ] == instead
     assert (encoded.need, decoded.need, encoded.room) == (10 * GIB, 20 * GIB, int(gib * GIB))
     assert torch.allclose(image, pixels, atol=1e-6)
 
 
 def test_it_says_why(nodes_api: Any) -> None:
     plan = nodes_api.module("nodes.host.vae").VaePlan.of
-    whole, tiled = plan("auto", 3 * GIB, 8 * GIB), plan("auto", 73 * GIB, 20 * GIB)
-    assert whole.text == "the whole image at once (3.0 GiB for the whole, 8.0 GiB free)"
+    whole, strips, tiled = (
+        plan(tiling, need * GIB, 20 * GIB) for tiling, need in (("auto", 3), ("auto", 73), ("always", 73))
+    )
+    assert whole.text == "the whole image at once (3.0 GiB for the whole, 20.0 GiB free)"
+    assert strips.text == "in strips (73.0 GiB for the whole, 20.0 GiB free)"
     assert tiled.text == "in tiles of 1024 px (73.0 GiB for the whole, 20.0 GiB free)"
-
-
-def test_before_a_run_it_is_the_same_of_fluxs_vae(nodes_api: Any, free: Any) -> None:
-    """FLUX's autoencoder is what the host takes any VAE for that it does not know otherwise."""
-    import comfy.sd
-
-    unloaded: Any = comfy.sd.VAE(sd={})
-    unloaded.vae_dtype, unloaded.device, unloaded.patcher = torch.float32, torch.device("cpu"), None
-    free(100)
-    passing = nodes_api.module("nodes.host.vae")
-    for size in ((512, 768), (2048, 2048), (4096, 4096)):
-        assert passing.vae_plan_here(*size, "auto") == passing.vae_plan(unloaded, *size, "auto")
 
 
 def test_models_that_the_host_can_move_away_count_as_free(

@@ -66,9 +66,9 @@ def test_upscale(ask: Any) -> None:
         cut = ask("bands", width=width, height=height, **values)[1]
         assert (stage["bands"], stage["device"], stage["peak"]) == (4, "cpu", cut["peaks"]["cpu"])
         assert stage["vae"]["need"] == 2178 * width * height * 4
-        assert stage["vae"]["tiled"] == (stage["vae"]["need"] + 2**29 > stage["vae"]["room"])
+        assert stage["vae"]["way"] == ("strips" if stage["vae"]["need"] + 2**29 > stage["vae"]["room"] else "whole")
     tiled = ask("upscale", width=64, height=64, vae_tiling="always", **values)[1]["stages"]
-    assert all(stage["vae"]["tiled"] for stage in tiled)
+    assert all(stage["vae"]["way"] == "tiles" for stage in tiled)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_upscale(ask: Any) -> None:
         ({"size_by": "scale", "scale": "nan"}, "scale is nan; allowed is 0.1 to 64"),
         ({"size_by": "scale", "scale": 64}, "scale 64 would make 65536 x 65536 pixels of this 1024 x 1024 image"),
         ({"target_megapixels": "inf"}, "target_megapixels is inf"),
-        ({"vae_tiling": "x"}, "vae_tiling is 'x'; choose one of: auto, always, never"),
+        ({"vae_tiling": "x"}, "vae_tiling is 'x'; choose one of: auto, always, never, strips"),
     ],
 )
 def test_an_upscale_that_cannot_be_is_refused(ask: Any, values: dict[str, Any], words: str) -> None:

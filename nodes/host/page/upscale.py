@@ -51,5 +51,5 @@ def _stage(
         "device": device,
         "peak": cut["peaks"][device],
         "free": free[device],
-        "vae": {"tiled": plan.tiled, "need": plan.need, "room": plan.room},
+        "vae": {"way": plan.way, "need": plan.need, "room": plan.room},
     }
