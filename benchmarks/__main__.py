@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
         "--page", action="store_true", help="instead: the start of ComfyUI's page, with the pack and without"
     )
     parser.add_argument("--vae", action="store_true", help="instead: the autoencoder whole, in tiles and in strips")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="with --vae: what differs, amplified")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats is {options.repeats}; 1 or more is needed")
@@ -239,7 +240,7 @@ def _each(tasks: list[Item], run: Callable[[Item], Iterable[object]]) -> list:
 
 
 def _vae(options: argparse.Namespace, arguments: list[str]) -> int:
-    from . import vae_strips  # the host; nothing else here needs it before it runs
+    from . import vae_picture, vae_strips  # the host; nothing else here needs it before it runs
 
     def wanted(sizes: tuple[int, ...]) -> list[int]:
         return [size for size in sizes if not options.sizes or size in options.sizes]
@@ -248,6 +249,9 @@ def _vae(options: argparse.Namespace, arguments: list[str]) -> int:
     name = device_name(torch.device("cpu"))
     print(f"FLUX's autoencoder, decoding in float32 on {name}; the median of {options.repeats}\n")
     content = _heading(arguments, name)
+    if options.picture:
+        content["differences"] = vae_picture.write(bench, options.picture)
+        print(f"Differences at 512 px, of the picture's range: {content['differences']}")
     timed = [bench.time(size, options.repeats) for size in wanted(vae_strips.TIMED)]
     content["timed"] = [asdict(row) for row in timed]
     print("\n" + vae_strips.timed_table(timed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .timing import medians
 TIMED, COUNTED = (512, 1024, 2048), (2048, 4096, 8192, 16384)
 """Pixels a side of the images that are decoded, and of those whose memory is counted."""
 _GIB = 2**30
-_CELL = 8  # pixels a side of a cell of the latent
+CELL = 8  # pixels a side of a cell of the latent
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Timed:
 @dataclass(frozen=True, slots=True)
 class Counted:
     """GiB in bfloat16. plain, strips, tiled: the device's peak. keys: of it, those of the attention. maps: the feature
-    maps that wait elsewhere."""
+    maps that wait elsewhere; fewer: with those at the size of the image computed again; more: operations of that."""
 
     pixels: int
     plain: float
@@ -47,6 +48,8 @@ class Counted:
     strips: float
     keys: float
     maps: float
+    fewer: float
+    more: float
 
 
 class Bench:
@@ -60,23 +63,20 @@ class Bench:
         core = "clear_pack.clear_core.strips"
         self._decode: Callable[..., None] = importlib.import_module(f"{core}.autoencoder").decode
         self._sweep: Any = importlib.import_module(f"{core}.sweep")
+        self._few: Any = type("Few", (_FewStrips, self._sweep.Sweeps), {})
         self._plan: Any = importlib.import_module(f"{core}.plan")
         self._maps: Any = importlib.import_module(f"{core}.feature_map")
         self._strip: int = importlib.import_module("clear_pack.nodes.host.vae_strips").STRIP
         tiles: Any = importlib.import_module("clear_pack.nodes.host.vae")
-        self._tile, self._overlap = tiles.TILE // _CELL, tiles.OVERLAP // _CELL
+        self._tile, self._overlap = tiles.TILE // CELL, tiles.OVERLAP // CELL
 
     def time(self, pixels: int, repeats: int) -> Timed:
-        latent = torch.randn(1, 16, pixels // _CELL, pixels // _CELL, generator=torch.Generator().manual_seed(pixels))
+        latent = torch.randn(1, 16, pixels // CELL, pixels // CELL, generator=torch.Generator().manual_seed(pixels))
         made: dict[str, Tensor] = {}
         decoder = self.vae.first_stage_model.decoder
 
         def strips() -> None:
-            parts: dict[int, Tensor] = {}
-            with self._maps.Storage(2**40, Path()) as storage:
-                lane = self._sweep.Lane(torch.device("cpu"), decoder, self._strip, 2**40)
-                self._decode(self._sweep.Sweeps([lane], storage), latent, parts.__setitem__)
-            made["strips"] = torch.cat([parts[start] for start in sorted(parts)], 2)
+            made["strips"] = self.in_strips(decoder, latent)
 
         def plain() -> None:
             made["plain"] = decoder(latent)
@@ -85,7 +85,7 @@ class Bench:
             import comfy.utils
 
             made["tiled"] = comfy.utils.tiled_scale(
-                latent, decoder, self._tile, self._tile, self._overlap, upscale_amount=_CELL
+                latent, decoder, self._tile, self._tile, self._overlap, upscale_amount=CELL
             )
 
         with torch.inference_mode():
@@ -96,16 +96,31 @@ class Bench:
         far = {name: float((made[name] - made["plain"]).abs().max() / spread) for name in ("strips", "tiled")}
         return Timed(pixels, seconds["plain"], seconds["strips"], seconds["tiled"], far["strips"], far["tiled"])
 
+    def in_strips(self, decoder: Any, latent: Tensor) -> Tensor:
+        """The decoder's raw result."""
+        parts: dict[int, Tensor] = {}
+        with self._maps.Storage(2**40, Path()) as storage:
+            lane = self._sweep.Lane(torch.device("cpu"), decoder, self._strip, 2**40)
+            self._decode(self._sweep.Sweeps([lane], storage), latent, parts.__setitem__)
+        return torch.cat([parts[start] for start in sorted(parts)], 2)
+
     def count(self, pixels: int) -> Counted:
         """Computed from the sizes and lives of tensors that have no content."""
-        cells = pixels // _CELL
-        plan = self._plan.strip_plan(
-            self.vae.first_stage_model.decoder, (16, cells, cells), torch.bfloat16, decoding=True
+        cells = pixels // CELL
+        plan = partial(
+            self._plan.strip_plan,
+            self.vae.first_stage_model.decoder,
+            (16, cells, cells),
+            torch.bfloat16,
+            decoding=True,
         )
+        kept, computed = plan(), plan(recompute=True)
         keys = 2 * cells**2 * 512 * 2
         tile = min(cells, self._tile)
         plain, tiled = (self._plain(side) for side in (cells, tile))
-        return Counted(pixels, plain / _GIB, tiled / _GIB, self._strips(cells) / _GIB, keys / _GIB, plan.maps / _GIB)
+        strips = max(self._strips(cells, recompute=recompute) for recompute in (False, True))
+        gib = [size / _GIB for size in (plain, tiled, strips, keys, kept.maps, computed.maps)]
+        return Counted(pixels, *gib, more=computed.work / kept.work)
 
     def _plain(self, cells: int) -> int:
         with FakeTensorMode():
@@ -115,14 +130,14 @@ class Bench:
                 decoder(latent)
         return peak.bytes
 
-    def _strips(self, cells: int) -> int:
+    def _strips(self, cells: int, *, recompute: bool) -> int:
         with FakeTensorMode():
             decoder = self._fake_decoder()
             latent = torch.empty(1, 16, cells, cells, dtype=torch.bfloat16)
             lane = self._sweep.Lane(torch.device("cpu"), decoder, self._strip, 2**40)
-            sweeps = self._sweep.Sweeps([lane], _Elsewhere())
+            sweeps = self._few([lane], _Elsewhere())
             with Peak(iter((latent, *decoder.parameters()))) as peak:
-                self._decode(sweeps, latent, lambda start, rows: None)
+                self._decode(sweeps, latent, lambda start, rows: None, recompute=recompute)
         return peak.bytes
 
     def _fake_decoder(self) -> Any:
@@ -134,6 +149,16 @@ class Bench:
             return Decoder(**AUTOENCODER)
         finally:
             torch.set_default_dtype(before)
+
+
+class _FewStrips:
+    """Sweeps over the first strips and the last: those between take the same memory."""
+
+    __slots__ = ()
+
+    def cuts(self, *given: Any) -> list[tuple[int, int]]:
+        cuts = super().cuts(*given)  # type: ignore[misc]
+        return cuts if len(cuts) < 6 else [*cuts[:3], *cuts[-2:]]
 
 
 class _Elsewhere:
@@ -172,11 +197,13 @@ def timed_table(rows: list[Timed]) -> str:
 
 def counted_table(rows: list[Counted]) -> str:
     lines = [
-        "| image | device: plain | device: tiles | device: strips | of it keys and values | feature maps elsewhere |",
-        "|---|---|---|---|---|---|",
+        "| image | device: plain | device: tiles | device: strips | of it keys and values | feature maps elsewhere "
+        "| some computed again | operations of that |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row.pixels} px | {row.plain:.1f} | {row.tiled:.1f} | {row.strips:.1f} | {row.keys:.1f} | {row.maps:.0f} |"
+        f"| {row.pixels} px | {row.plain:.1f} | {row.tiled:.1f} | {row.strips:.1f} | {row.keys:.1f} | {row.maps:.0f} "
+        f"| {row.fewer:.0f} | {row.more:.2f} |"
         for row in rows
     ]
     return "\n".join(lines)
