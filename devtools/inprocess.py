@@ -27,7 +27,12 @@ def import_host() -> None:
 
 
 def node_class(module: str, name: str) -> Any:
-    """A node's class, from this pack loaded as a package of its own. After `import_host`."""
+    """A node's class."""
+    return getattr(pack_module(f"nodes.{module}"), name)
+
+
+def pack_module(name: str) -> Any:
+    """A module of this pack, such as clear_core.window, loaded as a package of its own. After `import_host`."""
     if "clear_pack" not in sys.modules:
         spec = importlib.util.spec_from_file_location(
             "clear_pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
@@ -36,7 +41,7 @@ def node_class(module: str, name: str) -> Any:
         assert spec.loader is not None
         sys.modules["clear_pack"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules["clear_pack"])
-    return getattr(importlib.import_module(f"clear_pack.nodes.{module}"), name)
+    return importlib.import_module(f"clear_pack.{name}")
 
 
 def run_node(node: Any, **inputs: Any) -> tuple[Any, ...]:

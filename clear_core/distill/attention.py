@@ -1,0 +1,71 @@
+"""The student's attention in training: exact, under a dense mask, differentiable in everything it is given.
+
+The backends serve inference. The kernels have no backward, and their pooling takes its weight as numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..layout import Grid, TokenLayout
+from ..pattern import LocalPattern
+from ..pooling import pooled_grid
+from ..window import Window
+
+
+@dataclass(frozen=True, slots=True)
+class StudentAttention:
+    """Text sees text and image; an image token sees text, its window and, with down_factor > 1, all pooled tokens."""
+
+    layout: TokenLayout
+    window: Window
+    down_factor: int = 1
+
+    def mask(self, device: torch.device | str = "cpu") -> Tensor:
+        """True where a query sees a key: bool [tokens, pooled + tokens]. For `__call__`, made once for many layers."""
+        factor = self.down_factor
+        pooled = pooled_grid(self.layout.image, factor).tokens if factor > 1 else 0
+        return LocalPattern.whole(self.layout, self.window, pooled=pooled).mask(device)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
+        """query, key, value: [batch, heads, tokens, head_dim] after RoPE, text first. weight: [f, f] for pooling.
+
+        Returns [batch, tokens, heads * head_dim].
+        """
+        if weight is not None:
+            image = self.layout.slices().image
+            key, value = (
+                torch.cat((pool(tokens[:, :, image], self.layout.image, weight), tokens), dim=2)
+                for tokens in (key, value)
+            )
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return out.transpose(1, 2).flatten(2)
+
+
+def pool(tokens: Tensor, grid: Grid, weight: Tensor) -> Tensor:
+    """`pooling.pool` with a gradient for the weight.
+
+    tokens: [batch, heads, H*W, head_dim], row-major over `grid`. weight: [f, f] on the tokens' device. A partial cell
+    at the border is rescaled to the full total, unless the weights that it has cancel out.
+    """
+    factor = weight.shape[0]
+    wide = torch.promote_types(tokens.dtype, torch.float32)
+    weight = weight.to(wide)
+    cells = pooled_grid(grid, factor)
+    padding = (0, 0, 0, cells.width * factor - grid.width, 0, cells.height * factor - grid.height)
+    shape = {"cells": (cells.height, factor), "across": (cells.width, factor)}
+    image = F.pad(tokens.to(wide).unflatten(2, (grid.height, grid.width)), padding)
+    image = image.unflatten(3, shape["across"]).unflatten(2, shape["cells"])
+    total = torch.einsum("bhyixjd,ij->bhyxd", image, weight)
+    if any(padding):
+        there = F.pad(torch.ones(grid.height, grid.width, 1, device=weight.device, dtype=wide), padding)[..., 0]
+        there = there.unflatten(1, shape["across"]).unflatten(0, shape["cells"])
+        used = torch.einsum("yixj,ij->yx", there, weight)
+        partial = (there.sum((1, 3)) < factor**2) & (used.abs() > 1e-6)
+        gain = torch.where(partial, weight.sum() / torch.where(partial, used, 1.0), 1.0)
+        total = total * gain[..., None]
+    return total.to(tokens.dtype).flatten(2, 3)

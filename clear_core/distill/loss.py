@@ -1,0 +1,73 @@
+"""The authors' loss (Huage001/CLEAR, distill.py), which the paper gives as equation 6.
+
+    flow        mean (student - (noise - x0))^2
+    output      mean (student - teacher)^2
+    attention   mean over the compared layers of mean (attention output of student - of teacher)^2
+    total       flow + 0.5 output + 0.5 attention
+
+Means are over the batch, all tokens, text included, and channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ..weights import BlockId
+
+OUTPUT_WEIGHT: Final = 0.5
+ATTENTION_WEIGHT: Final = 0.5
+_EVERY: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Of a model for one batch. out: velocity [batch, image tokens, channels].
+
+    attention: of the compared blocks, the attention output before its projection: [batch, tokens, channels].
+    """
+
+    out: Tensor
+    attention: Mapping[BlockId, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Scalars; attention_each: of each compared block, in order."""
+
+    flow: Tensor
+    output: Tensor
+    attention: Tensor
+    attention_each: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.flow + OUTPUT_WEIGHT * self.output + ATTENTION_WEIGHT * self.attention
+
+
+def compared_blocks(double: int, single: int) -> tuple[BlockId, ...]:
+    """Every fourth block, counted over double and single blocks, that is a single one. FLUX.1: single 1, 5, ..., 37."""
+    return tuple(
+        BlockId("single", number - double) for number in range(double + single) if _is_compared(number, double)
+    )
+
+
+def _is_compared(number: int, double: int) -> bool:
+    return number >= double and number % _EVERY == 0
+
+
+def losses(student: Prediction, teacher: Prediction, target: Tensor) -> Losses:
+    """target: noise - x0, in the layout of `out`. Computed in float32."""
+    out, wanted = student.out.float(), teacher.out.float()
+    each = torch.stack(
+        [
+            (student.attention[block].float() - known.float()).square().mean()
+            for block, known in teacher.attention.items()
+        ]
+    )
+    flow, output = (out - target.float()).square().mean(), (out - wanted).square().mean()
+    return Losses(flow, output, each.mean(), each)

@@ -1,0 +1,42 @@
+"""Which tensors distillation trains, by the names of a released file, and how they start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..pooling import mean_weight
+from ..weights import BlockId, attention_keys, block_of_key
+
+
+def spatial_key(block: BlockId) -> str:
+    """Name of the pooling weight of a block."""
+    prefix = "transformer_blocks" if block.kind == "double" else "single_transformer_blocks"
+    return f"{prefix}.{block.index}.attn.processor.spatial_weight"
+
+
+def start_from(teacher: Mapping[str, Tensor], blocks: tuple[int, int], down_factor: int) -> dict[str, Tensor]:
+    """The student's weights before the first step: the teacher's own, and means as pooling weights.
+
+    teacher: its projections under the names of `attention_keys`. blocks: numbers of double and of single blocks.
+    Returns float32 leaves that require gradients, in the order of a released file's names.
+    """
+    made = {key: teacher[key].float() for key in attention_keys(*blocks)}
+    if down_factor > 1:
+        for block in dict.fromkeys(map(block_of_key, made)):
+            made[spatial_key(block)] = mean_weight(down_factor)
+    return as_leaves(made)
+
+
+def as_leaves(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in float32 that require gradients; pooling weights as [f, f]."""
+    leaves = {}
+    for key, tensor in tensors.items():
+        made = tensor.detach().to(torch.float32, copy=True)
+        if key.endswith("spatial_weight"):
+            factor = round(made.numel() ** 0.5)
+            made = made.reshape(factor, factor)
+        leaves[key] = made.requires_grad_()
+    return leaves

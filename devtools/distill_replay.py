@@ -1,0 +1,170 @@
+"""`python dev.py distill --replay FILE --out OUT`: a recorded training step, computed by this pack.
+
+FILE holds the inputs of a step of the authors' script: base.*, clear.*, the batch, and metadata that says window,
+factor and sizes. OUT gets what the step computes, under the names that the authors' recordings use:
+
+    teacher.out, teacher.attn.*      the dense teacher
+    start.*                          the student that equals the teacher, its pooling weights means
+    pert.*                           the student with the weights of clear.*
+    *.loss*, *.grad.*, *.grad_norm   before the first step; *.losses, *.grad_norms of three steps
+    start.after3.*                   the weights after them
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .inprocess import import_host, pack_module
+from .models import Golden
+
+STEPS, LEARNING_RATE = 3, 1e-3
+"""Of the recordings."""
+
+
+class ReplayError(ValueError):
+    """The file is not a recorded step; the text says what is missing."""
+
+
+def replay(path: Path) -> dict[str, Tensor]:
+    """What the step computes, by name."""
+    return _Replay(_read(path), _metadata(path)).tensors()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata())
+
+
+def _read(path: Path) -> Golden:
+    try:
+        golden = Golden.read(path)
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise ReplayError(f"{path} is no recorded step: {error!r}") from error
+    missing = [name for name in ("x", "x0", "noise", "t", "context", "y", "guidance") if name not in golden.tensors]
+    missing += [prefix for prefix in ("base.", "clear.") if not golden.part(prefix)]
+    if missing:
+        raise ReplayError(f"{path} lacks {', '.join(missing)}: it is no recorded step")
+    return golden
+
+
+class _Replay:
+    def __init__(self, golden: Golden, metadata: Mapping[str, str]) -> None:
+        layout, window = pack_module("clear_core.layout"), pack_module("clear_core.window")
+        parts = {name: pack_module(f"clear_core.distill.{name}") for name in ("attention", "loss", "weights", "step")}
+        self._loss, self._weights, self._step = parts["loss"], parts["weights"], parts["step"]
+        self._shape = pack_module("clear_core.distill.output").released_shape
+        host = pack_module("nodes.host.distillation")
+        self._golden = golden
+        self._first = int(metadata.get("attn_first_token", "0"))
+        tokens = layout.TokenLayout(golden.text, layout.Grid(golden.height, golden.width))
+        student = parts["attention"].StudentAttention(tokens, window.Window(golden.radius), golden.down_factor)
+        self._model = host.DistilledFlux(golden.model().model.diffusion_model, student)
+        of = golden.tensors
+        img_ids, txt_ids = (of[name].expand(len(of["x"]), -1, -1) for name in ("img_ids", "txt_ids"))
+        self._batch = host.Batch(of["x"], img_ids, of["context"], txt_ids, of["t"], of["y"], of["guidance"])
+        self._target = rearrange(of["noise"] - of["x0"], "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+
+    def tensors(self) -> dict[str, Tensor]:
+        golden, own = self._golden, self._model.teacher_weights()
+        start = self._weights.start_from(own, self._model.blocks, golden.down_factor)
+        changed = self._weights.as_leaves(golden.part("clear."))
+        with _frequencies(golden.tensors.get("timestep_freqs")):
+            teacher = self._model.teacher(self._batch)
+            made = {"teacher.out": teacher.out, **self._attention("teacher", teacher)}
+            made |= self._steps("start", start, teacher) | self._steps("pert", changed, teacher)
+        made["out"] = made["pert.out"]
+        return {name: tensor.detach().contiguous().clone() for name, tensor in made.items()}
+
+    def _steps(self, point: str, weights: dict[str, Tensor], teacher: Any) -> dict[str, Tensor]:
+        """Three steps; the first in full."""
+        optimizer = self._step.adamw(weights.values(), LEARNING_RATE)
+        made: dict[str, Tensor] = {}
+        losses: list[Tensor] = []
+        norms: list[Tensor] = []
+        for number in range(STEPS):
+            optimizer.zero_grad()
+            with self._model.training():
+                prediction = self._model.student(weights, self._batch)
+                found = self._loss.losses(prediction, teacher, self._target)
+                found.total.backward()
+            if number == 0:
+                made = self._first_step(point, prediction, found, weights)
+            norms.append(self._step.clip(weights))
+            losses.append(torch.stack([found.flow, found.output, found.attention, found.total]).detach())
+            optimizer.step()
+        made |= {f"{point}.losses": torch.stack(losses), f"{point}.grad_norms": torch.stack(norms)}
+        made[f"{point}.grad_norm"] = norms[0]
+        if point == "start":
+            made |= {f"start.after3.{key}": self._shape(key, weight) for key, weight in weights.items()}
+        return made
+
+    def _first_step(self, point: str, prediction: Any, found: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        made = {
+            f"{point}.out": prediction.out,
+            f"{point}.loss_fm": found.flow,
+            f"{point}.loss_distill": found.output,
+            f"{point}.loss_attn": found.attention,
+            f"{point}.loss": found.total,
+            f"{point}.loss_attn_each": found.attention_each,
+        }
+        if point == "start":
+            made |= self._attention(point, prediction)
+        for key, weight in weights.items():
+            assert weight.grad is not None
+            made[f"{point}.grad.{key}"] = self._shape(key, weight.grad.clone())
+        return made
+
+    def _attention(self, name: str, prediction: Any) -> dict[str, Tensor]:
+        return {
+            f"{name}.attn.single_transformer_blocks.{block.index}.attn": out[:, self._first :]
+            for block, out in prediction.attention.items()
+        }
+
+
+def _frequencies(frequencies: Tensor | None) -> Any:
+    """The timestep's sinusoids with the recording's frequencies: another rounding of these moves outputs by 1e-5."""
+    import comfy.ldm.flux.model as flux
+
+    if frequencies is None:
+        return mock.patch.object(flux, "timestep_embedding", flux.timestep_embedding)
+
+    def embedding(t: Tensor, dim: int) -> Tensor:
+        angles = (1000.0 * t)[:, None].float() * frequencies[None]
+        return torch.cat((torch.cos(angles), torch.sin(angles)), dim=-1)
+
+    return mock.patch.object(flux, "timestep_embedding", embedding)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="dev.py distill", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--replay", type=Path, metavar="FILE", required=True, help="a recorded step, as safetensors")
+    parser.add_argument("--out", type=Path, metavar="OUT", required=True, help="what it computes, as safetensors")
+    options = parser.parse_args(arguments)
+    if not options.out.resolve().parent.is_dir():
+        print(f"There is no folder {options.out.resolve().parent} for --out.", file=sys.stderr)
+        return 1
+    import_host()
+    try:
+        made = replay(options.replay)
+    except ReplayError as error:
+        print(error, file=sys.stderr)
+        return 1
+    save_file(made, options.out)
+    losses = ", ".join(f"{float(loss):.6f}" for loss in made["start.losses"][:, -1])
+    print(f"{len(made)} tensors in {options.out}; the loss in three steps: {losses}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,112 @@
+"""Distillation without ComfyUI: pooling with gradients, which blocks are compared, clipping."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+
+from clear_core import pooling
+from clear_core.distill.attention import StudentAttention, pool
+from clear_core.distill.loss import Prediction, compared_blocks, losses
+from clear_core.distill.output import save_weights
+from clear_core.distill.step import NoGradientError, adamw, clip
+from clear_core.distill.weights import start_from
+from clear_core.layout import Grid, TokenLayout
+from clear_core.softmax import explicit_attention
+from clear_core.weights import BlockId, attention_keys, read_header, read_weights
+from clear_core.window import Window
+
+
+@pytest.mark.parametrize(("height", "width", "factor"), [(4, 6, 2), (5, 7, 2), (3, 4, 4), (9, 5, 4), (1, 1, 2)])
+def test_pooling_is_that_of_inference(height: int, width: int, factor: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    grid, weight = Grid(height, width), torch.randn(factor, factor, generator=generator)
+    tokens = torch.randn(2, 3, grid.tokens, 8, generator=generator)
+    torch.testing.assert_close(pool(tokens, grid, weight), pooling.pool(tokens, grid, weight))
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (3, 5)])
+def test_poolings_gradients_are_finite_differences(height: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(1, 2, height * width, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.rand(2, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t, w: pool(t, Grid(height, width), w), (tokens, weight))
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_the_students_attention_is_the_definition(factor: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    layout = TokenLayout(3, Grid(9, 7))
+    query, key, value = torch.randn(3, 2, 2, layout.tokens, 8, generator=generator)
+    weight = torch.rand(factor, factor, generator=generator) if factor > 1 else None
+    student = StudentAttention(layout, Window(4), factor)
+    got = student(query, key, value, student.mask(), weight)
+
+    seen = torch.zeros(layout.tokens, layout.tokens, dtype=torch.bool)
+    seen[:3], seen[:, :3] = True, True
+    for i in range(63):
+        for j in range(63):
+            seen[3 + i, 3 + j] = (i // 7 - j // 7) ** 2 + (i % 7 - j % 7) ** 2 < 16
+    if weight is not None:
+        cells = pooling.pool_key_value(key[:, :, 3:], value[:, :, 3:], layout.image, weight)
+        key, value = torch.cat((cells.key, key), 2), torch.cat((cells.value, value), 2)
+        text = torch.arange(layout.tokens)[:, None] < 3
+        seen = torch.cat((~text.expand(-1, cells.tokens), seen), dim=1)
+    bias = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+    expected, _ = explicit_attention(query, key, value, 8**-0.5, bias)
+    torch.testing.assert_close(got, expected.transpose(1, 2).flatten(2))
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = attention_keys(1, 1)
+    teacher = {key: torch.ones((2, 2) if key.endswith("weight") else (2,)) for key in keys}
+    file = tmp_path / "mine.safetensors"
+    save_weights(file, start_from(teacher, (1, 1), 2), 5, 2, {"clear.base": "tiny"})
+    found = read_weights(file)
+    assert (found.variant.radius, found.variant.down_factor, found.blocks) == (5, 2, (1, 1))
+    assert found.spatial[BlockId("single", 0)].tolist() == [[0.25, 0.25], [0.25, 0.25]]
+    assert read_header(file)[1]["clear.base"] == "tiny"
+    before = file.read_bytes()
+
+    def full(tensors: object, name: str, metadata: object) -> None:
+        Path(name).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("clear_core.distill.output.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_weights(file, start_from(teacher, (1, 1), 4), 8, 4, {})
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_flux_compares_ten_single_blocks() -> None:
+    assert compared_blocks(19, 38) == tuple(BlockId("single", i) for i in range(1, 38, 4))
+    assert compared_blocks(2, 7) == (BlockId("single", 2), BlockId("single", 6))
+
+
+def test_the_loss_is_the_weighted_sum() -> None:
+    block = BlockId("single", 2)
+    zero, one, two = (torch.full((1, 2, 3), float(value)) for value in range(3))
+    found = losses(Prediction(one, {block: two}), Prediction(zero, {block: zero}), two)
+    assert (float(found.flow), float(found.output), float(found.attention)) == (1, 1, 4)
+    assert float(found.total) == 1 + 0.5 + 2
+
+
+def test_the_student_starts_as_the_teacher_and_without_a_gradient_it_is_told() -> None:
+    teacher = {key: torch.ones(2, 2, dtype=torch.bfloat16) for key in attention_keys(1, 1)}
+    weights = start_from(teacher, (1, 1), 2)
+    assert len(weights) == len(teacher) + 2
+    assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in weights.values())
+    assert torch.equal(weights["transformer_blocks.0.attn.processor.spatial_weight"], torch.full((2, 2), 0.25))
+    first = next(iter(weights))
+    sum(weight.sum() for name, weight in weights.items() if name != first).backward()
+    with pytest.raises(NoGradientError, match=f"does not depend on 1 weights, the first is {first}"):
+        clip(weights)
+    weights[first].grad = torch.zeros_like(weights[first])
+    before = weights[first].detach().clone()
+    assert float(clip(weights)) == pytest.approx((4 * 13 + 8) ** 0.5)
+    adamw(weights.values(), 1e-3).step()
+    assert torch.equal(weights[first], before * (1 - 1e-3 * 1e-4))  # decay alone
