@@ -1,9 +1,13 @@
-"""A new user's way: the first template, a prompt, Run; nothing else is asked for."""
+"""A new user's way: the first template, a prompt, Run; nothing else is asked for.
+
+CLEAR_WRITE_PICTURES=1 python dev.py test tests/server/test_first_use.py   takes the pictures of docs/first_image.md.
+"""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from devtools.client import ComfyClient
 from devtools.hub import LoopbackHub
 from devtools.own_base import OwnBase
 from devtools.page import change_widgets, open_page
+from devtools.pictures import save_small
 from devtools.server import PACK_FOLDER, ComfyServer, only_this_pack
 
 WEIGHTS = "clear_local_16.safetensors"
@@ -54,15 +59,24 @@ def page(browser: Browser, place: tuple[ComfyServer, Path]) -> Iterator[Page]:
     page.close()
 
 
+def show(page: Page, name: str) -> None:
+    """A picture for docs/first_image.md, where that is asked for."""
+    if os.environ.get("CLEAR_WRITE_PICTURES"):
+        page.wait_for_timeout(2000)  # pictures and fonts come one after another
+        save_small(page.screenshot(), workflow.ROOT / "docs" / "images" / f"first_{name}.png")
+
+
 def test_the_first_template_needs_a_prompt_and_run(page: Page, place: tuple[ComfyServer, Path]) -> None:
     server, folder = place
     page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     templates = page.get_by_role("dialog")
     templates.get_by_text(PACK_FOLDER, exact=True).first.click()
+    show(page, "1_templates")
     # In the order in which the server's file system lists them.
     templates.get_by_test_id("template-workflow-01_prompt_to_4k").click()
     expect(templates).to_have_count(0)
     page.wait_for_function("() => app.graph.nodes.some((node) => node.type === 'CLEARPreset')")
+    show(page, "2_opened")
     change_widgets(page, SMALL)
 
     words = "A paper boat on a lake of ink"
@@ -77,6 +91,8 @@ def test_the_first_template_needs_a_prompt_and_run(page: Page, place: tuple[Comf
         }"""
     )
     page.get_by_role("button", name="Run", exact=True).first.click()
+    expect(page.locator(".clear-run-text").first).to_be_visible(timeout=300_000)
+    show(page, "3_running")
     page.wait_for_function("() => window.ended", timeout=300_000)
     ended = page.evaluate("() => window.ended")
     assert ended["end"] == "execution_success", ended
@@ -87,6 +103,7 @@ def test_the_first_template_needs_a_prompt_and_run(page: Page, place: tuple[Comf
     said = page.locator(".clear-run-text").filter(has_text="balanced: ")
     expect(said).to_contain_text(f"radius {workflow.DEMO.radius}, {WEIGHTS}")
     expect(said).to_contain_text("CLEAR ran: ")
+    show(page, "4_finished")
 
     client = ComfyClient(server.address)
     outputs = client.get_json(f"/history/{ended['detail']['prompt_id']}")[ended["detail"]["prompt_id"]]["outputs"]
