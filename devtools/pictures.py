@@ -24,8 +24,13 @@ PLACED: dict[str, tuple[str, tuple[str, str] | None]] = {
     "CLEARTiledSampler": ("06_8k_on_16gb", None),
     "CLEARHighRes": ("02_image_to_4k", None),
     "CLEARControlNet": ("11_controlnet", ("ControlNetLoader", "control_net")),
+    "CLEARVAEEncode": ("06_8k_on_16gb", None),
+    "CLEARVAEDecode": ("06_8k_on_16gb", None),
+    "CLEARSaveLarge": ("06_8k_on_16gb", None),
+    "CLEARLoadLarge": ("06_8k_on_16gb", None),
 }
-"""By node: a shipped workflow, and, where the node is not in it, after which other it goes and by which input."""
+"""By node: a shipped workflow, and, where the node is not in it, after which other it goes and by which input; None too
+for one that stands on its own."""
 
 SHOWN = ("CLEARReport", "CLEARAttentionMap", "CLEARCompare")
 """Nodes whose picture is what they made: they run first."""
@@ -45,6 +50,20 @@ BOUNDS = """(kind) => {
     if (shown?.width) return { x: shown.x, y: shown.y, width: shown.width, height: shown.height }
     const box = app.canvas.canvas.getBoundingClientRect()
     return { x: box.x + left, y: box.y + top, width, height }
+}"""
+_ADD = """(kind) => {
+    const node = LiteGraph.createNode(kind)
+    node.pos = [0, 0]
+    app.graph.add(node)
+    const image = node.widgets.find((widget) => widget.name === 'image')
+    image.value = 'example.png'
+    image.callback(image.value)
+}"""
+# To what its inputs need; a panel takes all the height that there is.
+_SHRINK = """(kind) => {
+    const node = app.graph.nodes.find((node) => node.type === kind)
+    if (node.widgets.some((widget) => widget.name === 'clear_picture')) return
+    if (!node.imgs) node.setSize([node.size[0], node.computeSize()[1]])
 }"""
 _SCALE = 0.62  # below, the page leaves words out
 _FIT = """(scale) => {
@@ -143,6 +162,9 @@ def place(page: Page, kind: str) -> None:
     open_workflow(page, content)
     if before:
         put_after(page, before[0], kind, before[1], (0, 0))
+    elif not any(node["type"] == kind for node in content["nodes"]):
+        page.evaluate(_ADD, kind)
+    page.evaluate(_SHRINK, kind)
 
 
 def run(page: Page, kind: str, prompt: Any, size: tuple[int, int]) -> None:

@@ -1,6 +1,7 @@
 """The pictures of the help pages and of the template browser: there, small, and shown by the page.
 
-CLEAR_WRITE_PICTURES=1 python dev.py test tests/server/test_pictures.py   takes them anew.
+CLEAR_WRITE_PICTURES=1 python dev.py test tests/server/test_pictures.py   takes them anew; with names of nodes and
+workflows (CLEAR_WRITE_PICTURES=CLEARApply,09_lora) only theirs.
 """
 
 from __future__ import annotations
@@ -30,20 +31,24 @@ WORKFLOW_FILES = [pictures.workflow_file(name) for name in workflow.NAMES]
 @pytest.fixture(scope="module", autouse=True)
 def written(page: Page, client: Any, nodes_api: Any, demo_prompt: Callable[..., Any]) -> None:
     """The pictures, taken anew where that is asked for."""
-    if not os.environ.get("CLEAR_WRITE_PICTURES"):
+    asked = os.environ.get("CLEAR_WRITE_PICTURES", "")
+    if not asked:
         return
+    names = {*workflow.NAMES, *pictures.NODES} if asked == "1" else set(asked.split(","))
     page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
     for over_it in ("CanvasInfo", "CanvasMenu"):
         set_setting(page, f"Comfy.Graph.{over_it}", False)
     client.upload_picture("example.png", pictures.scene())
     with cards(page, nodes_api, 2):
-        for name in workflow.NAMES:
+        for name in names.intersection(workflow.NAMES):
             pictures.take_workflow(page, name)
         page.set_viewport_size({"width": 1600, "height": 1500})
-        for kind in pictures.PLACED:
+        for kind in names.intersection(pictures.PLACED):
             pictures.place(page, kind)
             pictures.take_node(page, kind)
-    for kind, (prompt, size) in shown_nodes(client, demo_prompt).items():
+    shown = shown_nodes(client, demo_prompt)
+    for kind in names.intersection(shown):
+        prompt, size = shown[kind]
         pictures.run(page, kind, prompt, size)
         pictures.take_node(page, kind)
     page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
