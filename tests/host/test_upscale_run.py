@@ -119,9 +119,10 @@ def test_the_work_of_a_stage_is_the_memory_models_kind(nodes_api: Any) -> None:
     stage = nodes_api.module("nodes.options.stages").Stage
     clear = nodes_api.module("nodes.options.clear").USUAL
     work = nodes_api.module("nodes.insight.upscale_run").stage_work
-    small, large = (work(stage(side, side), clear, 57, 512, 20, False) for side in (2048, 4096))
+    small, large = (work(stage(side, side), clear, 57, 512, 20, "whole") for side in (2048, 4096))
     assert large["encode"] == 4 * small["encode"]
     assert 3.5 < large["sample"] / small["sample"] < 4.2
-    tiled = work(stage(2048, 2048), clear, 57, 512, 20, True)
+    tiled = work(stage(2048, 2048), clear, 57, 512, 20, "tiles")
     assert tiled == {"encode": 3 * small["encode"], "decode": 3 * small["decode"], "sample": small["sample"]}
-    assert work(stage(2048, 2048), clear, 57, 512, 10, False)["sample"] == small["sample"] / 2
+    assert work(stage(2048, 2048), clear, 57, 512, 20, "strips") == small
+    assert work(stage(2048, 2048), clear, 57, 512, 10, "whole")["sample"] == small["sample"] / 2

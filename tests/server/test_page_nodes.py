@@ -554,7 +554,7 @@ def test_settings_are_for_new_nodes(page: Page, renderer: str, nodes_api: Any) -
 
 def test_pictures_can_be_switched_off_and_on(page: Page, renderer: str) -> None:
     open_workflow(page, shipped("03_prompt_to_2k", "CLEARApply"))
-    expect(panel(page).locator(".clear-estimate")).to_contain_text("with weights")  # the last to come, and to grow by
+    expect(panel(page).locator(".clear-estimate")).to_contain_text("download")  # the last to come, and to grow by
     values, size = saved(page, "CLEARApply")["widgets_values"], saved(page, "CLEARApply")["size"]
     set_setting(page, "ClearAttention.Picture", False)
     expect(page.locator(".clear-panel")).to_have_count(0)
