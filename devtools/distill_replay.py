@@ -15,18 +15,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from einops import rearrange
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .inprocess import import_host, pack_module
-from .models import Golden
+from .models import Golden, packed, sinusoids
 
 STEPS, LEARNING_RATE = 3, 1e-3
 """Of the recordings."""
@@ -38,12 +38,7 @@ class ReplayError(ValueError):
 
 def replay(path: Path) -> dict[str, Tensor]:
     """What the step computes, by name."""
-    return _Replay(_read(path), _metadata(path)).tensors()
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(str(path), framework="pt") as file:
-        return dict(file.metadata())
+    return _Replay(_read(path)).tensors()
 
 
 def _read(path: Path) -> Golden:
@@ -59,21 +54,21 @@ def _read(path: Path) -> Golden:
 
 
 class _Replay:
-    def __init__(self, golden: Golden, metadata: Mapping[str, str]) -> None:
+    def __init__(self, golden: Golden) -> None:
         layout, window = pack_module("clear_core.layout"), pack_module("clear_core.window")
         parts = {name: pack_module(f"clear_core.distill.{name}") for name in ("attention", "loss", "weights", "step")}
         self._loss, self._weights, self._step = parts["loss"], parts["weights"], parts["step"]
         self._shape = pack_module("clear_core.distill.output").released_shape
         host = pack_module("nodes.host.distillation")
         self._golden = golden
-        self._first = int(metadata.get("attn_first_token", "0"))
+        self._first = int(golden.metadata.get("attn_first_token", "0"))
         tokens = layout.TokenLayout(golden.text, layout.Grid(golden.height, golden.width))
         student = parts["attention"].StudentAttention(tokens, window.Window(golden.radius), golden.down_factor)
         self._model = host.DistilledFlux(golden.model().model.diffusion_model, student)
         of = golden.tensors
         img_ids, txt_ids = (of[name].expand(len(of["x"]), -1, -1) for name in ("img_ids", "txt_ids"))
         self._batch = host.Batch(of["x"], img_ids, of["context"], txt_ids, of["t"], of["y"], of["guidance"])
-        self._target = rearrange(of["noise"] - of["x0"], "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+        self._target = packed(of["noise"] - of["x0"])
 
     def tensors(self) -> dict[str, Tensor]:
         golden, own = self._golden, self._model.teacher_weights()
@@ -132,18 +127,11 @@ class _Replay:
         }
 
 
-def _frequencies(frequencies: Tensor | None) -> Any:
-    """The timestep's sinusoids with the recording's frequencies: another rounding of these moves outputs by 1e-5."""
-    import comfy.ldm.flux.model as flux
-
+def _frequencies(frequencies: Tensor | None) -> AbstractContextManager[Any]:
+    """The timestep's sinusoids with the recording's frequencies, where it has them."""
     if frequencies is None:
-        return mock.patch.object(flux, "timestep_embedding", flux.timestep_embedding)
-
-    def embedding(t: Tensor, dim: int) -> Tensor:
-        angles = (1000.0 * t)[:, None].float() * frequencies[None]
-        return torch.cat((torch.cos(angles), torch.sin(angles)), dim=-1)
-
-    return mock.patch.object(flux, "timestep_embedding", embedding)
+        return nullcontext()
+    return mock.patch("comfy.ldm.flux.model.timestep_embedding", sinusoids(frequencies))
 
 
 def main(arguments: list[str]) -> int:

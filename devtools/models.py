@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from safetensors import safe_open
 from torch import Tensor
 
@@ -26,6 +28,7 @@ class Golden:
     proportional: bool
     ntk_factor: float
     config: dict[str, Any]
+    metadata: dict[str, str]
 
     @classmethod
     def read(cls, path: Path) -> Golden:
@@ -43,6 +46,7 @@ class Golden:
             meta["prop"] == "1",
             float(meta["ntk"]),
             json.loads(meta["cfg"]),
+            meta,
         )
 
     def part(self, prefix: str) -> dict[str, Tensor]:
@@ -69,6 +73,30 @@ class Golden:
         missing, unexpected = model.model.diffusion_model.load_state_dict(state, strict=False)
         assert not missing and not unexpected, (missing, unexpected)
         return model
+
+    def forward(self, model: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The output of a patched MODEL for this file's inputs, packed as `x` is: [batch, tokens, channels]."""
+        sizes = {"h": self.height, "w": self.width, "p": 2, "q": 2}
+        of = {name: tensor.to(dtype) for name, tensor in self.tensors.items()}
+        latent = rearrange(of["x"], "b (h w) (c p q) -> b c (h p) (w q)", **sizes)
+        out = run_forward(model, latent, *(of[name] for name in ("t", "context", "y", "guidance")))
+        return packed(out)
+
+
+def packed(latent: Tensor) -> Tensor:
+    """A latent [batch, channels, height, width] as FLUX's tokens: [batch, height / 2 * width / 2, 4 * channels]."""
+    return rearrange(latent, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+
+
+def sinusoids(frequencies: Tensor) -> Callable[[Tensor, int], Tensor]:
+    """The host's `timestep_embedding` with other frequencies, [128]: their last bit moves outputs by 1e-5."""
+
+    def embedding(t: Tensor, dim: int) -> Tensor:
+        assert dim == 2 * len(frequencies)
+        angles = (1000.0 * t)[:, None].float() * frequencies[None]
+        return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1).to(t)
+
+    return embedding
 
 
 def flux_model(*, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from devtools.models import sinusoids
+
 _HALF = 128
 _UNITS: dict[int, int] = {13: 1, 44: 1}
 
@@ -29,6 +31,4 @@ def golden_frequencies() -> Tensor:
 
 def golden_timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """The host's `timestep_embedding` with those frequencies. t: [batch] -> [batch, 256]."""
-    assert dim == 2 * _HALF
-    angles = (1000.0 * t)[:, None].float() * golden_frequencies()[None]
-    return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1).to(t)
+    return sinusoids(golden_frequencies())(t, dim)

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clear_core.distill.output import save_weights
 from clear_core.distill.weights import as_leaves
 from devtools.inprocess import HOST, ROOT
-from devtools.models import Golden, run_forward
+from devtools.models import Golden, sinusoids
 
 FILES = sorted((ROOT / "tests" / "data" / "distill").glob("*.safetensors"))
 _INPUTS = {"x0", "noise", "u", "idx", "timesteps", "sigmas", "t", "guidance", "x", "context", "y", "img_ids", "txt_ids"}
@@ -45,21 +44,15 @@ def far(got: list[Tensor], expected: list[Tensor]) -> float:
 def step(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], ...]:
     """What was computed from a recording's inputs alone, and the recording."""
     folder = tmp_path_factory.mktemp("replay")
-    recorded = load_file(request.param)
+    golden = Golden.read(request.param)
+    recorded = golden.tensors
     given = {
         k: v for k, v in recorded.items() if k in _INPUTS | {"timestep_freqs"} or k.startswith(("base.", "clear."))
     }
-    save_file(given, folder / "inputs.safetensors", metadata=_metadata(request.param))
+    save_file(given, folder / "inputs.safetensors", metadata=golden.metadata)
     done = distill("--replay", folder / "inputs.safetensors", "--out", folder / "out.safetensors")
     assert done.returncode == 0, done.stderr
     return load_file(folder / "out.safetensors"), {k: v for k, v in recorded.items() if k not in given}
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="pt") as file:
-        return dict(file.metadata())
 
 
 def test_all_that_the_step_computes_is_there(step: tuple[dict[str, Tensor], ...]) -> None:
@@ -111,21 +104,12 @@ def test_apply_computes_what_the_student_was_trained_as(
 ) -> None:
     """The weights of a recording, saved as a distillation saves them, loaded and applied by the nodes."""
     golden = Golden.read(path)
-    of = golden.tensors
-
-    def embedding(t: Tensor, dim: int) -> Tensor:
-        angles = (1000.0 * t)[:, None].float() * of["timestep_freqs"][None]
-        return torch.cat((torch.cos(angles), torch.sin(angles)), dim=-1)
-
-    monkeypatch.setattr("comfy.ldm.flux.model.timestep_embedding", embedding)
+    monkeypatch.setattr("comfy.ldm.flux.model.timestep_embedding", sinusoids(golden.tensors["timestep_freqs"]))
     file = tmp_path / "mine.safetensors"
     weights = as_leaves(golden.part("clear."))
     save_weights(file, weights, golden.radius, golden.down_factor, {"clear.base": "tiny"})
     patched = nodes_api.apply(golden.model(), nodes_api.weights(file), backend="sdpa", proportional_attention=False)
-    grid = {"h": golden.height, "w": golden.width, "p": 2, "q": 2}
-    latent = rearrange(of["x"], "b (h w) (c p q) -> b c (h p) (w q)", **grid)
-    out = run_forward(patched, latent, *(of[name] for name in ("t", "context", "y", "guidance")))
-    assert far([rearrange(out, "b c (h p) (w q) -> b (h w) (c p q)", **grid)], [of["pert.out"]]) < 3e-6
+    assert far([golden.forward(patched)], [golden.tensors["pert.out"]]) < 3e-6
 
 
 def test_recordings_with_and_without_pooling() -> None:

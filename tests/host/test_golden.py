@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor
 
-from devtools.models import Golden, run_forward
+from devtools.models import Golden
 
 from host.comparing import error
 from host.rounding import golden_timestep_embedding
@@ -48,11 +47,7 @@ def output(golden: Golden, tmp_path: Path, nodes_api: Any) -> Output:
         if bands > 1:
             changes = {"devices": "cpu", "bands": bands, "text_merge": "exact"}
             patched = nodes_api.execute("CLEARMultiGPU", model=patched, **changes)[0]
-        tensors = {name: tensor.to(dtype) for name, tensor in golden.tensors.items()}
-        grid = {"h": golden.height, "w": golden.width, "p": 2, "q": 2}
-        latent = rearrange(tensors["x"], "b (h w) (c p q) -> b c (h p) (w q)", **grid)
-        out = run_forward(patched, latent, *(tensors[name] for name in ("t", "context", "y", "guidance")))
-        return rearrange(out, "b c (h p) (w q) -> b (h w) (c p q)", **grid).double()
+        return golden.forward(patched, dtype).double()
 
     return run
 
