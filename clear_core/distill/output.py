@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..weights import DOWN_FACTOR_KEY, RADIUS_KEY
+from ..whole_file import written_whole
 
 
 def save_weights(
@@ -30,14 +29,8 @@ def save_weights(
     """
     made = {key: released_shape(key, tensor.detach()).to("cpu", dtype).contiguous() for key, tensor in weights.items()}
     metadata = {**settings, RADIUS_KEY: str(radius), DOWN_FACTOR_KEY: str(down_factor), "format": "pt"}
-    handle, name = tempfile.mkstemp(suffix=".part", prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        save_file(made, name, metadata)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as part:
+        save_file(made, part, metadata)
 
 
 def released_shape(key: str, tensor: Tensor) -> Tensor:

@@ -8,16 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
+from ..whole_file import written_whole
 from .cost import Model
 from .estimate import Rate, Timings, dtype_name
 
@@ -70,15 +68,8 @@ def write(path: Path, key: Key, timings: Timings) -> None:
     kept = [entry for entry in _entries(path) if entry.get("key") != added["key"]]
     text = json.dumps({"schema": _SCHEMA, "entries": [*kept, added][-_MOST:]}, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(part).replace(path)  # a reader sees the old file or the new one
-    except BaseException:
-        with suppress(OSError):
-            Path(part).unlink()
-        raise
+    with written_whole(path) as part:  # a reader sees the old file or the new one
+        part.write_text(text, encoding="utf-8")
 
 
 def _entries(path: Path) -> list[Mapping[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +19,7 @@ from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ....clear_core.hub.released import size_text
+from ....clear_core.whole_file import written_whole
 from ...insight.slider_images import File
 from . import BAND
 from .formats import Write, write_png, write_tiff
@@ -69,17 +69,11 @@ def _check(images: Tensor) -> None:
 
 
 def _save(image: Tensor, folder: Path, file: str, kind: str, metadata: Mapping[str, Any], bar: ProgressBar) -> None:
-    # In the same folder, so that the rename copies nothing; its beginning keeps the number from being taken twice.
-    part = folder / f"{file}.{uuid.uuid4().hex[:8]}.part"
     height, width, channels = image.shape
     rows = min(height, max(1, BAND // width))
-    try:
-        with part.open("xb") as stream:
-            _WRITERS[kind](stream, (height, width, channels), rows, _bands(image, rows, bar), metadata)
-        part.replace(folder / file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    # Its name begins with the file's, which keeps the number from being taken twice.
+    with written_whole(folder / file) as part, part.open("xb") as stream:
+        _WRITERS[kind](stream, (height, width, channels), rows, _bands(image, rows, bar), metadata)
 
 
 def _bands(image: Tensor, rows: int, bar: ProgressBar) -> Iterator[np.ndarray]:
