@@ -52,11 +52,8 @@ def pool(tokens: Tensor, grid: Grid, weight: Tensor) -> Tensor:
         raise ValueError(f"expected {grid.tokens} tokens for a grid of {grid}, got {tokens.shape[2]}")
     cells = pooled_grid(grid, factor)
     weight = weight.to("cpu", torch.float32)
-    image = tokens.unflatten(2, (grid.height, grid.width))
     below, right = cells.height * factor - grid.height, cells.width * factor - grid.width
-    if below or right:
-        image = F.pad(image, (0, 0, 0, right, 0, below))
-    image = image.unflatten(3, (cells.width, factor)).unflatten(2, (cells.height, factor))
+    image = in_cells(tokens, grid, factor)
     # f^2 additions of strided views: no temporary larger than the result, at any image size.
     total = torch.zeros_like(image[:, :, :, 0, :, 0], dtype=torch.float32)
     for y in range(factor):
@@ -74,6 +71,20 @@ def pool(tokens: Tensor, grid: Grid, weight: Tensor) -> Tensor:
         # Learned weights may add up to more than 1; beyond float16's range they would give infinity, then NaN.
         total.clamp_(*(torch.finfo(torch.float16).min, torch.finfo(torch.float16).max))
     return total.to(tokens.dtype).flatten(2, 3)
+
+
+def in_cells(tokens: Tensor, grid: Grid, factor: int) -> Tensor:
+    """Image tokens by the cell that they lie in, zeros where a partial cell has none.
+
+    tokens: [..., H*W, channels]. Returns [..., cell row, row in it, cell column, column in it, channels], a view where
+    every cell is complete.
+    """
+    cells = pooled_grid(grid, factor)
+    image = tokens.unflatten(-2, (grid.height, grid.width))
+    below, right = cells.height * factor - grid.height, cells.width * factor - grid.width
+    if below or right:
+        image = F.pad(image, (0, 0, 0, right, 0, below))
+    return image.unflatten(-2, (cells.width, factor)).unflatten(-4, (cells.height, factor))
 
 
 def pool_key_value(key: Tensor, value: Tensor, grid: Grid, weight: Tensor) -> Pooled:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..layout import Grid, TokenLayout
 from ..pattern import LocalPattern
-from ..pooling import pooled_grid
+from ..pooling import in_cells, pooled_grid
 from ..window import Window
 
 
@@ -55,15 +55,9 @@ def pool(tokens: Tensor, grid: Grid, weight: Tensor) -> Tensor:
     factor = weight.shape[0]
     wide = torch.promote_types(tokens.dtype, torch.float32)
     weight = weight.to(wide)
-    cells = pooled_grid(grid, factor)
-    padding = (0, 0, 0, cells.width * factor - grid.width, 0, cells.height * factor - grid.height)
-    shape = {"cells": (cells.height, factor), "across": (cells.width, factor)}
-    image = F.pad(tokens.to(wide).unflatten(2, (grid.height, grid.width)), padding)
-    image = image.unflatten(3, shape["across"]).unflatten(2, shape["cells"])
-    total = torch.einsum("bhyixjd,ij->bhyxd", image, weight)
-    if any(padding):
-        there = F.pad(torch.ones(grid.height, grid.width, 1, device=weight.device, dtype=wide), padding)[..., 0]
-        there = there.unflatten(1, shape["across"]).unflatten(0, shape["cells"])
+    total = torch.einsum("bhyixjd,ij->bhyxd", in_cells(tokens.to(wide), grid, factor), weight)
+    if grid.height % factor or grid.width % factor:
+        there = in_cells(torch.ones(grid.tokens, 1, device=weight.device, dtype=wide), grid, factor)[..., 0]
         used = torch.einsum("yixj,ij->yx", there, weight)
         partial = (there.sum((1, 3)) < factor**2) & (used.abs() > 1e-6)
         gain = torch.where(partial, weight.sum() / torch.where(partial, used, 1.0), 1.0)

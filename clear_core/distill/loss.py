@@ -51,13 +51,7 @@ class Losses:
 
 def compared_blocks(double: int, single: int) -> tuple[BlockId, ...]:
     """Every fourth block, counted over double and single blocks, that is a single one. FLUX.1: single 1, 5, ..., 37."""
-    return tuple(
-        BlockId("single", number - double) for number in range(double + single) if _is_compared(number, double)
-    )
-
-
-def _is_compared(number: int, double: int) -> bool:
-    return number >= double and number % _EVERY == 0
+    return tuple(BlockId("single", n - double) for n in range(double, double + single) if n % _EVERY == 0)
 
 
 def losses(student: Prediction, teacher: Prediction, target: Tensor) -> Losses:

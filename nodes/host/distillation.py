@@ -1,7 +1,7 @@
 """Training forwards through ComfyUI's own FLUX: a dense teacher and a windowed student on one frozen base.
 
-The base is never changed: a forward of the student sees it with the trained tensors in place of the image's attention
-projections. Of fused layers (qkv, linear1) only the rows of queries, keys and values are trained.
+The base model stays frozen. The student's forward swaps the trained tensors in for the attention projections of the
+image stream. In fused layers (qkv, linear1) only the rows for queries, keys and values are trained.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.utils
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -21,6 +20,7 @@ from ...clear_core.distill.loss import Prediction, compared_blocks
 from ...clear_core.distill.weights import spatial_key
 from ...clear_core.weights import BlockId, attention_keys
 from .attention_call import OVERRIDE, block_of
+from .patching.weight_patches import Key, host_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +44,14 @@ class DistilledFlux:
         self._flux, self._student = flux, student
         self.blocks = len(flux.double_blocks), len(flux.single_blocks)
         self._compared = compared_blocks(*self.blocks)
-        config = {"depth": self.blocks[0], "depth_single_blocks": self.blocks[1], "hidden_size": flux.hidden_size}
-        names = comfy.utils.flux_to_diffusers(config, output_prefix="")
-        self._slots: dict[str, Any] = {key: names[key] for key in attention_keys(*self.blocks)}
+        names = host_keys(flux, "")
+        self._slots = {key: _slot(names[key]) for key in attention_keys(*self.blocks)}
         self._frozen = {name: tensor.detach() for name, tensor in flux.state_dict().items()}
         self._mask = student.mask(next(iter(self._frozen.values())).device)
 
     def teacher_weights(self) -> dict[str, Tensor]:
         """The base's own projections, under the names of a released file: views."""
-        return {key: self._rows(*_slot(slot)) for key, slot in self._slots.items()}
+        return {key: self._rows(*slot) for key, slot in self._slots.items()}
 
     def teacher(self, batch: Batch) -> Prediction:
         """Dense, without gradients."""
@@ -99,8 +98,7 @@ class DistilledFlux:
         """The host's fused tensors, with the trained rows in place of the frozen ones."""
         made: dict[str, Tensor] = {}
         parts: dict[str, list[tuple[int, Tensor]]] = {}
-        for key, slot in self._slots.items():
-            name, rows = _slot(slot)
+        for key, (name, rows) in self._slots.items():
             if rows is None:
                 made[name] = weights[key]
             else:
@@ -127,10 +125,10 @@ class _Caller(torch.nn.Module):
         return self.flux.forward_orig(*args, **kwargs)
 
 
-def _slot(slot: Any) -> tuple[str, slice | None]:
+def _slot(key: Key) -> tuple[str, slice | None]:
     """A name of the host's, and the rows of it where it is fused with others."""
-    if isinstance(slot, str):
-        return slot, None
-    name, (dimension, start, length) = slot
+    if isinstance(key, str):
+        return key, None
+    name, (dimension, start, length) = key
     assert dimension == 0
     return name, slice(start, start + length)

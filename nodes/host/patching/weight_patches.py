@@ -41,13 +41,18 @@ def distilled_patches(flux: Any, weights: ClearWeights, chosen: BlockChoice) -> 
                 f"{weights.name} does not fit this model: {key} has shape {tuple(tensor.shape)}, "
                 f"the model needs {want}. Choose weights made for this model."
             )
-    config = {"depth": blocks[0], "depth_single_blocks": blocks[1], "hidden_size": flux.hidden_size}
-    names = comfy.utils.flux_to_diffusers(config, output_prefix="diffusion_model.")
+    names = host_keys(flux, "diffusion_model.")
     return {
         _unsmoothed(flux, names[key]): ("diff", (tensor,))
         for key, tensor in weights.attention.items()
         if block_of_key(key) in chosen
     }
+
+
+def host_keys(flux: Any, prefix: str) -> Mapping[str, Key]:
+    """By diffusers key, the host's key: of a tensor, or with the offset (dim, start, length) in a fused one."""
+    blocks = {"depth": len(flux.double_blocks), "depth_single_blocks": len(flux.single_blocks)}
+    return comfy.utils.flux_to_diffusers({**blocks, "hidden_size": flux.hidden_size}, output_prefix=prefix)
 
 
 def blend_in(model: Any, patches: Patches, strength: float) -> int:
