@@ -95,72 +95,60 @@ class _Run:
     def _residuals(self, name: str, count: int, here: Layer, *, last: bool, largest: bool) -> Layer:
         """The blocks of a level. last: whether a norm follows them, which needs moments; else it is a convolution.
         largest: whether it has the size of the image."""
-        residual = self._residual_recomputed if largest and self._recompute else self._residual
         for block in range(count):
-            here = residual(f"{name}.{block}", here, moments=last or block < count - 1)
+            here = self._residual(
+                f"{name}.{block}",
+                here,
+                moments=last or block < count - 1,
+                recompute=largest and self._recompute,
+            )
         return here
 
-    def _residual(self, name: str, here: Layer, *, moments: bool = True) -> Layer:
+    def _residual(self, name: str, here: Layer, *, moments: bool = True, recompute: bool = False) -> Layer:
+        """recompute: the map between the convolutions is computed again in the second sweep instead of kept."""
         block: Any = self._model.get_submodule(name)
+        channels, width = block.out_channels, here.rows.shape[2]
         norm1 = GroupNorm(f"{name}.norm1", here.moments)
 
-        def first(model: nn.Module, strip: Strip) -> Tensor:
-            own: Any = model.get_submodule(name)
-            return _trimmed(own.conv1(norm1.activated(model, strip.inputs[0])), strip)
-
-        between = self._sweep(f"{name}.conv1", [Source(here.rows, halo=(1, 1))], first, block.out_channels)
-        norm2 = GroupNorm(f"{name}.norm2", between.moments)
-
-        def second(model: nn.Module, strip: Strip) -> Tensor:
-            own: Any = model.get_submodule(name)
-            rows = _trimmed(own.conv2(norm2.activated(model, strip.inputs[0])), strip)
-            given = strip.inputs[1]
-            if block.in_channels != block.out_channels:
-                given = own.nin_shortcut(given)
-            return rows.add_(given)
-
-        sources = [Source(between.rows, halo=(1, 1)), Source(here.rows)]
-        made = self._sweep(f"{name}.conv2", sources, second, block.out_channels, moments=moments, over=between)
-        self._drop(here)
-        return made
-
-    def _residual_recomputed(self, name: str, here: Layer, *, moments: bool) -> Layer:
-        """The same, without the map between the convolutions: the first sweep only finds its moments."""
-        block: Any = self._model.get_submodule(name)
-        width = here.rows.shape[2]
-        norm1 = GroupNorm(f"{name}.norm1", here.moments)
-
-        def between(model: nn.Module, given: Tensor) -> Tensor:
+        def convolved(model: nn.Module, given: Tensor) -> Tensor:
             own: Any = model.get_submodule(name)
             return own.conv1(norm1.activated(model, given))
 
         def first(model: nn.Module, strip: Strip) -> Tensor:
-            return _trimmed(between(model, strip.inputs[0]), strip)
+            return _trimmed(convolved(model, strip.inputs[0]), strip)
 
-        cost = self._cost(width, block.in_channels, block.out_channels)
-        found = self._moments(f"{name}.conv1", Source(here.rows, halo=(1, 1)), first, cost)
-        norm2 = GroupNorm(f"{name}.norm2", found)
-
-        def second(model: nn.Module, strip: Strip) -> Tensor:
+        def completed(model: nn.Module, between: Tensor, halo: Strip, given: Tensor) -> Tensor:
+            """halo: of `between`."""
             own: Any = model.get_submodule(name)
+            rows = _trimmed(own.conv2(norm2.activated(model, between)), halo)
+            return rows.add_(own.nin_shortcut(given) if block.in_channels != channels else given)
+
+        def from_kept(model: nn.Module, strip: Strip) -> Tensor:
+            return completed(model, strip.inputs[0], strip, strip.inputs[1])
+
+        def from_computed(model: nn.Module, strip: Strip) -> Tensor:
             given = strip.inputs[0]
             halo = replace(strip, above=min(strip.above, 1), below=min(strip.below, 1))  # of the second convolution
-            rows = _trimmed(
-                between(model, given), replace(strip, above=strip.above - halo.above, below=strip.below - halo.below)
-            )
-            rows = _trimmed(own.conv2(norm2.activated(model, rows)), halo)
-            given = _trimmed(given, strip)
-            if block.in_channels != block.out_channels:
-                given = own.nin_shortcut(given)
-            return rows.add_(given)
+            false = replace(strip, above=strip.above - halo.above, below=strip.below - halo.below)
+            return completed(model, _trimmed(convolved(model, given), false), halo, _trimmed(given, strip))
 
-        same = not isinstance(here.rows, Computed) and block.in_channels == block.out_channels
+        source = Source(here.rows, halo=(1, 1))
+        if not recompute:
+            between = self._sweep(f"{name}.conv1", [source], first, channels)
+            norm2 = GroupNorm(f"{name}.norm2", between.moments)
+            sources = [Source(between.rows, halo=(1, 1)), Source(here.rows)]
+            made = self._sweep(f"{name}.conv2", sources, from_kept, channels, moments=moments, over=between)
+            self._drop(here)
+            return made
+        cost = self._cost(width, block.in_channels, channels)
+        norm2 = GroupNorm(f"{name}.norm2", self._moments(f"{name}.conv1", source, first, cost))
+        same = not isinstance(here.rows, Computed) and block.in_channels == channels
         return self._sweep(
             f"{name}.conv2",
             [Source(here.rows, halo=(2, 2))],
-            second,
-            block.out_channels,
-            more=self._cost(width, block.out_channels, block.out_channels),
+            from_computed,
+            channels,
+            more=self._cost(width, channels, channels),
             moments=moments,
             over=here if same else None,
             done=None if same else here,
