@@ -78,8 +78,7 @@ def vae_decode_strips(
     _check_finite("samples", latent)
     shape = _latent_shape(model, latent.shape)
     need = vae.memory_used_decode(latent.shape, vae.vae_dtype)
-    run = _Run(vae, model.decoder, decode, shape, len(latent), devices, strips, need)
-    run.show_rows = preview
+    run = _Run(vae, model.decoder, decode, shape, len(latent), devices, strips, need, show_rows=preview)
     with run.in_place_of_the_model(vae.output_device):
         images = [_to_pixels(vae, model.decode(one.to(vae.vae_dtype).to(vae.device))) for one in latent.split(1)]
     return torch.cat(images) if len(images) > 1 else images[0], run.used
@@ -179,7 +178,6 @@ class _Run:
     """A batch through one model, over strips. used: how the last image passed."""
 
     used: StripsUsed
-    show_rows = False
 
     def __init__(
         self,
@@ -191,10 +189,13 @@ class _Run:
         devices: Sequence[DeviceShare],
         strips: int,
         need: float,
+        *,
+        show_rows: bool = False,
     ) -> None:
         """over: `decode` or `encode`. shape: of one image, as the model takes it. need: bytes that the model takes of
-        the whole at once."""
+        the whole at once. show_rows: in a preview; of `decode` alone."""
         self._vae, self._model, self._over, self._strips = vae, model, over, strips
+        self._show_rows = show_rows
         self._kept, self._recomputed = (
             strip_plan(model, shape, vae.vae_dtype, decoding=over is decode, recompute=recompute)
             for recompute in (False, True)
@@ -258,7 +259,7 @@ class _Run:
         folder = Path(folder_paths.get_temp_directory())
         folder.mkdir(parents=True, exist_ok=True)
         parts: dict[int, Tensor] = {}
-        preview = self._preview(given) if self.show_rows else None
+        preview = self._preview(given) if self._show_rows else None
         work = [0.0]
 
         def tick(more: float) -> None:
