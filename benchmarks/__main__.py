@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         "--page", action="store_true", help="instead: the start of ComfyUI's page, with the pack and without"
     )
     parser.add_argument("--vae", action="store_true", help="instead: the autoencoder whole, in tiles and in strips")
-    parser.add_argument("--picture", type=Path, metavar="PNG", help="with --vae: what differs, amplified")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="with --vae: what differs, amplified")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error(f"--repeats is {options.repeats}; 1 or more is needed")

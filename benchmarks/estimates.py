@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import statistics
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS
+from devtools.inprocess import pack_module
 from devtools.models import FULL_SIZE, run_forward
 
 from . import step
@@ -94,7 +94,7 @@ def measure(device: torch.device, shape: step.Shape, tasks: list[Task], repeats:
 def _predictions(models: list[Any], tasks: list[Task], clock: Callable[[], float]) -> list[float]:
     """As the panel and the report make them, from one measurement; the text is as long as in the runs."""
     pack = {
-        name: importlib.import_module(f"clear_pack.{path}")
+        name: pack_module(path)
         for name, path in {
             "measure": "nodes.host.measure",
             "model": "nodes.host.flux_model",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from devtools.cards import GIB
 from devtools.cards_memory import CardAfter, prepared
-from devtools.inprocess import import_host, node_class, run_node
+from devtools.inprocess import import_host, node_class, pack_module, run_node
 
 SIZES = (8, 12, 16, 24, 32, 48, 80)
 """GiB of a card."""
@@ -62,13 +61,10 @@ def rows(pixels: int) -> Iterator[Row]:
         clear = run_node(apply, model=model, weights=None, radius=RADIUS)[0]
         return run_node(multi, model=clear, devices="auto", bands=0)[0]
 
-    def module(name: str) -> Any:
-        return importlib.import_module(f"clear_pack.{name}")
-
     for weights, dtype in DTYPES.items():
         for size in SIZES:
             for count in COUNTS:
-                yield Row.of(size, weights, pixels, prepared(count, size * GIB, dtype, pixels, in_bands, module))
+                yield Row.of(size, weights, pixels, prepared(count, size * GIB, dtype, pixels, in_bands, pack_module))
 
 
 def table(found: list[Row]) -> str:

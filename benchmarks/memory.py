@@ -8,7 +8,6 @@ tensors here is added: the weights of a block in use, which fp8 weights are cast
 
 from __future__ import annotations
 
-import importlib
 import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from clear_core.bands.plan import BandPlan
 from clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS
 from clear_core.layout import Grid
 from clear_core.window import Window
-from devtools.inprocess import import_host, node_class, run_node
+from devtools.inprocess import import_host, node_class, pack_module, run_node
 from devtools.models import FULL_SIZE, flux_model
 
 RADIUS = 16
@@ -96,7 +95,7 @@ class Bench:
             shape = {**FULL_SIZE, "depth": blocks[0], "depth_single_blocks": blocks[1]}
             self._model = flux_model(dtype=torch.bfloat16, **shape)
         self._apply, self._bands = node_class("apply", "CLEARApply"), node_class("multi_gpu", "CLEARMultiGPU")
-        sdpa: Any = importlib.import_module("clear_pack.clear_core.backends.sdpa.backend")
+        sdpa: Any = pack_module("clear_core.backends.sdpa.backend")
         sdpa.SdpaBackend.run = _within_budget
 
     def stock(self, pixels: int) -> Row:
@@ -164,7 +163,7 @@ def _within_budget(backend: Any, call: Any) -> Any:
     out = call.query.new_empty(call.batch, call.query.shape[2], call.query.shape[1] * call.query.shape[3])
     lse = call.query.new_empty(call.query.shape[:3], dtype=torch.float32) if call.return_lse else None
     del scratch
-    result: Any = importlib.import_module("clear_pack.clear_core.call")
+    result: Any = pack_module("clear_core.call")
     return result.AttentionResult(out, lse)
 
 

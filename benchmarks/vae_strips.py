@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from devtools.checkpoints import AUTOENCODER, autoencoder
-from devtools.inprocess import import_host, node_class
+from devtools.inprocess import import_host, node_class, pack_module
 
 from .memory import Peak
 from .timing import medians
@@ -60,14 +59,14 @@ class Bench:
 
         found = autoencoder()
         self.vae: Any = comfy.sd.VAE(sd=found, dtype=torch.float32)
-        core = "clear_pack.clear_core.strips"
-        self._decode: Callable[..., None] = importlib.import_module(f"{core}.autoencoder").decode
-        self._sweep: Any = importlib.import_module(f"{core}.sweep")
+        core = "clear_core.strips"
+        self._decode: Callable[..., None] = pack_module(f"{core}.autoencoder").decode
+        self._sweep: Any = pack_module(f"{core}.sweep")
         self._few: Any = type("Few", (_FewStrips, self._sweep.Sweeps), {})
-        self._plan: Any = importlib.import_module(f"{core}.plan")
-        self._maps: Any = importlib.import_module(f"{core}.feature_map")
-        self._strip: int = importlib.import_module("clear_pack.nodes.host.vae_strips").STRIP
-        tiles: Any = importlib.import_module("clear_pack.nodes.host.vae")
+        self._plan: Any = pack_module(f"{core}.plan")
+        self._maps: Any = pack_module(f"{core}.feature_map")
+        self._strip: int = pack_module("nodes.host.vae_strips").STRIP
+        tiles: Any = pack_module("nodes.host.vae")
         self._tile, self._overlap = tiles.TILE // CELL, tiles.OVERLAP // CELL
 
     def time(self, pixels: int, repeats: int) -> Timed:
