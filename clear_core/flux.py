@@ -1,10 +1,13 @@
-"""Constants of FLUX.1, the model that the CLEAR weights were distilled for."""
+"""Constants of FLUX.1, the model that the CLEAR weights were distilled for, and of its relatives."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from .layout import Grid
+
+FLUX_1, FLUX_2, CHROMA = FAMILIES = ("FLUX.1", "FLUX.2", "Chroma")
+"""Families of models that weights can be for."""
 
 PIXELS_PER_TOKEN: Final = 16
 """Pixels a side of one image token: the autoencoder's factor of 8 times the patch size of 2. FLUX.2 has the same."""

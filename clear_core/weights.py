@@ -4,8 +4,8 @@
     single_transformer_blocks.{i}.attn.{to_q,to_k,to_v}.{weight,bias}
     [single_]transformer_blocks.{i}.attn.processor.spatial_weight      in the down-sampled variants
 
-FLUX.1 has 19 double and 38 single blocks. The text stream, the norms and the MLPs are not in the file:
-they stay the model's own.
+FLUX.1 has 19 double and 38 single blocks. Files for FLUX.2, whose layers have none, lack the biases. The text stream,
+the norms and the MLPs are not in the file: they stay the model's own.
 
 Files are untrusted. The header is read and checked first: names, shapes and dtypes are known to be right before a
 tensor is touched. The tensors stay memory-mapped, so memory does not grow with the file.
@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from .file_stamp import FileStamp
+from .flux import FAMILIES, FLUX_1, FLUX_2
 
-RADIUS_KEY, DOWN_FACTOR_KEY = "clear.radius", "clear.down_factor"
-"""Metadata a file may carry to say its variant whatever its name is."""
+RADIUS_KEY, DOWN_FACTOR_KEY, FAMILY_KEY = "clear.radius", "clear.down_factor", "clear.family"
+"""Metadata a file may carry to say its variant whatever its name is, and the family of models that it is for."""
 
 LARGEST_RADIUS, LARGEST_FACTOR = 128, 8
 
@@ -84,6 +85,7 @@ class ClearWeights:
     attention: diffusers key -> tensor, for every projection of every block.
     spatial: block -> pooling weight, float32 [f, f]; empty unless the variant is down-sampled.
     blocks: number of double and of single blocks.
+    family: of models that they are for.
     stamp: of the file they were read from; None where there is none.
     """
 
@@ -93,13 +95,15 @@ class ClearWeights:
     spatial: Mapping[BlockId, Tensor]
     blocks: tuple[int, int]
     stamp: FileStamp | None = None
+    family: str = FLUX_1
 
 
-def attention_keys(double: int, single: int) -> list[str]:
+def attention_keys(double: int, single: int, family: str = FLUX_1) -> list[str]:
     """The projections a complete file has for a model of that many blocks."""
+    ends = ("weight",) if family == FLUX_2 else ("weight", "bias")
     keys = [f"transformer_blocks.{i}.attn.{name}" for i in range(double) for name in _DOUBLE]
     keys += [f"single_transformer_blocks.{i}.attn.{name}" for i in range(single) for name in _SINGLE]
-    return [f"{key}.{end}" for key in keys for end in ("weight", "bias")]
+    return [f"{key}.{end}" for key in keys for end in ends]
 
 
 def block_of_key(key: str) -> BlockId:
@@ -155,13 +159,19 @@ def parse_weights(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], na
     spatial = {key: tensor for key, tensor in tensors.items() if _SPATIAL.fullmatch(key)}
     attention = {key: tensor for key, tensor in tensors.items() if key not in spatial}
     blocks = _count_blocks(attention)
-    expected = attention_keys(*blocks)
+    family = metadata.get(FAMILY_KEY, FLUX_1)
+    if family not in FAMILIES:
+        raise WeightsError(
+            f"{name} is for a model {_shown(family)!r}; this version knows {', '.join(FAMILIES)}. Update CLEAR, or "
+            "choose another file."
+        )
+    expected = attention_keys(*blocks, family)
     missing, unexpected = _difference(expected, attention), _difference(attention, expected)
     if not expected or missing or unexpected:
         raise WeightsError(
             f"{name} is not a complete set of CLEAR weights: of {len(tensors)} tensors, "
             f"{_listed(unexpected, 'unexpected')}; {_listed(missing, 'missing')}. "
-            "Expected the attention layers of FLUX.1 in diffusers names, as in clear_local_16.safetensors; "
+            f"Expected the attention layers of {family} in diffusers names, as in clear_local_16.safetensors; "
             "choose such a file, or download this one again."
         )
     hidden = max(tensor.shape[0] if tensor.ndim else 0 for tensor in attention.values())
@@ -179,7 +189,7 @@ def parse_weights(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], na
             )
     pooling = _pooling(spatial, blocks, name)
     variant = _variant(metadata, name, next(iter(pooling.values())).shape[0] if pooling else 1)
-    return ClearWeights(name, variant, attention, pooling, blocks)
+    return ClearWeights(name, variant, attention, pooling, blocks, family=family)
 
 
 @contextmanager

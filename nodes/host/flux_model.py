@@ -11,7 +11,7 @@ import comfy.model_management
 import comfy.supported_models
 import torch
 
-from ...clear_core.flux import TEXT_TOKENS
+from ...clear_core.flux import CHROMA, FLUX_1, FLUX_2, TEXT_TOKENS
 from ...clear_core.show.cost import Model
 from ..insight.cost import ModelInfo
 from .attention_call import KEY, SETTINGS
@@ -20,7 +20,6 @@ from .overrides import class_owner
 PROMPT_TOKENS = 256
 """Text tokens of FLUX.1: ComfyUI pads shorter prompts to so many. (The weights were distilled with 512.)"""
 
-FLUX_1, FLUX_2, CHROMA = "FLUX.1", "FLUX.2", "Chroma"
 LONGCAT, OVIS = "LongCat-Image", "Ovis-Image"  # of the class of FLUX.1, in newer hosts
 
 _OWN = (comfy.ldm.chroma.model.Chroma, comfy.ldm.flux.model.Flux)

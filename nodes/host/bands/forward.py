@@ -16,10 +16,11 @@ from torch import Tensor
 from ....clear_core.bands.plan import BandPlan
 from ....clear_core.bands.run import BandedForward
 from ....clear_core.bands.transfer import Transfers
+from ....clear_core.flux import CHROMA
 from ...options.bands import BandSettings
 from ...options.clear import ClearSettings
 from ..attention_call import BANDS, FRAME, SETTINGS, Frame
-from ..flux_model import CHROMA, transformer_of
+from ..flux_model import transformer_of
 from ..forward_args import ForwardArgs
 from ..node_text import node_text_sender
 from ..run_record import note_run

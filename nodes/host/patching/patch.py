@@ -7,11 +7,12 @@ from typing import Any
 
 from comfy.patcher_extension import WrappersMP
 
+from ....clear_core.flux import CHROMA, FAMILIES, FLUX_1
 from ....clear_core.pooling import mean_weight
 from ....clear_core.weights import ClearWeights
 from ...options.clear import ClearSettings
 from ..attention_call import KEY, OVERRIDE, POOLING, SETTINGS, Pooling
-from ..flux_model import CHROMA, FLUX_1, transformer_of
+from ..flux_model import transformer_of
 from ..node_text import origin_of
 from ..run_log import RunLog
 from ..run_record import record_wrapper
@@ -30,10 +31,11 @@ def apply_clear(
     Everything is checked before the clone is touched. Raises ValueError with what to do.
     """
     flux, family = transformer_of(model)
-    if family != FLUX_1 and weights is not None and settings.strength > 0:
+    if weights is not None and settings.strength > 0 and weights.family != family:
+        own = f", or connect weights that were distilled for {family}" if family in FAMILIES else ""
         raise ValueError(
-            f"{weights.name} was distilled for FLUX.1 and this model is {family}, for which no weights exist. "
-            "Disconnect weights and set radius: the window alone works, experimentally."
+            f"{weights.name} was distilled for {weights.family} and this model is {family}. Disconnect weights and set "
+            f"radius: the window alone works, experimentally{own}."
         )
     options = model.model_options.get("transformer_options", {})
     if KEY in options:
@@ -97,7 +99,7 @@ def _headline(
 ) -> str:
     radius = f"radius {settings.window.radius}"
     lines = [f"{radius}, {weights.name}" if weights is not None else f"{radius}, window only, untrained weights"]
-    if family != FLUX_1:
+    if family != FLUX_1 and weights is None:
         lines.append(f"experimental: {family}, which was not trained for a window")
     if weights is not None and settings.strength < 1:
         lines[0] += f" at strength {settings.strength:g}"
