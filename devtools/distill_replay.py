@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .inprocess import import_host, pack_module
-from .models import Golden, packed, sinusoids
+from .models import Golden, packed, sinusoids, unpacked
 
 STEPS, LEARNING_RATE = 3, 1e-3
 """Of the recordings."""
@@ -55,44 +55,48 @@ def _read(path: Path) -> Golden:
 
 class _Replay:
     def __init__(self, golden: Golden) -> None:
-        layout, window = pack_module("clear_core.layout"), pack_module("clear_core.window")
-        parts = {name: pack_module(f"clear_core.distill.{name}") for name in ("attention", "loss", "weights", "step")}
-        self._loss, self._weights, self._step = parts["loss"], parts["weights"], parts["step"]
+        window = pack_module("clear_core.window").Window(golden.radius)
+        parts = {
+            name: pack_module(f"clear_core.distill.{name}")
+            for name in ("loss", "optimizers", "trained", "weights", "step")
+        }
+        self._losses, self._full = parts["loss"].losses, parts["trained"].FullWeights
+        self._weights, self._step, self._adamw = parts["weights"], parts["step"], parts["optimizers"].adamw
         self._shape = pack_module("clear_core.distill.output").released_shape
-        host = pack_module("nodes.host.distillation")
+        host = pack_module("nodes.host.distill.model")
+        self._add_gradients = host.add_gradients
         self._golden = golden
         self._first = int(golden.metadata.get("attn_first_token", "0"))
-        tokens = layout.TokenLayout(golden.text, layout.Grid(golden.height, golden.width))
-        student = parts["attention"].StudentAttention(tokens, window.Window(golden.radius), golden.down_factor)
-        self._model = host.DistilledFlux(golden.model().model.diffusion_model, student)
+        self._model = host.DistilledModel(golden.model().model.diffusion_model, window, golden.down_factor)
         of = golden.tensors
-        img_ids, txt_ids = (of[name].expand(len(of["x"]), -1, -1) for name in ("img_ids", "txt_ids"))
-        self._batch = host.Batch(of["x"], img_ids, of["context"], txt_ids, of["t"], of["y"], of["guidance"])
-        self._target = packed(of["noise"] - of["x0"])
+        given = {"context": of["context"], "y": of["y"], "guidance": of["guidance"]}
+        self._inputs = host.Inputs(unpacked(of["x"], golden.height), of["t"], given)
+        self._target = of["noise"] - of["x0"]
 
     def tensors(self) -> dict[str, Tensor]:
-        golden, own = self._golden, self._model.teacher_weights()
-        start = self._weights.start_from(own, self._model.blocks, golden.down_factor)
-        changed = self._weights.as_leaves(golden.part("clear."))
+        golden = self._golden
+        own = dict(self._model.own_weights(torch.float32, torch.device("cpu")))
+        start = self._full(self._weights.start_from(own, self._model.depth, golden.down_factor))
+        changed = self._full(golden.part("clear."))
         with _frequencies(golden.tensors.get("timestep_freqs")):
-            teacher = self._model.teacher(self._batch)
-            made = {"teacher.out": teacher.out, **self._attention("teacher", teacher)}
+            teacher = self._model.teacher(self._inputs)
+            made = {"teacher.out": packed(teacher.out), **self._attention("teacher", teacher)}
             made |= self._steps("start", start, teacher) | self._steps("pert", changed, teacher)
         made["out"] = made["pert.out"]
         return {name: tensor.detach().contiguous().clone() for name, tensor in made.items()}
 
-    def _steps(self, point: str, weights: dict[str, Tensor], teacher: Any) -> dict[str, Tensor]:
+    def _steps(self, point: str, trained: Any, teacher: Any) -> dict[str, Tensor]:
         """Three steps; the first in full."""
-        optimizer = self._step.adamw(weights.values(), LEARNING_RATE)
+        weights = trained.parameters
+        optimizer = self._adamw(weights.values(), LEARNING_RATE)
         made: dict[str, Tensor] = {}
         losses: list[Tensor] = []
         norms: list[Tensor] = []
         for number in range(STEPS):
             optimizer.zero_grad()
-            with self._model.training():
-                prediction = self._model.student(weights, self._batch)
-                found = self._loss.losses(prediction, teacher, self._target)
-                found.total.backward()
+            prediction = self._model.student(trained, self._inputs)
+            found = self._losses(prediction, teacher, self._target)
+            self._add_gradients(found.total, list(weights.values()))
             if number == 0:
                 made = self._first_step(point, prediction, found, weights)
             norms.append(self._step.clip(weights))
@@ -106,7 +110,7 @@ class _Replay:
 
     def _first_step(self, point: str, prediction: Any, found: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         made = {
-            f"{point}.out": prediction.out,
+            f"{point}.out": packed(prediction.out),
             f"{point}.loss_fm": found.flow,
             f"{point}.loss_distill": found.output,
             f"{point}.loss_attn": found.attention,

@@ -76,9 +76,8 @@ class Golden:
 
     def forward(self, model: Any, dtype: torch.dtype = torch.float32) -> Tensor:
         """The output of a patched MODEL for this file's inputs, packed as `x` is: [batch, tokens, channels]."""
-        sizes = {"h": self.height, "w": self.width, "p": 2, "q": 2}
         of = {name: tensor.to(dtype) for name, tensor in self.tensors.items()}
-        latent = rearrange(of["x"], "b (h w) (c p q) -> b c (h p) (w q)", **sizes)
+        latent = unpacked(of["x"], self.height)
         out = run_forward(model, latent, *(of[name] for name in ("t", "context", "y", "guidance")))
         return packed(out)
 
@@ -86,6 +85,11 @@ class Golden:
 def packed(latent: Tensor) -> Tensor:
     """A latent [batch, channels, height, width] as FLUX's tokens: [batch, height / 2 * width / 2, 4 * channels]."""
     return rearrange(latent, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
+
+
+def unpacked(tokens: Tensor, height: int) -> Tensor:
+    """The latent of FLUX's tokens. height: of their grid."""
+    return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=height, p=2, q=2)
 
 
 def sinusoids(frequencies: Tensor) -> Callable[[Tensor, int], Tensor]:

@@ -7,6 +7,7 @@ The repository's root must not come before the host on the path: its `nodes/` wo
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
 import os
 import sys
@@ -104,7 +105,7 @@ class NodesApi:
 
     def module(self, name: str) -> Any:
         """A module of the pack as the host loaded it, such as "clear_core.weights"."""
-        return sys.modules[f"{self._apply.__module__.rsplit('.', 2)[0]}.{name}"]
+        return importlib.import_module(f"{self._apply.__module__.rsplit('.', 2)[0]}.{name}")
 
     def weights(self, path: Path) -> Any:
         return self.module("clear_core.weights").read_weights(path)

@@ -21,20 +21,20 @@ def start_from(teacher: Mapping[str, Tensor], blocks: tuple[int, int], down_fact
     """The student's weights before the first step: the teacher's own, and means as pooling weights.
 
     teacher: its projections under the names of `attention_keys`. blocks: numbers of double and of single blocks.
-    Returns float32 leaves that require gradients, in the order of a released file's names.
+    Returns float32 tensors in the order of a released file's names.
     """
-    made = {key: teacher[key].float() for key in attention_keys(*blocks)}
+    made = {key: teacher[key].float() for key in attention_keys(*blocks) if key in teacher}
     if down_factor > 1:
         for block in dict.fromkeys(map(block_of_key, made)):
             made[spatial_key(block)] = mean_weight(down_factor)
-    return as_leaves(made)
+    return made
 
 
-def as_leaves(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def as_leaves(tensors: Mapping[str, Tensor], device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """Copies in float32 that require gradients; pooling weights as [f, f]."""
     leaves = {}
     for key, tensor in tensors.items():
-        made = tensor.detach().to(torch.float32, copy=True)
+        made = tensor.detach().to(device, torch.float32, copy=True)
         if key.endswith("spatial_weight"):
             factor = round(made.numel() ** 0.5)
             made = made.reshape(factor, factor)

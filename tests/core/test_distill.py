@@ -11,8 +11,10 @@ import torch
 from clear_core import pooling
 from clear_core.distill.attention import StudentAttention, pool
 from clear_core.distill.loss import Prediction, compared_blocks, losses
-from clear_core.distill.output import save_weights
-from clear_core.distill.step import NoGradientError, adamw, clip
+from clear_core.distill.optimizers import adamw
+from clear_core.distill.output import file_metadata, save_weights
+from clear_core.distill.step import NoGradientError, clip
+from clear_core.distill.trained import FullWeights
 from clear_core.distill.weights import start_from
 from clear_core.layout import Grid, TokenLayout
 from clear_core.softmax import explicit_attention
@@ -64,7 +66,7 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
     keys = attention_keys(1, 1)
     teacher = {key: torch.ones((2, 2) if key.endswith("weight") else (2,)) for key in keys}
     file = tmp_path / "mine.safetensors"
-    save_weights(file, start_from(teacher, (1, 1), 2), 5, 2, {"clear.base": "tiny"})
+    save_weights(file, start_from(teacher, (1, 1), 2), file_metadata(5, 2, {"clear.base": "tiny"}))
     found = read_weights(file)
     assert (found.variant.radius, found.variant.down_factor, found.blocks) == (5, 2, (1, 1))
     assert found.spatial[BlockId("single", 0)].tolist() == [[0.25, 0.25], [0.25, 0.25]]
@@ -77,7 +79,7 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("clear_core.distill.output.save_file", full)
     with pytest.raises(OSError, match="No space left"):
-        save_weights(file, start_from(teacher, (1, 1), 4), 8, 4, {})
+        save_weights(file, start_from(teacher, (1, 1), 4), file_metadata(8, 4, {}))
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
 
@@ -97,7 +99,7 @@ def test_the_loss_is_the_weighted_sum() -> None:
 
 def test_the_student_starts_as_the_teacher_and_without_a_gradient_it_is_told() -> None:
     teacher = {key: torch.ones(2, 2, dtype=torch.bfloat16) for key in attention_keys(1, 1)}
-    weights = start_from(teacher, (1, 1), 2)
+    weights = FullWeights(start_from(teacher, (1, 1), 2)).parameters
     assert len(weights) == len(teacher) + 2
     assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in weights.values())
     assert torch.equal(weights["transformer_blocks.0.attn.processor.spatial_weight"], torch.full((2, 2), 0.25))

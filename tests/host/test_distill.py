@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clear_core.distill.output import save_weights
+from clear_core.distill.output import file_metadata, save_weights
 from clear_core.distill.weights import as_leaves
 from devtools.inprocess import HOST, ROOT
 from devtools.models import Golden, sinusoids
@@ -106,8 +106,8 @@ def test_apply_computes_what_the_student_was_trained_as(
     golden = Golden.read(path)
     monkeypatch.setattr("comfy.ldm.flux.model.timestep_embedding", sinusoids(golden.tensors["timestep_freqs"]))
     file = tmp_path / "mine.safetensors"
-    weights = as_leaves(golden.part("clear."))
-    save_weights(file, weights, golden.radius, golden.down_factor, {"clear.base": "tiny"})
+    metadata = file_metadata(golden.radius, golden.down_factor, {"clear.base": "tiny"})
+    save_weights(file, as_leaves(golden.part("clear.")), metadata)
     patched = nodes_api.apply(golden.model(), nodes_api.weights(file), backend="sdpa", proportional_attention=False)
     assert far([golden.forward(patched)], [golden.tensors["pert.out"]]) < 3e-6
 

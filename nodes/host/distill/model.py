@@ -1,134 +1,220 @@
-"""Training forwards through ComfyUI's own FLUX: a dense teacher and a windowed student on one frozen base.
-
-The base model stays frozen. The student's forward swaps the trained tensors in for the attention projections of the
-image stream. In fused layers (qkv, linear1) only the rows for queries, keys and values are trained.
-"""
+"""Predictions of teacher and student, and the student's gradients, end to end or layer by layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ...clear_core.distill.attention import StudentAttention
-from ...clear_core.distill.loss import Prediction, compared_blocks
-from ...clear_core.distill.weights import spatial_key
-from ...clear_core.weights import BlockId, attention_keys
-from .attention_call import OVERRIDE, block_of
-from .patching.weight_patches import Key, host_keys
+from ....clear_core.distill.attention import StudentAttention
+from ....clear_core.distill.loss import Losses, Prediction, compared_blocks, losses
+from ....clear_core.distill.recompute import in_place_allowed, recomputed
+from ....clear_core.distill.trained import Trained, of_block
+from ....clear_core.layout import TokenLayout
+from ....clear_core.weights import BlockId, attention_keys, block_of_key
+from ....clear_core.window import Window
+from ..attention_call import frame_of
+from ..patching.weight_patches import host_keys
+from .blocks import Attend, Block, BlockCall, Projection, TrainedLinear
+
+Hook = Callable[[BlockCall], tuple[Tensor, ...]]
+"""Computes a block; returns its activations."""
+_BLOCKS = ("double_blocks.", "single_blocks.")
+AfterBlock = Callable[[BlockId], None]
+
+
+def _nothing(block: BlockId) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """What FLUX is given, as its `forward_orig` takes it: img [batch, image tokens, channels], txt [batch, text tokens,
-    channels], their ids, timesteps and guidance [batch], y [batch, channels]."""
+class Inputs:
+    """Of the transformer, as the host gives them: latent [batch, channels, height, width] between noise and image,
+    sigma [batch], and the rest by its arguments' names, such as context, y, guidance."""
 
-    img: Tensor
-    img_ids: Tensor
-    txt: Tensor
-    txt_ids: Tensor
-    timesteps: Tensor
-    y: Tensor
-    guidance: Tensor
+    latent: Tensor
+    sigma: Tensor
+    given: Mapping[str, Any]
 
 
-class DistilledFlux:
-    """flux: the host's module. student: its attention, for the batch's numbers of tokens."""
+class DistilledModel:
+    """transformer: the host's module, frozen. window, down_factor: of the student."""
 
-    def __init__(self, flux: Any, student: StudentAttention) -> None:
-        self._flux, self._student = flux, student
-        self.blocks = len(flux.double_blocks), len(flux.single_blocks)
-        self._compared = compared_blocks(*self.blocks)
-        names = host_keys(flux, "")
-        self._slots = {key: _slot(names[key]) for key in attention_keys(*self.blocks)}
-        self._frozen = {name: tensor.detach() for name, tensor in flux.state_dict().items()}
-        self._mask = student.mask(next(iter(self._frozen.values())).device)
+    def __init__(self, transformer: Any, window: Window, down_factor: int = 1) -> None:
+        self.transformer, self._window, self._factor = transformer, window, down_factor
+        self.depth = len(transformer.double_blocks), len(transformer.single_blocks)
+        self.compared = compared_blocks(*self.depth)
+        self._blocks = {block.block: block for block in _blocks(transformer)}
+        self._student: tuple[StudentAttention, Tensor] | None = None
 
-    def teacher_weights(self) -> dict[str, Tensor]:
-        """The base's own projections, under the names of a released file: views."""
-        return {key: self._rows(*slot) for key, slot in self._slots.items()}
+    @property
+    def blocks(self) -> tuple[BlockId, ...]:
+        return tuple(self._blocks)
 
-    def teacher(self, batch: Batch) -> Prediction:
-        """Dense, without gradients."""
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Names of the trained projections."""
+        return tuple(p.name for block in self._blocks.values() for linear in block.linears for p in linear.projections)
 
-        def dense(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-            return function(*args, **kwargs)
+    def own_weights(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+        """The base's own projections, under the names of a released file. dtype, device: of the host's computing."""
+        for block in self._blocks.values():
+            for linear in block.linears:
+                yield from linear.own_tensors(dtype, device)
 
-        with torch.no_grad():
-            return self._predict({}, batch, dense)
-
-    def student(self, weights: Mapping[str, Tensor], batch: Batch) -> Prediction:
-        """weights: by the names of a released file. Run it, and the backward of what it gives, within `training`."""
-
-        def windowed(function: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            block = block_of(kwargs["transformer_options"])
-            return self._student(query, key, value, self._mask, weights.get(spatial_key(block)))
-
-        return self._predict(self._assembled(weights), batch, windowed)
-
-    @staticmethod
-    @contextmanager
-    def training() -> Iterator[None]:
-        """ComfyUI's blocks add their residuals in place, which autograd refuses where it has saved the sum."""
-        with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
-            yield
-
-    def _predict(self, changed: dict[str, Tensor], batch: Batch, attend: Callable[..., Tensor]) -> Prediction:
+    def teacher(self, inputs: Inputs, after_block: AfterBlock = _nothing) -> Prediction:
+        """Dense, without gradients. after_block: called after each block."""
         seen: dict[BlockId, Tensor] = {}
 
-        def override(function: Any, *args: Any, **kwargs: Any) -> Tensor:
-            out = attend(function, *args, **kwargs)
-            block = block_of(kwargs["transformer_options"])
-            if block in self._compared:
-                seen[block] = out
-            return out
+        def hook(call: BlockCall) -> tuple[Tensor, ...]:
+            *activations, attention = call.run(tuple(call.activations), _dense, None)
+            if call.block.block in self.compared:
+                seen[call.block.block] = attention
+            after_block(call.block.block)
+            return tuple(activations)
 
-        given = (batch.img, batch.img_ids, batch.txt, batch.txt_ids, batch.timesteps, batch.y, batch.guidance)
-        caller = _Caller(self._flux)
-        tensors = {f"flux.{name}": tensor for name, tensor in (self._frozen | changed).items()}
-        out = functional_call(caller, tensors, given, {"transformer_options": {OVERRIDE: override}})
-        return Prediction(out, {block: seen[block] for block in self._compared})
+        with torch.no_grad():
+            return Prediction(self._forward(inputs, hook), seen)
 
-    def _assembled(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The host's fused tensors, with the trained rows in place of the frozen ones."""
-        made: dict[str, Tensor] = {}
-        parts: dict[str, list[tuple[int, Tensor]]] = {}
-        for key, (name, rows) in self._slots.items():
-            if rows is None:
-                made[name] = weights[key]
-            else:
-                parts.setdefault(name, []).append((rows.start, weights[key]))
-        for name, found in parts.items():
-            trained = [rows for _, rows in sorted(found, key=lambda part: part[0])]
-            rest = self._frozen[name][sum(len(rows) for rows in trained) :]
-            made[name] = torch.cat([*trained, rest])
-        return made
+    def student(self, trained: Trained, inputs: Inputs, after_block: AfterBlock = _nothing) -> Prediction:
+        """With gradients for what is trained; blocks are computed, and `after_block` called, again in the backward."""
+        seen: dict[BlockId, Tensor] = {}
 
-    def _rows(self, name: str, rows: slice | None) -> Tensor:
-        tensor = self._frozen[name]
-        return tensor if rows is None else tensor[rows]
+        def hook(call: BlockCall) -> tuple[Tensor, ...]:
+            attend = self._windowed(trained, call.block.block, inputs)
+
+            def run(*activations: Tensor) -> tuple[Tensor, ...]:
+                out = call.run(activations, attend, trained)
+                after_block(call.block.block)
+                return out
+
+            used = list(of_block(trained, call.block.block).values())
+            *activations, attention = recomputed(run, call.activations, used)
+            if call.block.block in self.compared:
+                seen[call.block.block] = attention
+            return tuple(activations)
+
+        return Prediction(self._forward(inputs, hook), seen)
+
+    def end_to_end(
+        self, trained: Trained, inputs: Inputs, target: Tensor, share: float = 1.0, after_block: AfterBlock = _nothing
+    ) -> Losses:
+        """Add share times the gradients of the authors' loss. target: noise - x0, as `inputs.latent`.
+
+        The losses come without a graph.
+        """
+        teacher = self.teacher(inputs, after_block)
+        with torch.enable_grad():
+            found = losses(self.student(trained, inputs, after_block), teacher, target)
+        add_gradients(found.total * share, list(trained.parameters.values()))
+        return found.detached()
+
+    def layer_by_layer(
+        self, trained: Trained, inputs: Inputs, share: float = 1.0, after_block: AfterBlock = _nothing
+    ) -> dict[BlockId, Tensor]:
+        """Add share times the gradients of each block's own error, in a forward of the teacher.
+
+        The error: squared distance of the student's change of the activations to the teacher's, relative to the
+        teacher's, mean over image and text. One block's graph exists at a time.
+        """
+        errors: dict[BlockId, Tensor] = {}
+
+        def hook(call: BlockCall) -> tuple[Tensor, ...]:
+            before = call.activations
+            wanted = call.run(tuple(tensor.clone() for tensor in before), _dense, None)[:-1]
+            block = call.block.block
+            with in_place_allowed():
+                attend = self._windowed(trained, block, inputs)
+                made = call.run(tuple(tensor.clone() for tensor in before), attend, trained)[:-1]
+                error = torch.stack([*map(_relative_error, made, wanted, before)]).mean()
+                add_gradients(error * share, list(of_block(trained, block).values()))
+            errors[block] = error.detach()
+            after_block(block)
+            return wanted
+
+        with torch.no_grad():
+            self._forward(inputs, hook)
+        return errors
+
+    def _windowed(self, trained: Trained, block: BlockId, inputs: Inputs) -> Attend:
+        image = frame_of(self.transformer, inputs.latent, None, {}).image
+
+        def attend(function: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if kwargs.get("mask") is not None:
+                raise ValueError("The conditioning carries an attention mask, which distillation does not support.")
+            layout = TokenLayout(query.shape[-2] - image.tokens, image)
+            if self._student is None or self._student[0].layout != layout or self._student[1].device != query.device:
+                student = StudentAttention(layout, self._window, self._factor)
+                self._student = student, student.mask(query.device)
+            student, mask = self._student
+            weight = trained.pooling(block)
+            return student(query, key, value, mask, None if weight is None else weight.to(query.device))
+
+        return attend
+
+    def _forward(self, inputs: Inputs, hook: Hook) -> Tensor:
+        """A forward of the host's with `hook` in place of each block; the velocity, as `inputs.latent`."""
+
+        def replacement(block: Block) -> Callable[[dict[str, Any], dict[str, Any]], dict[str, Tensor]]:
+            def replace(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Tensor]:
+                return dict(zip(block.streams, hook(BlockCall(block, args)), strict=True))
+
+            return replace
+
+        replaced = {(f"{name.kind}_block", name.index): replacement(block) for name, block in self._blocks.items()}
+        options: dict[str, Any] = {"patches_replace": {"dit": replaced}}
+        given = {**inputs.given, "transformer_options": options}
+        out: Tensor = functional_call(self.transformer, self._frozen, (inputs.latent, inputs.sigma), given)
+        return out
+
+    @property
+    def _frozen(self) -> dict[str, Tensor]:
+        """What is not in blocks, without gradients, and where the host made it in inference mode, copied: it could not
+        be saved for a backward."""
+        if not torch.is_grad_enabled():
+            return {}
+        others = (p for p in self.transformer.named_parameters() if not p[0].startswith(_BLOCKS))
+        return {name: p.detach().clone() if p.is_inference() else p.detach() for name, p in others}
 
 
-class _Caller(torch.nn.Module):
-    """FLUX's transformer without its patching of latents, as a module that `functional_call` takes."""
-
-    def __init__(self, flux: Any) -> None:
-        super().__init__()
-        self.flux = flux
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.flux.forward_orig(*args, **kwargs)
+def add_gradients(loss: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Add to `.grad` of the parameters alone: the frozen base, whose tensors also ask for gradients, gets none."""
+    for parameter, found in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+        if found is not None:
+            parameter.grad = found if parameter.grad is None else parameter.grad.add_(found)
 
 
-def _slot(key: Key) -> tuple[str, slice | None]:
-    """A name of the host's, and the rows of it where it is fused with others."""
-    if isinstance(key, str):
-        return key, None
-    name, (dimension, start, length) = key
-    assert dimension == 0
-    return name, slice(start, start + length)
+def _dense(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    return function(*args, **kwargs)
+
+
+def _relative_error(made: Tensor, wanted: Tensor, before: Tensor) -> Tensor:
+    change = (wanted.float() - before.float()).square().sum()
+    return (made.float() - wanted.float()).square().sum() / change.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _blocks(transformer: Any) -> Iterator[Block]:
+    """In the order of the forward."""
+    depth = len(transformer.double_blocks), len(transformer.single_blocks)
+    names = host_keys(transformer, "")
+    weights = (key for key in attention_keys(*depth) if key.endswith(".weight"))
+    for name, keys in groupby(weights, block_of_key):
+        linears: dict[str, list[Projection]] = {}
+        for key in keys:
+            host = names[key]
+            path, rows = (host, None) if isinstance(host, str) else host
+            module = path.removesuffix(".weight")
+            stop = transformer.get_submodule(module).out_features
+            part = slice(0, stop) if rows is None else slice(rows[1], rows[1] + rows[2])
+            linears.setdefault(module, []).append(Projection(key.removesuffix(".weight"), part))
+        blocks = transformer.double_blocks if name.kind == "double" else transformer.single_blocks
+        made = [
+            TrainedLinear(transformer.get_submodule(path), tuple(sorted(parts, key=lambda part: part.rows.start)))
+            for path, parts in linears.items()
+        ]
+        yield Block(name, blocks[name.index], tuple(made))

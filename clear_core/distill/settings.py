@@ -1,0 +1,58 @@
+"""What a distillation is asked to do, checked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from ..weights import LARGEST_FACTOR, LARGEST_RADIUS
+
+LAYER_BY_LAYER, END_TO_END, BOTH = METHODS = ("layer by layer", "end to end", "both")
+WEIGHTS, LORA = OUTPUTS = ("weights", "LoRA")
+ADAMW, ADAMW_8BIT, PRODIGY = OPTIMIZERS = ("AdamW", "AdamW 8-bit", "Prodigy")
+LARGEST_RANK: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """down_factor: of the down-sampled keys and values, 1 for none. rank: of a LoRA. batch: samples of a step.
+
+    method: layer by layer trains each block on its own error, end to end on the authors' loss; both: half the steps
+    each.
+    Raises ValueError for a value that is not allowed.
+    """
+
+    radius: int = 16
+    down_factor: int = 1
+    method: str = BOTH
+    output: str = WEIGHTS
+    rank: int = 64
+    steps: int = 2000
+    batch: int = 1
+    learning_rate: float = 1e-4
+    optimizer: str = ADAMW
+    guidance: float = 3.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("method", METHODS), ("output", OUTPUTS), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+        limits = {"radius": LARGEST_RADIUS, "down_factor": LARGEST_FACTOR, "rank": LARGEST_RANK}
+        for name in ("radius", "down_factor", "rank", "steps", "batch"):
+            value, most = getattr(self, name), limits.get(name, 10**6)
+            if not 1 <= value <= most:
+                raise ValueError(f"{name} is {value}; 1 to {most} is allowed")
+        if not 0 < self.learning_rate <= 10:
+            raise ValueError(f"learning_rate is {self.learning_rate:g}; it must be over 0 and at most 10")
+
+    def stage(self, step: int) -> str:
+        """How a step, counted from 0, trains: `LAYER_BY_LAYER` or `END_TO_END`."""
+        if self.method != BOTH:
+            return self.method
+        return LAYER_BY_LAYER if step < self.steps // 2 else END_TO_END
+
+    def identity(self) -> dict[str, str]:
+        """What must be equal for a run to go on where another stopped. More steps may follow, but for `BOTH`, where
+        their number decides when the second half begins."""
+        return {name: str(value) for name, value in asdict(self).items() if name != "steps" or self.method == BOTH}

@@ -1,0 +1,117 @@
+"""What distillation trains of the attention projections: their weights in full, or a LoRA beside frozen ones.
+
+Projections are named as in a released file, without the ending: `transformer_blocks.0.attn.to_q`. Parameters are
+float32 leaves on the device where they are stored; they are moved and cast where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..pooling import mean_weight
+from ..weights import BlockId, block_of_key
+from .weights import as_leaves, spatial_key
+
+
+class Trained(Protocol):
+    """parameters: by name. replaces: whether a projection's own output is not needed."""
+
+    parameters: dict[str, Tensor]
+    replaces: bool
+
+    def output(self, name: str, x: Tensor, own: Tensor | None) -> Tensor:
+        """A projection of x [..., in]; own: by the frozen weights, [..., out]. None only where `replaces`."""
+        ...
+
+    def pooling(self, block: BlockId) -> Tensor | None:
+        """The block's pooling weight [f, f]; None without down-sampled tokens."""
+        ...
+
+
+class FullWeights:
+    """Weights and biases of all projections, and the pooling weights."""
+
+    replaces = True
+
+    def __init__(self, start: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+        """start: by the names of a released file; they are copied."""
+        self.parameters = as_leaves(start, device)
+
+    def output(self, name: str, x: Tensor, own: Tensor | None) -> Tensor:
+        weight, bias = (self.parameters.get(f"{name}.{end}") for end in ("weight", "bias"))
+        assert weight is not None
+        return F.linear(x, weight.to(x), bias.to(x) if bias is not None else None)
+
+    def pooling(self, block: BlockId) -> Tensor | None:
+        return self.parameters.get(spatial_key(block))
+
+
+class Lora:
+    """Two matrices beside every projection, at strength 1. Pooling weights stay means: a LoRA file has no place for
+    them, and means are what Apply CLEAR Attention takes without a weights file."""
+
+    replaces = False
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        hidden: int,
+        rank: int,
+        down_factor: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """names: of projections of `hidden` channels. Starts as zero."""
+        generator = torch.Generator().manual_seed(seed)
+        self.parameters = {}
+        for name in names:
+            down = torch.empty(rank, hidden).uniform_(-1, 1, generator=generator) / hidden**0.5
+            self.parameters[f"{name}.lora_A.weight"] = down.to(device).requires_grad_()
+            self.parameters[f"{name}.lora_B.weight"] = torch.zeros(hidden, rank, device=device).requires_grad_()
+        self._mean = mean_weight(down_factor) if down_factor > 1 else None
+
+    def output(self, name: str, x: Tensor, own: Tensor | None) -> Tensor:
+        assert own is not None
+        down, up = (self.parameters[f"{name}.lora_{part}.weight"].to(x) for part in "AB")
+        return own + F.linear(F.linear(x, down), up)
+
+    def pooling(self, block: BlockId) -> Tensor | None:
+        return self._mean
+
+
+class Untrained:
+    """The frozen projections, under the window: what a student is before any training."""
+
+    replaces = False
+
+    def __init__(self, down_factor: int) -> None:
+        self.parameters: dict[str, Tensor] = {}
+        self._mean = mean_weight(down_factor) if down_factor > 1 else None
+
+    def output(self, name: str, x: Tensor, own: Tensor | None) -> Tensor:
+        assert own is not None
+        return own
+
+    def pooling(self, block: BlockId) -> Tensor | None:
+        return self._mean
+
+
+def merged(own: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A LoRA's parameters added to the weights that they stand beside, both by their names: float32, on the CPU."""
+    made = {key: tensor.detach().to("cpu", torch.float32) for key, tensor in own.items()}
+    for key, up in lora.items():
+        if key.endswith(".lora_B.weight"):
+            name = key.removesuffix(".lora_B.weight")
+            down = lora[f"{name}.lora_A.weight"]
+            made[f"{name}.weight"] = made[f"{name}.weight"] + (up.detach() @ down.detach()).to("cpu", torch.float32)
+    return made
+
+
+def of_block(trained: Trained, block: BlockId) -> dict[str, Tensor]:
+    """The parameters that a block uses."""
+    return {name: tensor for name, tensor in trained.parameters.items() if block_of_key(name) == block}

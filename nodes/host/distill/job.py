@@ -1,0 +1,132 @@
+"""A distillation from a MODEL to a file: goes on where an earlier one of the same name stopped."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+
+from ....clear_core.distill.output import file_metadata, save_lora, save_weights
+from ....clear_core.distill.run import Point, Processes, Run, train
+from ....clear_core.distill.samples import TrainingSet
+from ....clear_core.distill.settings import LORA, Settings
+from ....clear_core.distill.trained import Trained, merged
+from ....clear_core.pooling import mean_weight
+from ....clear_core.weights import ClearWeights, Variant, read_weights
+from ..files import download_folder
+from .session import Session
+
+_FOLDER = "clear_distillation"
+_LICENCE = (
+    "Derived from the base model: its licence applies to this file, for FLUX.1-dev and its fine-tunes the FLUX.1 [dev] "
+    "Non-Commercial License."
+)
+# Letters, digits and what is harmless in a file name on every system.
+_NAME = re.compile(r"[\w][\w .()+-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """file: the weights or the LoRA. weights: for Apply. history: all steps. note: what it started from."""
+
+    file: Path
+    weights: ClearWeights
+    history: Sequence[Point]
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """name: of the file to be made, without its ending. save_every: steps. resume: go on from a state of that name."""
+
+    name: str
+    settings: Settings
+    save_every: int = 100
+    resume: bool = True
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or self.name.endswith((".", " ")):
+            raise ValueError(
+                f"name is {self.name!r}; a file name without folders is allowed: letters, digits, spaces, . ( ) + - _"
+            )
+        if self.save_every < 1:
+            raise ValueError(f"save_every is {self.save_every}; 1 or more is allowed")
+
+    @property
+    def file(self) -> Path:
+        """The result: in models/loras or models/clear."""
+        folder = Path(folder_paths.get_folder_paths("loras")[0]) if self._is_lora else download_folder()
+        return folder / f"{self.name}.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """Of the training: in ComfyUI's output folder."""
+        return Path(folder_paths.get_output_directory()) / _FOLDER / f"{self.name}.pt"
+
+    @property
+    def _is_lora(self) -> bool:
+        return self.settings.output == LORA
+
+    def run(
+        self,
+        model: Any,
+        samples: TrainingSet,
+        start: ClearWeights | None,
+        on_step: Callable[[Session, Trained, Point], None],
+        check: Callable[[], None] = lambda: None,
+        processes: Processes | None = None,
+    ) -> tuple[Result, Session, Trained]:
+        """Train what is missing and write the file.
+
+        check: called often; may raise to stop, which keeps the state. Raises ValueError for what does not fit together,
+        RuntimeErrors of `clear_core.distill.step`, OSError where a file cannot be written.
+        """
+        with torch.inference_mode(False):
+            session = Session.open(model, samples, self.settings)
+            trained, note = session.trained(start)
+            identity = {"base": session.base, "samples": str(len(samples)), "start_from": start.name if start else ""}
+            self.state.parent.mkdir(parents=True, exist_ok=True)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            run = Run(trained, self.settings, session.gradients(trained, check), self.state, identity, processes)
+            if not (self.resume and run.restore()):
+                run.check_room()
+            train(run, self.save_every, lambda point: on_step(session, trained, point))
+            weights = self._write(session, trained) if processes is None or processes.rank == 0 else None
+            return Result(self.file, weights, tuple(run.history), note), session, trained  # type: ignore[arg-type]
+
+    def _write(self, session: Session, trained: Trained) -> ClearWeights:
+        settings = self.settings
+        dtype = torch.float32 if session.dtype == torch.float32 else torch.bfloat16
+        metadata = file_metadata(settings.radius, settings.down_factor, self._facts(session), family=session.family)
+        if not self._is_lora:
+            save_weights(self.file, trained.parameters, metadata, dtype=dtype)
+            return read_weights(self.file)
+        save_lora(self.file, trained.parameters, metadata, dtype=dtype)
+        whole = merged(dict(session.student.own_weights(session.dtype, session.device)), trained.parameters)
+        return ClearWeights(
+            self.file.name,
+            Variant(settings.radius, settings.down_factor),
+            {key: tensor.to(dtype) for key, tensor in whole.items()},
+            dict.fromkeys(session.student.blocks, mean_weight(settings.down_factor))
+            if settings.down_factor > 1
+            else {},
+            session.student.depth,
+            family=session.family,
+        )
+
+    def _facts(self, session: Session) -> Mapping[str, str]:
+        settings = {f"clear.{name}": value for name, value in self.settings.identity().items()}
+        return {
+            **settings,
+            "clear.steps": str(self.settings.steps),
+            "clear.base": session.base,
+            "clear.samples": str(len(session.samples)),
+            "clear.made": time.strftime("%Y-%m-%d"),
+            "clear.licence": _LICENCE,
+        }
