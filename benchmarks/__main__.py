@@ -16,7 +16,7 @@ import torch
 
 from clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS
 
-from . import attention, memory, scaling, step, tune
+from . import attention, memory, scaling, step, training, tune
 from .timing import device_name, matrix_rate
 
 Item = TypeVar("Item")
@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tflops", type=float, default=200.0, metavar="N", help="for --scaling: one device's rate")
     parser.add_argument("--gbps", type=float, default=25.0, metavar="N", help="for --scaling: one link's GB/s")
     parser.add_argument("--memory", action="store_true", help="instead: peak memory by number of bands, computed")
+    parser.add_argument("--training", action="store_true", help="with --memory: of a step of distillation")
     parser.add_argument("--fit", action="store_true", help="instead: what ComfyUI loads on 8 to 80 GB, for one size")
     parser.add_argument("--cards", action="store_true", help="instead: what each layer takes, on simulated cards")
     parser.add_argument("--launch", action="store_true", help="instead: the host's time for a launch, without a card")
@@ -58,6 +59,10 @@ def main(arguments: list[str]) -> int:
         print(scaling.table(found, options.tflops, options.gbps))
         _write(options.json, {"rows": [row.as_dict() for row in found]})
         return 0
+    if options.memory and options.training:
+        return _training(options, arguments)
+    if options.training:
+        parser.error("--training goes with --memory")
     if options.memory:
         return _memory(options, parser, arguments)
     if options.fit:
@@ -119,6 +124,17 @@ def main(arguments: list[str]) -> int:
         print(step.table(results))
         content[part] = [result.as_dict() for result in results]
     _write(options.json, content)
+    return 0
+
+
+def _training(options: argparse.Namespace, arguments: list[str]) -> int:
+    print(
+        f"One step of distillation of FLUX.1, {training.PIXELS} x {training.PIXELS}, {training.TEXT} text tokens, batch "
+        "1: peak memory of a card with the base model.\nComputed from the sizes and lives of all tensors, not on a card."
+    )
+    rows = [training.measure(case) for case in training.CASES]
+    print(training.table(rows, options.tflops))
+    _write(options.json, _heading(arguments) | {"tflops": options.tflops, "rows": [row.as_dict() for row in rows]})
     return 0
 
 

@@ -15,7 +15,10 @@ _BETAS = (0.9, 0.999)
 
 
 def adamw(weights: Iterable[Tensor], learning_rate: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(list(weights), learning_rate, betas=_BETAS, weight_decay=WEIGHT_DECAY, eps=1e-8)
+    # Tensor by tensor: all at once, as PyTorch's default does, takes as much memory again as the weights.
+    return torch.optim.AdamW(
+        list(weights), learning_rate, betas=_BETAS, weight_decay=WEIGHT_DECAY, eps=1e-8, foreach=False
+    )
 
 
 def make_optimizer(name: str, weights: Iterable[Tensor], learning_rate: float) -> torch.optim.Optimizer:
