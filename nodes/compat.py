@@ -37,7 +37,7 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL "
         "WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE WrappersMP.PREPARE_SAMPLING",
         "comfy.sample": "fix_empty_latent_channels prepare_noise",
-        "comfy.samplers": "CFGGuider KSAMPLER KSampler.SAMPLERS KSampler.SCHEDULERS",
+        "comfy.samplers": "calculate_sigmas CFGGuider KSAMPLER KSampler.SAMPLERS KSampler.SCHEDULERS",
         "comfy.supported_models": "Flux.supported_inference_dtypes",
         "comfy.utils": "ProgressBar flux_to_diffusers set_attr",
         "comfy_api.latest": "ComfyExtension io.AnyType io.Boolean io.Combo io.ComfyNode io.Conditioning "

@@ -22,3 +22,14 @@ def percent(share: float) -> str:
     if 99.5 <= value < 99.95:
         return f"{value:.1f} %"  # 100 % would mean all of it
     return f"{value:.2g} %" if value < 10 else f"{value:.0f} %"
+
+
+def duration(seconds: float) -> str:
+    """45 s, 2 min 10 s, 1 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"

@@ -16,6 +16,8 @@ from comfy.utils import ProgressBar
 
 from .attention_call import Frame
 from .bands.forward import apply_bands, sample_in_bands
+from .distill.job import Job as DistillJob
+from .distill.watch import distill
 from .downloads import download
 from .files import absent_release, download_folder, file_fingerprint, weights_files, weights_path
 from .flux_model import FLUX_1, model_info, model_kind
@@ -39,6 +41,7 @@ __all__ = [
     "FLUX_1",
     "SAMPLERS",
     "SCHEDULERS",
+    "DistillJob",
     "Frame",
     "GraphBuilder",
     "NodeTextParts",
@@ -52,6 +55,7 @@ __all__ = [
     "apply_clear",
     "call_number",
     "check_region",
+    "distill",
     "download",
     "download_folder",
     "file_fingerprint",

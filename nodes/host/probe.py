@@ -38,6 +38,7 @@ from .attention_call import (
 )
 from .bands.forward import BANDS
 from .flux_model import transformer_of
+from .latent_colours import latent_colours
 from .overrides import forward_owner
 
 _PROBE = "clear_probe"
@@ -285,14 +286,7 @@ def _token(share: float, size: int) -> int:
 
 
 def _picture(model: Any, samples: Tensor) -> Tensor | None:
-    """What the latent shows, roughly, by the host's preview factors."""
+    """What the latent shows, in grey."""
     known = model.get_model_object("latent_format")
-    factors, bias = getattr(known, "latent_rgb_factors", None), getattr(known, "latent_rgb_factors_bias", None)
-    rearrange = getattr(known, "latent_rgb_factors_reshape", None)
-    latent = known.process_in(samples.float())
-    if rearrange is not None:
-        latent = rearrange(latent)
-    if factors is None or len(factors) != latent.shape[1]:
-        return None
-    colours = torch.einsum("chw,cr->hwr", latent[0].cpu(), torch.tensor(factors)) + torch.tensor(bias or 0.0)
-    return ((colours.mean(-1) + 1) / 2).clamp(0, 1)
+    colours = latent_colours(known, known.process_in(samples.float()))
+    return None if colours is None else colours.mean(-1)

@@ -1,0 +1,198 @@
+"""Distill CLEAR Weights: MODEL, CLEAR_TRAINING_SET -> CLEAR_WEIGHTS, and a file of them or of a LoRA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..clear_core.distill.settings import (
+    ADAMW,
+    BOTH,
+    LARGEST_RANK,
+    METHODS,
+    OPTIMIZERS,
+    OUTPUTS,
+    WEIGHTS,
+    Settings,
+)
+from ..clear_core.weights import ClearWeights
+from . import host
+from .insight.picture import as_image, page_theme
+from .insight.training_page import TrainingPage
+from .options.clear import MAX_DOWN_FACTOR, MAX_RADIUS
+from .schema import CATEGORY, CLEAR_TRAINING_SET, CLEAR_WEIGHTS, make
+
+_USUAL = Settings()
+_KEYS = ("radius", "down_factor", "method", "output", "rank", "steps", "batch", "learning_rate", "optimizer", "seed")
+
+
+class CLEARDistill(io.ComfyNode):
+    """Trains the student beside the connected model, which stays as it is."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make(
+            io.Schema,
+            node_id="CLEARDistill",
+            display_name="Distill CLEAR Weights",
+            category=CATEGORY,
+            description="Trains CLEAR attention weights, or a LoRA, for the connected model: it is the teacher, and the "
+            "student learns to give the same through the attention window. Cancel keeps what was done; running again "
+            "goes on.",
+            search_aliases=["clear", "distillation", "train", "training", "finetune", "lora training"],
+            inputs=_inputs(),
+            outputs=[CLEAR_WEIGHTS.Output(display_name="CLEAR_WEIGHTS"), io.Image.Output(display_name="curves")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        radius: int | None = None,
+        down_factor: int | None = None,
+        method: str | None = None,
+        output: str | None = None,
+        rank: int | None = None,
+        steps: int | None = None,
+        batch: int | None = None,
+        learning_rate: float | None = None,
+        optimizer: str | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+        save_every: int | None = None,
+    ) -> bool | str:
+        # None comes through a link and is not known yet; `execute` checks it.
+        given = (radius, down_factor, method, output, rank, steps, batch, learning_rate, optimizer, seed)
+        try:
+            settings = Settings(**{key: value for key, value in zip(_KEYS, given, strict=True) if value is not None})
+            host.DistillJob(name or "unknown", settings, 1 if save_every is None else save_every)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        training_set: Any,
+        name: str,
+        save_every: int,
+        resume: bool,
+        start_from: ClearWeights | None = None,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        job = host.DistillJob(name, Settings(**settings), save_every, resume)
+        result, pictures = host.distill(job, model, training_set, start_from, cls.hidden.unique_id)
+        title = f"{result.file.name}: radius {job.settings.radius}, {job.settings.output}"
+        subtitle = f"{len(result.history)} steps from {result.note}; {len(training_set)} images"
+        page = TrainingPage(title, subtitle, result.history, pictures).page(page_theme(host.page_is_light()))
+        image = as_image(page)
+        return io.NodeOutput(result.weights, image, ui=ui.PreviewImage(image, cls=cls))
+
+
+def _inputs() -> list[io.Input]:
+    """The inputs in their released order: saved workflows keep values by position, so add at the end only."""
+    return [
+        make(
+            io.Model.Input,
+            "model",
+            tooltip="The teacher: FLUX.1 or a fine-tune of it, FLUX.2 or Chroma, with LoRAs if you like, without Apply "
+            "CLEAR Attention. An fp8 model saves memory.",
+        ),
+        make(CLEAR_TRAINING_SET.Input, "training_set", tooltip="What to train on: CLEAR Training Set."),
+        make(
+            io.Int.Input,
+            "radius",
+            default=_USUAL.radius,
+            min=1,
+            max=MAX_RADIUS,
+            tooltip="Radius of the attention window, in image tokens of 16 pixels. 16 suits most images; 8 is faster, "
+            "32 is closest to the teacher.",
+        ),
+        make(
+            io.Int.Input,
+            "down_factor",
+            default=_USUAL.down_factor,
+            min=1,
+            max=MAX_DOWN_FACTOR,
+            tooltip="Global context: the image's keys and values pooled over f x f tokens. 1: none, 4: as the released "
+            "weights.",
+        ),
+        make(
+            io.Combo.Input,
+            "method",
+            options=list(METHODS),
+            default=BOTH,
+            tooltip="layer by layer: each block learns on its own, quick and small. end to end: the loss of CLEAR's "
+            "authors, twice the time. both: half of the steps each.",
+        ),
+        make(
+            io.Combo.Input,
+            "output",
+            options=list(OUTPUTS),
+            default=WEIGHTS,
+            tooltip="weights: a file for Load CLEAR Weights, in models/clear. LoRA: a file for ComfyUI's Load LoRA, in "
+            "models/loras; smaller, for any number of these at once.",
+        ),
+        make(
+            io.Int.Input, "rank", default=_USUAL.rank, min=1, max=LARGEST_RANK, tooltip="Of the LoRA; else not used."
+        ),
+        make(
+            io.Int.Input,
+            "steps",
+            default=_USUAL.steps,
+            min=1,
+            max=10**6,
+            tooltip="Steps of training. With another number a finished run goes on, unless method is both.",
+        ),
+        make(io.Int.Input, "batch", default=_USUAL.batch, min=1, max=10**6, tooltip="Images of a step, one by one."),
+        make(
+            io.Float.Input,
+            "learning_rate",
+            default=_USUAL.learning_rate,
+            min=0.0,
+            max=10.0,
+            step=1e-6,
+            round=False,
+            tooltip="How far a step moves the weights. 0.0001 suits AdamW, 1 suits Prodigy.",
+        ),
+        make(
+            io.Combo.Input,
+            "optimizer",
+            options=list(OPTIMIZERS),
+            default=ADAMW,
+            tooltip="AdamW 8-bit takes less memory and needs the package bitsandbytes. Prodigy finds the learning rate "
+            "itself and needs the package prodigyopt.",
+        ),
+        make(
+            io.Int.Input,
+            "seed",
+            default=0,
+            min=0,
+            max=2**63 - 1,
+            tooltip="Of the noise, and of the order of the images.",
+        ),
+        make(io.String.Input, "name", default="my_clear_weights", tooltip="Of the file, without .safetensors."),
+        make(
+            io.Int.Input,
+            "save_every",
+            default=100,
+            min=1,
+            max=10**6,
+            tooltip="Steps between two saves of the state in output/clear_distillation. A picture is shown then.",
+        ),
+        make(
+            io.Boolean.Input,
+            "resume",
+            default=True,
+            tooltip="Goes on from the state of a run of the same name and settings. Off: starts anew.",
+        ),
+        make(
+            CLEAR_WEIGHTS.Input,
+            "start_from",
+            optional=True,
+            tooltip="Weights to begin with, such as the released ones for a fine-tune of FLUX.1-dev. They are used if "
+            "they bring the student closer to the teacher than the model's own.",
+        ),
+    ]

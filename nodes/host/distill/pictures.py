@@ -1,0 +1,42 @@
+"""What teacher, untrained window and student paint of one prompt and seed, as the host's previews show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ....clear_core.distill.draws import draw
+from ....clear_core.distill.trained import Trained, Untrained
+from ..latent_colours import latent_colours
+from .model import Inputs
+from .session import Session
+
+_STEPS = 8
+TEACHER, UNTRAINED, STUDENT = "teacher, full attention", "window, untrained", "student"
+
+
+def all_pictures(session: Session, trained: Trained) -> dict[str, Tensor]:
+    """By what painted them: float32 [height, width, 3], 0 to 1. Empty where the host has no preview for the family."""
+    untrained = Untrained(session.settings.down_factor)
+    by: Mapping[str, Trained | None] = {TEACHER: None, UNTRAINED: untrained, STUDENT: trained}
+    made = {name: picture(session, student) for name, student in by.items()}
+    return {name: image for name, image in made.items() if image is not None}
+
+
+def picture(session: Session, trained: Trained | None) -> Tensor | None:
+    """The first sample's prompt from a fixed seed, a few Euler steps. trained: None for the teacher."""
+    sample = session.samples.read(0)
+    noise = draw(session.settings.seed, 0, len(session.samples), tuple(sample.mean.shape)).noise[None]
+    given = session.conditions(sample.conditioning, noise)
+    sigmas = comfy.samplers.calculate_sigmas(session.model.get_model_object("model_sampling"), "simple", _STEPS)
+    latent = noise.to(session.device)
+    with torch.no_grad():
+        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+            time = torch.tensor([float(sigma)], device=session.device)
+            inputs = Inputs(latent.to(session.dtype), time, given)
+            found = session.student.teacher(inputs) if trained is None else session.student.student(trained, inputs)
+            latent = latent + (float(following) - float(sigma)) * found.out.float()
+    return latent_colours(session.model.get_model_object("latent_format"), latent)
