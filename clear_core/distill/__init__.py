@@ -4,5 +4,6 @@ attention   the student's windowed attention, with gradients for queries, keys, 
 loss        flow matching, distillation of the output, distillation of attention outputs
 weights     which tensors are trained, and how they start
 step        clipping and the optimizer
+samples     latents and text embeddings to train on, as files
 output      the result as a file of the released format
 """
