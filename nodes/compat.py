@@ -36,15 +36,15 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.ops": "cast_bias_weight disable_weight_init uncast_bias_weight",
         "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL "
         "WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE WrappersMP.PREPARE_SAMPLING",
-        "comfy.sample": "fix_empty_latent_channels prepare_noise",
-        "comfy.samplers": "calculate_sigmas CFGGuider KSAMPLER KSampler.SAMPLERS KSampler.SCHEDULERS",
+        "comfy.sample": "fix_empty_latent_channels prepare_noise sample",
+        "comfy.samplers": "CFGGuider KSAMPLER KSampler.SAMPLERS KSampler.SCHEDULERS calculate_sigmas",
         "comfy.supported_models": "Flux.supported_inference_dtypes",
         "comfy.utils": "ProgressBar flux_to_diffusers set_attr",
-        "comfy_api.latest": "ComfyExtension io.AnyType io.Boolean io.Combo io.ComfyNode io.Conditioning "
+        "comfy_api.latest": "ComfyExtension io.AnyType io.Boolean io.Clip io.Combo io.ComfyNode io.Conditioning "
         "io.ControlNet io.Custom io.Float io.Guider io.Hidden.dynprompt io.Hidden.extra_pnginfo io.Hidden.prompt "
         "io.Hidden.unique_id io.Image io.Input io.Int io.Latent io.Mask io.Model io.NodeOutput io.Noise io.Sampler "
         "io.Schema io.Sigmas io.String io.UploadType io.UpscaleModel io.Vae ui.ImageSaveHelper ui.PreviewImage",
-        "comfy_execution.graph_utils": "GraphBuilder",
+        "comfy_execution.graph_utils": "GraphBuilder is_link",
         "comfy_execution.progress": "ProgressHandler ProgressRegistry get_progress_state",
         "folder_paths": "add_model_folder_path annotated_filepath filter_files_content_types folder_names_and_paths "
         "get_filename_list get_folder_paths get_full_path get_input_directory get_output_directory get_save_image_path "
@@ -65,6 +65,7 @@ METHODS: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.model_base.BaseModel": "apply_model get_dtype memory_required",
         "comfy.model_patcher.ModelPatcher": "add_object_patch add_patches add_wrapper_with_key clone get_model_object "
         "get_wrappers loaded_size model_size remove_wrappers_with_key",
+        "comfy.sd.CLIP": "encode_from_tokens_scheduled tokenize",
     }
 )
 """By class: methods that this pack calls on objects of the host."""

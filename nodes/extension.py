@@ -18,6 +18,7 @@ from .preset import CLEARPreset
 from .report import CLEARReport
 from .save_large import CLEARSaveLarge
 from .tiled_sampler import CLEARTiledSampler
+from .training_set import CLEARTrainingSet
 from .vae_strips import CLEARVAEDecode, CLEARVAEEncode
 from .weights_loader import CLEARWeightsLoader
 
@@ -44,6 +45,7 @@ class ClearAttentionExtension(ComfyExtension):
             CLEARVAEEncode,
             CLEARSaveLarge,
             CLEARLoadLarge,
+            CLEARTrainingSet,
         ]
 
 

@@ -13,6 +13,8 @@ Made = TypeVar("Made")
 CATEGORY: Final = "CLEAR"
 CLEAR_WEIGHTS = io.Custom("CLEAR_WEIGHTS")
 """The type that travels between this pack's nodes: a `clear_core.weights.ClearWeights`."""
+CLEAR_TRAINING_SET = io.Custom("CLEAR_TRAINING_SET")
+"""A `clear_core.distill.samples.TrainingSet`."""
 
 CACHED_PER_NODE_ID: Final = True
 """For a schema's `not_idempotent`: ComfyUI caches the outputs of this node by its id too.

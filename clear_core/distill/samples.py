@@ -76,7 +76,8 @@ def read_sample(path: Path) -> Sample:
     try:
         with safe_open(str(path), framework="pt") as file:
             _check(path, file)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            # Copies: what lies in the file's own memory dies with it, and Windows does not replace a file in use.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
             prompt = file.metadata()[_PROMPT]
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error

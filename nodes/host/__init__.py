@@ -32,7 +32,10 @@ from .patching.controlnet import window_control
 from .patching.patch import apply_clear
 from .probe import ProbeRequest, ProbeResult, probe_attention
 from .time_shift import shifted
+from .training_images import folder_fingerprint, image_folder
+from .training_set import set_from_images, set_from_prompts
 from .upscale_start import start_upscale
+from .upstream import upstream
 from .vae import vae_decode, vae_encode
 from .vae_strips import vae_decode_strips, vae_encode_strips
 from .workflow import SAMPLERS, SCHEDULERS, GraphBuilder, call_number, has_clear, keeps_outputs
@@ -59,8 +62,10 @@ __all__ = [
     "download",
     "download_folder",
     "file_fingerprint",
+    "folder_fingerprint",
     "has_clear",
     "image_fingerprint",
+    "image_folder",
     "image_metadata",
     "input_images",
     "keeps_outputs",
@@ -73,8 +78,11 @@ __all__ = [
     "probe_attention",
     "sample_in_bands",
     "save_large",
+    "set_from_images",
+    "set_from_prompts",
     "shifted",
     "start_upscale",
+    "upstream",
     "vae_decode",
     "vae_decode_strips",
     "vae_encode",

@@ -1,0 +1,154 @@
+"""The images of a folder with their prompts, cut to one size."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import comfy.model_management
+import folder_paths
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ...clear_core.file_stamp import FileStamp
+from ..options.training_set import IMAGES, encodable
+from .png_prompts import prompt_in
+
+_TYPES: Final = {".png", ".jpg", ".jpeg", ".webp"}
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF: width and height change places
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image with its prompt; stamp: which contents of the file it was."""
+
+    path: Path
+    prompt: str
+    stamp: FileStamp
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file that is not in the set, and why: a clause."""
+
+    name: str
+    reason: str
+
+
+class UnusableImageError(ValueError):
+    """An image that cannot be in the set. The text is a clause."""
+
+
+def image_folder(folder: str) -> Path:
+    """A folder as a user writes it, in quotes perhaps; a relative one is below ComfyUI's input folder.
+
+    Raises ValueError where it is not there.
+    """
+    written = folder.strip().strip("\"'")
+    if not written:
+        raise ValueError(f"folder is empty; the source {IMAGES!r} needs one. Write the path of a folder with images.")
+    try:
+        path = Path(folder_paths.get_input_directory()) / Path(written).expanduser()
+        if path.is_dir():
+            return path
+    except (OSError, ValueError, RuntimeError):  # too long, characters that no path has, no such user
+        pass
+    raise ValueError(
+        f"folder is {written!r:.200}, which is no folder on the machine of ComfyUI. Write its whole path, or one below "
+        "ComfyUI's input folder."
+    )
+
+
+def folder_fingerprint(folder: str) -> str:
+    """Changes when an image or a text beside it does, without reading them."""
+    try:
+        files = [path for path in image_folder(folder).iterdir() if path.suffix.lower() in {*_TYPES, ".txt"}]
+        stamps = sorted((path.name, FileStamp.of(path)) for path in files)
+    except (ValueError, OSError):
+        return "missing"
+    return ";".join(f"{name!r}:{stamp.size}:{stamp.modified}" for name, stamp in stamps)
+
+
+def images_in(folder: Path, width: int, height: int) -> tuple[list[ImageFile], list[LeftOut]]:
+    """The usable images in natural order (2 before 10), by their headers, and what is left out.
+
+    Raises ValueError where none is usable, OSError where the folder cannot be read.
+    """
+    found: list[ImageFile] = []
+    left_out: list[LeftOut] = []
+    for path in sorted((p for p in folder.iterdir() if p.suffix.lower() in _TYPES), key=_natural):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        try:
+            found.append(_looked_at(path, width, height))
+        except UnusableImageError as error:
+            left_out.append(LeftOut(encodable(path.name), str(error)))
+    if not found:
+        raise ValueError(none_left(folder, left_out))
+    return found, left_out
+
+
+def none_left(folder: Path, left_out: list[LeftOut]) -> str:
+    """What to say of a folder without usable images."""
+    if not left_out:
+        return f"There is no image in {folder}; allowed are {', '.join(sorted(_TYPES))}. Choose another folder."
+    reasons = "; ".join(f"{one.name}: {one.reason}" for one in left_out[:3])
+    return f"No image of {folder} can be used. Of {len(left_out)}: {reasons}"
+
+
+def pixels_of(image: ImageFile, width: int, height: int) -> Tensor:
+    """An image scaled to cover a size, and its centre: float32 [1, height, width, 3], 0 to 1.
+
+    Raises UnusableImageError.
+    """
+    try:
+        with Image.open(image.path) as opened:
+            turned = ImageOps.exif_transpose(opened)
+            if turned.mode == "I":  # as Load Image takes 16 bits
+                turned = turned.point(lambda value: value * (1 / 255))
+            fitted = ImageOps.fit(turned.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+    except Exception as error:  # whatever Pillow's plugins raise for a damaged file: no file stops the others
+        raise UnusableImageError(_broken(error)) from error
+    return torch.from_numpy(np.asarray(fitted).astype(np.float32) / 255)[None]
+
+
+def _looked_at(path: Path, width: int, height: int) -> ImageFile:
+    try:
+        stamp = FileStamp.of(path)
+        with Image.open(path) as image:
+            across, down = image.size
+            if image.getexif().get(_ORIENTATION) in _TURNED:
+                across, down = down, across
+            own = prompt_in(image.info)
+    except Exception as error:  # as in `pixels_of`
+        raise UnusableImageError(_broken(error)) from error
+    if 2 * across < width and 2 * down < height:
+        raise UnusableImageError(f"too small, {across} x {down} pixels for {width} x {height}")
+    prompt = _text_beside(path) or own
+    if not prompt:
+        raise UnusableImageError(f"no prompt, neither in {path.with_suffix('.txt').name} nor in the image's metadata")
+    return ImageFile(path, encodable(prompt), stamp)
+
+
+def _text_beside(path: Path) -> str | None:
+    """The text of the .txt beside an image; None where there is none."""
+    beside = path.with_suffix(".txt")
+    try:
+        return beside.read_text(encoding="utf-8-sig").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UnusableImageError(f"{beside.name} cannot be read as UTF-8 ({error})") from error
+
+
+def _broken(error: Exception) -> str:
+    return f"cannot be read ({type(error).__name__}: {str(error)[:200]})"
+
+
+def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
+    """Numbers in a name count as numbers."""
+    parts = re.split(r"(\d+)", path.name.lower())
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], path.name
