@@ -20,7 +20,9 @@ from .training_images import LeftOut, UnusableImageError
 from .training_samples import CHANNELS, PIXELS, encoded, tensors_of
 
 _FOLDER: Final = "clear_training_sets"
-_AT_ONCE: Final = 32  # prompts encoded in turn (4 MB each for 256 tokens), so that models change places in memory less often
+_AT_ONCE: Final = (
+    32  # prompts encoded in turn (4 MB each for 256 tokens), so that models change places in memory less often
+)
 
 OnStep = Callable[[int], None]
 Made = tuple[Tensor, Tensor, bool]
