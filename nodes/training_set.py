@@ -26,6 +26,7 @@ from .options.training_set import (
 from .schema import CATEGORY, CLEAR_TRAINING_SET, make
 
 _NOT_CONNECTED = object()
+_SHOWN = 12  # lines of the report on the node
 _DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {"name": "my_set", "source": IMAGES, "width": 1024, "height": 1024, "steps": 20, "seed": 0}
 )
@@ -111,8 +112,15 @@ class CLEARTrainingSet(io.ComfyNode):
             samples, report = host.set_from_images(options, clip, vae, folder, made_of, say)
         else:
             samples, report = host.set_from_prompts(options, clip, model, prompt_lines(prompts), made_of, say)
-        say(report)
+        say(_beginning(report))
         return io.NodeOutput(samples, report)
+
+
+def _beginning(report: str) -> str:
+    """What of a report fits on a node."""
+    lines = report.split("\n")
+    more = len(lines) - _SHOWN
+    return "\n".join([*lines[:_SHOWN], *([f"and {more} more lines in report"] if more > 0 else [])])
 
 
 def _inputs() -> list[io.Input]:

@@ -125,7 +125,9 @@ class Making:
             f"{count - self._made} there before"
         ]
         if self._without_std:
-            lines.append(f"{self._without_std} without deviation: the VAE gives a latent only, so std is 0")
+            lines.append(
+                f"{self._without_std} without deviation, std is 0: the VAE gave a latent only, or encoded in tiles"
+            )
         if self.left_out:
             lines.append(f"{len(self.left_out)} left out:")
             lines += [f"{one.name}: {one.reason}" for one in self.left_out]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,17 +71,22 @@ def folder_fingerprint(folder: str) -> str:
         stamps = sorted((path.name, FileStamp.of(path)) for path in files)
     except (ValueError, OSError):
         return "missing"
-    return ";".join(f"{name!r}:{stamp.size}:{stamp.modified}" for name, stamp in stamps)
+    text = repr([(name, stamp.size, stamp.modified) for name, stamp in stamps])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def images_in(folder: Path, width: int, height: int) -> tuple[list[ImageFile], list[LeftOut]]:
     """The usable images in natural order (2 before 10), by their headers, and what is left out.
 
-    Raises ValueError where none is usable, OSError where the folder cannot be read.
+    Raises ValueError where none is usable or the folder cannot be read.
     """
+    try:
+        paths = sorted((path for path in folder.iterdir() if path.suffix.lower() in _TYPES), key=_natural)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be read ({error.strerror}). Allow it, or choose another folder.") from error
     found: list[ImageFile] = []
     left_out: list[LeftOut] = []
-    for path in sorted((p for p in folder.iterdir() if p.suffix.lower() in _TYPES), key=_natural):
+    for path in paths:
         comfy.model_management.throw_exception_if_processing_interrupted()
         try:
             found.append(_looked_at(path, width, height))

@@ -53,7 +53,7 @@ def distribution(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor, bool]:
     The last value tells whether the autoencoder gave a distribution; if not, mean is the latent and std is 0.
     """
     seen: list[Tensor] = []
-    regularization = getattr(vae.first_stage_model, "regularization", None)
+    regularization = getattr(getattr(vae, "first_stage_model", None), "regularization", None)
     hook = None
     if regularization is not None:
         # The host's own encode does the rest: loading, dtypes, tiles where memory is short.

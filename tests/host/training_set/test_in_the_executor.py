@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ Prompt = dict[str, dict[str, Any]]
 
 
 class Clip:
-    """Text embeddings that tell the prompts apart; `tests/host/test_training_set.py` has the real encoders."""
+    """Text embeddings that tell the prompts apart; the other tests have the real encoders."""
 
     def tokenize(self, text: str) -> str:
         return text
@@ -85,9 +84,7 @@ class Machine:
 
 
 @pytest.fixture
-def machine(host: Any, pack: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    import folder_paths
-
+def machine(host: Any, pack: dict[str, Any], output: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(host)
 
     class Keep:
@@ -107,10 +104,7 @@ def machine(host: Any, pack: dict[str, Any], tmp_path: Path, monkeypatch: pytest
     nodes = {"Model": giving("MODEL", flux_model()), "Clip": giving("CLIP", Clip()), "Vae": giving("VAE", Vae())}
     for name, node in {**nodes, "Keep": Keep}.items():
         monkeypatch.setitem(host.NODE_CLASS_MAPPINGS, name, node)
-    before = folder_paths.get_output_directory()
-    folder_paths.set_output_directory(str(tmp_path / "output"))
-    yield made
-    folder_paths.set_output_directory(before)
+    return made
 
 
 def prompt(source: str, files: dict[str, str] | None = None, **changed: Any) -> Prompt:
@@ -153,10 +147,7 @@ def test_what_the_source_does_not_need_may_be_missing(machine: Machine) -> None:
     assert "1 made, 0 there before" in report
 
 
-def test_it_runs_again_when_an_image_comes_and_else_not(machine: Machine, tmp_path: Path) -> None:
-    folder = tmp_path / "images"
-    folder.mkdir()
-
+def test_it_runs_again_when_an_image_comes_and_else_not(machine: Machine, folder: Path) -> None:
     def put(name: str) -> None:
         Image.new("RGB", (64, 80), (9, 9, 9)).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(name, encoding="utf-8")
