@@ -100,6 +100,7 @@ class Making:
                 "the VAE of FLUX.1 (ae.safetensors)."
             )
         sample = Sample(mean[0], std[0], tensors_of(conditioning), one.prompt)
+        _check_numbers(sample, one.source)
         about = {"source": one.source, "width": str(self._options.width), "height": str(self._options.height)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,3 +136,13 @@ class Making:
         if others:
             lines.append(f"{others} other samples in that folder, of other settings, are not in this set")
         return TrainingSet(self._folder, tuple(self.files)), "\n".join(lines)
+
+
+def _check_numbers(sample: Sample, source: str) -> None:
+    """Raises ValueError for a sample that would spoil the weights trained on it."""
+    for name, tensor in {"latent": sample.mean, **sample.conditioning}.items():
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"The {name} of {source} has values that are not numbers: they overflow in their dtype. Start ComfyUI "
+                "with --fp32-vae for images, --bf16-unet for generated latents, --fp32-text-enc for text."
+            )

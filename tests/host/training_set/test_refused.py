@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from devtools.models import chroma_model
 
@@ -76,6 +77,36 @@ def test_another_model_and_another_autoencoder(run: Any, folder: Path, output: P
     with pytest.raises(ValueError, match=r"clip is None: the checkpoint has no text encoder\. Load one with DualCLIP"):
         run(folder=str(folder), clip=None)
     assert not output.exists()
+
+
+def test_values_that_are_not_numbers(run: Any, folder: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the autoencoder or T5 gives them in half precision."""
+    import comfy.sd
+
+    captioned(folder / "a.png", "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.sd.VAE, "encode", lambda vae, pixels: torch.full((1, 16, 8, 10), torch.nan))
+        with pytest.raises(ValueError, match=r"The latent of a\.png has values that are not numbers: .* --fp32-vae"):
+            run(folder=str(folder))
+    text = [[torch.full((1, 256, 24), torch.inf), {"pooled_output": torch.zeros(1, 12)}]]
+    monkeypatch.setattr(comfy.sd.CLIP, "encode_from_tokens_scheduled", lambda clip, tokens: text)
+    with pytest.raises(
+        ValueError, match=r"The cross_attn of a\.png has values that are not numbers: .* --fp32-text-enc"
+    ):
+        run(folder=str(folder))
+    assert not output.exists()
+
+
+def test_a_text_encoder_with_a_schedule(run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.sd
+
+    captioned(folder / "a.png", "a")
+    parts = [[torch.zeros(1, 256, 24), {}]] * 2
+    monkeypatch.setattr(comfy.sd.CLIP, "encode_from_tokens_scheduled", lambda clip, tokens: parts)
+    with pytest.raises(
+        ValueError, match=r"clip encodes a prompt as 2 parts of the steps, by its hooks; a sample has one"
+    ):
+        run(folder=str(folder))
 
 
 def test_a_folder_that_changed_is_looked_at_again(pack: dict[str, Any], folder: Path) -> None:
