@@ -129,8 +129,9 @@ def main(arguments: list[str]) -> int:
 
 def _training(options: argparse.Namespace, arguments: list[str]) -> int:
     print(
-        f"One step of distillation of FLUX.1, {training.PIXELS} x {training.PIXELS}, {training.TEXT} text tokens, batch "
-        "1: peak memory of a card with the base model.\nComputed from the sizes and lives of all tensors, not on a card."
+        f"One step of distillation of FLUX.1, {training.PIXELS} x {training.PIXELS}, {training.TEXT} text tokens, "
+        "batch 1: peak memory of a card with the base model.\nComputed from the sizes and lives of all tensors, not on "
+        "a card."
     )
     rows = [training.measure(case) for case in training.CASES]
     print(training.table(rows, options.tflops))

@@ -37,9 +37,9 @@ class CLEARDistill(io.ComfyNode):
             node_id="CLEARDistill",
             display_name="Distill CLEAR Weights",
             category=CATEGORY,
-            description="Trains CLEAR attention weights, or a LoRA, for the connected model: it is the teacher, and the "
-            "student learns to give the same through the attention window. Cancel keeps what was done; running again "
-            "goes on.",
+            description="Trains CLEAR attention weights, or a LoRA, for the connected model: it is the teacher, and "
+            "the student learns to give the same through the attention window. Cancel keeps what was done; running "
+            "again goes on.",
             search_aliases=["clear", "distillation", "train", "training", "finetune", "lora training"],
             inputs=_inputs(),
             outputs=[CLEAR_WEIGHTS.Output(display_name="CLEAR_WEIGHTS"), io.Image.Output(display_name="curves")],
@@ -65,8 +65,8 @@ class CLEARDistill(io.ComfyNode):
         # None comes through a link and is not known yet; `execute` checks it.
         given = (radius, down_factor, method, output, rank, steps, batch, learning_rate, optimizer, seed)
         try:
-            settings = Settings(**{key: value for key, value in zip(_KEYS, given, strict=True) if value is not None})
-            host.DistillJob(name or "unknown", settings, 1 if save_every is None else save_every)
+            known: dict[str, Any] = {key: v for key, v in zip(_KEYS, given, strict=True) if v is not None}
+            host.DistillJob("unknown" if name is None else name, Settings(**known), save_every or 1)
         except ValueError as error:
             return str(error)
         return True
@@ -135,9 +135,7 @@ def _inputs() -> list[io.Input]:
             tooltip="weights: a file for Load CLEAR Weights, in models/clear. LoRA: a file for ComfyUI's Load LoRA, in "
             "models/loras; smaller, for any number of these at once.",
         ),
-        make(
-            io.Int.Input, "rank", default=_USUAL.rank, min=1, max=LARGEST_RANK, tooltip="Of the LoRA; else not used."
-        ),
+        make(io.Int.Input, "rank", default=_USUAL.rank, min=1, max=LARGEST_RANK, tooltip="Of the LoRA; else not used."),
         make(
             io.Int.Input,
             "steps",

@@ -9,6 +9,7 @@ from .apply import CLEARApply
 from .attention_map import CLEARAttentionMap
 from .compare import CLEARCompare
 from .control_net import CLEARControlNet
+from .distill import CLEARDistill
 from .high_res import CLEARHighRes
 from .high_res_parts import CLEARBatch, CLEARItem, CLEARStages
 from .high_res_vae import CLEARStageDecode, CLEARStageEncode
@@ -46,6 +47,7 @@ class ClearAttentionExtension(ComfyExtension):
             CLEARSaveLarge,
             CLEARLoadLarge,
             CLEARTrainingSet,
+            CLEARDistill,
         ]
 
 

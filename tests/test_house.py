@@ -124,6 +124,7 @@ def test_every_node_has_a_help_page() -> None:
         "CLEARSaveLarge",
         "CLEARTiledSampler",
         "CLEARTrainingSet",
+        "CLEARDistill",
         "CLEARVAEDecode",
         "CLEARVAEEncode",
         "CLEARWeightsLoader",

@@ -92,7 +92,9 @@ def _blocks(page: Page, box: Box, points: Sequence[Point]) -> None:
     axes = page.axes(box, "blocks")
     some = max(1, len(points) // 10)
     for part, colour in ((points[:some], page.theme.grey), (points[-some:], page.theme.blue)):
-        axes.plot([sum(p.losses[name] for p in part) / len(part) for name in names], color=colour, lw=2.2, marker="o", ms=4)
+        axes.plot(
+            [sum(p.losses[name] for p in part) / len(part) for name in names], color=colour, lw=2.2, marker="o", ms=4
+        )
     shown = range(0, len(names), max(1, len(names) // 6))
     axes.set_xticks(list(shown), [f"{names[n][0]}{names[n].split()[1]}" for n in shown])
     _scales(axes, page.theme)

@@ -3,59 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import comfy.lora
 import comfy.sd
 import comfy.utils
-import folder_paths
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clear_core.distill.samples import Sample, TrainingSet, write_sample
+from clear_core.distill.samples import TrainingSet
 from clear_core.weights import read_header, read_weights
 from devtools.models import chroma_model, clear_tensors, flux2_model, flux_model, inputs, run_forward
 
+from host.distill_samples import folders, one_thread, training_set
+
+__all__ = ["folders", "one_thread"]
+
 QUICK = {"radius": 2, "steps": 4, "batch": 2, "learning_rate": 1e-3, "seed": 3}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """For models this small, more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """ComfyUI's output folder and the folders of models, for this test alone."""
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    for name in ("clear", "loras"):
-        (tmp_path / name).mkdir()
-        entry = ([str(tmp_path / name)], {".safetensors"})
-        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, entry)
-    return tmp_path
-
-
-def training_set(folder: Path, *, channels: int = 16, side: int = 16, count: int = 3) -> TrainingSet:
-    generator = torch.Generator().manual_seed(1)
-    files = []
-    for number in range(count):
-        mean = torch.randn(channels, side, side, generator=generator)
-        condition = {
-            "cross_attn": torch.randn(5, 24, generator=generator),
-            "pooled_output": torch.randn(12, generator=generator),
-        }
-        path = folder / f"{number}.safetensors"
-        write_sample(path, Sample(mean, torch.full_like(mean, 0.1), condition, f"prompt {number}"), {})
-        files.append(path)
-    return TrainingSet(folder, tuple(files))
 
 
 @pytest.fixture
@@ -218,8 +186,8 @@ def test_no_room_for_the_state_is_told_before_the_first_step(
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"name": "../mine"}, "a file name without folders"),
-        ({"name": ""}, "a file name without folders"),
+        ({"name": "../mine"}, "allowed are letters, digits"),
+        ({"name": ""}, "allowed are letters, digits"),
         ({"radius": 0}, "radius is 0; 1 to 128"),
         ({"steps": 0}, "steps is 0; 1 to"),
         ({"method": "magic"}, "method is 'magic'; choose one of layer by layer"),

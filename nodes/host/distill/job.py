@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ....clear_core.distill.settings import LORA, Settings
 from ....clear_core.distill.trained import Trained, merged
 from ....clear_core.pooling import mean_weight
 from ....clear_core.weights import ClearWeights, Variant, read_weights
+from ...options.training_set import check_name
 from ..files import download_folder
 from .session import Session
 
@@ -27,8 +27,6 @@ _LICENCE = (
     "Derived from the base model: its licence applies to this file, for FLUX.1-dev and its fine-tunes the FLUX.1 [dev] "
     "Non-Commercial License."
 )
-# Letters, digits and what is harmless in a file name on every system.
-_NAME = re.compile(r"[\w][\w .()+-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +49,7 @@ class Job:
     resume: bool = True
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or self.name.endswith((".", " ")):
-            raise ValueError(
-                f"name is {self.name!r}; a file name without folders is allowed: letters, digits, spaces, . ( ) + - _"
-            )
+        check_name(self.name)
         if self.save_every < 1:
             raise ValueError(f"save_every is {self.save_every}; 1 or more is allowed")
 

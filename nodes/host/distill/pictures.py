@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import comfy.samplers
 import torch
@@ -34,7 +35,7 @@ def picture(session: Session, trained: Trained | None) -> Tensor | None:
     sigmas = comfy.samplers.calculate_sigmas(session.model.get_model_object("model_sampling"), "simple", _STEPS)
     latent = noise.to(session.device)
     with torch.no_grad():
-        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for sigma, following in pairwise(sigmas):
             time = torch.tensor([float(sigma)], device=session.device)
             inputs = Inputs(latent.to(session.dtype), time, given)
             found = session.student.teacher(inputs) if trained is None else session.student.student(trained, inputs)
