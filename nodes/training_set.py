@@ -141,7 +141,7 @@ def _inputs() -> list[io.Input]:
             tooltip="images in a folder: encodes your images with their prompts; needs vae. generate from prompts: the "
             "model makes the images, as KSampler with euler, simple and cfg 1 at guidance 3.5; needs model.",
         ),
-        make(io.Clip.Input, "clip", tooltip="Text encoders of FLUX: CLIP-L and T5."),
+        make(io.Clip.Input, "clip", tooltip="The text encoders of the model; for FLUX.1 CLIP-L and T5."),
         make(
             io.String.Input,
             "folder",
@@ -171,6 +171,6 @@ def _inputs() -> list[io.Input]:
             max=LARGEST_SEED,
             tooltip="For generating: the seed of the first image; each further one has the next.",
         ),
-        make(io.Vae.Input, "vae", optional=True, tooltip="For images: the VAE of FLUX.1."),
-        make(io.Model.Input, "model", optional=True, tooltip="For generating: FLUX.1 with full attention."),
+        make(io.Vae.Input, "vae", optional=True, tooltip="For images: the VAE of the model that is distilled."),
+        make(io.Model.Input, "model", optional=True, tooltip="For generating: FLUX with full attention."),
     ]

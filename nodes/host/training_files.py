@@ -17,7 +17,7 @@ from torch import Tensor
 from ...clear_core.distill.samples import Sample, SampleError, TrainingSet, latent_shape, write_sample
 from ..options.training_set import SetOptions
 from .training_images import LeftOut, UnusableImageError
-from .training_samples import CHANNELS, PIXELS, encoded, tensors_of
+from .training_samples import Shape, encoded, tensors_of
 
 _FOLDER: Final = "clear_training_sets"
 _AT_ONCE: Final = (
@@ -46,13 +46,12 @@ class Wanted:
 class Making:
     """One run. files: of the set so far, in order. left_out: what is not in it."""
 
-    def __init__(self, options: SetOptions, clip: Any, steps: int, say: Callable[[str], None]) -> None:
-        """steps: of making one latent. say: shows a user how far it is."""
+    def __init__(self, options: SetOptions, clip: Any, shape: Shape, steps: int, say: Callable[[str], None]) -> None:
+        """shape: of every latent. steps: of making one. say: shows a user how far it is."""
         self.files: list[Path] = []
         self.left_out: list[LeftOut] = []
-        self._options, self._clip, self._steps, self._say = options, clip, steps, say
+        self._options, self._clip, self._shape, self._steps, self._say = options, clip, shape, steps, say
         self._folder = Path(folder_paths.get_output_directory()) / _FOLDER / options.name
-        self._shape = (CHANNELS, options.height // PIXELS, options.width // PIXELS)
         # A sample keeps its file when others come before it: the key is at the end of the name.
         self._here = {path.stem.rpartition("_")[2]: path for path in self._folder.glob("*.safetensors")}
         self._made = self._without_std = 0
@@ -96,8 +95,8 @@ class Making:
         mean, std, distributed = one.latent(conditioning, on_step)
         if tuple(mean.shape[1:]) != self._shape:
             raise ValueError(
-                f"The latent of {one.source} has the shape {tuple(mean.shape[1:])}; FLUX.1's is {self._shape}. Connect "
-                "the VAE of FLUX.1 (ae.safetensors)."
+                f"The latent of {one.source} has the shape {tuple(mean.shape[1:])}, that of FLUX is {self._shape}. "
+                "Connect the VAE of the model that is distilled."
             )
         sample = Sample(mean[0], std[0], tensors_of(conditioning), one.prompt)
         _check_numbers(sample, one.source)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import comfy.model_management
@@ -11,20 +12,42 @@ import torch
 from torch import Tensor
 
 from ...clear_core.distill.samples import TEXT
-from .flux_model import FLUX_1, transformer_of
+from .flux_model import CHROMA, FLUX_1, FLUX_2, transformer_of
 
-CHANNELS, PIXELS = 16, 8
-"""Of FLUX.1's latent: channels, and pixels that a cell covers each way."""
+_CELL: Final[Mapping[int, int]] = MappingProxyType({16: 8, 128: 16})
+"""By the channels of a latent, of FLUX.1 and Chroma or of FLUX.2: pixels that a cell covers each way."""
+
+_FAMILIES: Final = (FLUX_1, FLUX_2, CHROMA)
+Shape = tuple[int, int, int]
+"""channels, height, width of a latent."""
 
 GUIDANCE: Final = 3.5
 _LEAST_LOGVAR, _MOST_LOGVAR = -30.0, 20.0  # as ComfyUI's own distribution takes them
 
 
-def check_model(model: Any) -> None:
-    """Raises ValueError unless a MODEL is one that there can be distilled weights for."""
+def shape_of_model(model: Any, width: int, height: int) -> Shape:
+    """Of a MODEL's latents for an image size. Raises ValueError unless it is one that weights can be distilled for."""
     family = transformer_of(model)[1]
-    if family != FLUX_1:
-        raise ValueError(f"model is {family}; training samples are made with {FLUX_1}. Connect a {FLUX_1} model.")
+    if family not in _FAMILIES:
+        raise ValueError(
+            f"model is {family}; training samples are made with {', '.join(_FAMILIES)}. Connect one of them."
+        )
+    return _shape(model.get_model_object("latent_format").latent_channels, width, height)
+
+
+def shape_of_vae(vae: Any, width: int, height: int) -> Shape:
+    """Of a VAE's latents for an image size. Raises ValueError unless it is that of such a model."""
+    if vae.latent_channels not in _CELL:
+        raise ValueError(
+            f"vae makes latents of {vae.latent_channels} channels; those of {FLUX_1} and {CHROMA} have 16, those of "
+            f"{FLUX_2} 128. Connect the VAE of the model that is distilled."
+        )
+    return _shape(vae.latent_channels, width, height)
+
+
+def _shape(channels: int, width: int, height: int) -> Shape:
+    cell = _CELL[channels]
+    return channels, height // cell, width // cell
 
 
 def encoded(clip: Any, prompt: str) -> Any:
@@ -48,7 +71,7 @@ def tensors_of(conditioning: Any) -> dict[str, Tensor]:
 
 
 def distribution(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """pixels: [1, height, width, 3], 0 to 1. mean and std of the latent, float32 [1, channels, height / 8, width / 8].
+    """pixels: [1, height, width, 3], 0 to 1. mean and std of the latent, float32 [1, channels, rows, columns].
 
     The last value tells whether the autoencoder gave a distribution; if not, mean is the latent and std is 0.
     """
@@ -72,15 +95,15 @@ def distribution(vae: Any, pixels: Tensor) -> tuple[Tensor, Tensor, bool]:
 
 
 def sampled(
-    model: Any, conditioning: Any, width: int, height: int, steps: int, seed: int, on_step: Callable[[int], None]
+    model: Any, conditioning: Any, shape: Shape, steps: int, seed: int, on_step: Callable[[int], None]
 ) -> Tensor:
-    """The latent of KSampler with euler, simple, cfg 1 and guidance 3.5: float32 [1, 16, height / 8, width / 8].
+    """The latent of KSampler with euler, simple, cfg 1 and guidance 3.5: float32 [1, *shape].
 
     on_step: called with the number of steps done.
     """
     tokens, others = conditioning[0]
     positive = [[tokens, {**others, "guidance": GUIDANCE}]]
-    latent = torch.zeros(1, CHANNELS, height // PIXELS, width // PIXELS)
+    latent = torch.zeros(1, *shape)
     noise = comfy.sample.prepare_noise(latent, seed)
 
     def after(step: int, *_: Any) -> None:

@@ -14,7 +14,7 @@ from ...clear_core.distill.samples import TrainingSet
 from ..options.training_set import LARGEST_SEED, SetOptions, encodable
 from .training_files import Made, Making, OnStep, Wanted
 from .training_images import ImageFile, image_folder, images_in, none_left, pixels_of
-from .training_samples import check_model, distribution, sampled
+from .training_samples import distribution, sampled, shape_of_model, shape_of_vae
 
 _FORMAT: Final = 1  # of the files; another number makes all of them anew
 
@@ -29,6 +29,7 @@ def set_from_images(
     be saved, ComfyUI's own exception on Cancel.
     """
     width, height = options.width, options.height
+    shape = shape_of_vae(vae, width, height)
     path = image_folder(folder)
     images, left_out = images_in(path, width, height)
 
@@ -40,7 +41,7 @@ def set_from_images(
         name, stamp = encodable(image.path.name), image.stamp
         key = _key(options, made_of, name, stamp.size, stamp.modified, image.prompt)
         wanted.append(Wanted(name, image.prompt, key, partial(latent, image)))
-    making = Making(options, clip, 1, say)
+    making = Making(options, clip, shape, 1, say)
     making.left_out += left_out
     making.run(wanted)
     if not making.files:
@@ -60,10 +61,10 @@ def set_from_prompts(
 
     The arguments and errors of `set_from_images`; made_of: what text encoder and model are.
     """
-    check_model(model)
+    shape = shape_of_model(model, options.width, options.height)
 
     def latent(seed: int, conditioning: Any, on_step: OnStep) -> Made:
-        mean = sampled(model, conditioning, options.width, options.height, options.steps, seed, on_step)
+        mean = sampled(model, conditioning, shape, options.steps, seed, on_step)
         return mean, torch.zeros_like(mean), True
 
     wanted = []
@@ -71,7 +72,7 @@ def set_from_prompts(
         seed = (options.seed + number) % (LARGEST_SEED + 1)
         key = _key(options, made_of, prompt, options.steps, seed)
         wanted.append(Wanted(f"prompt {number + 1}", prompt, key, partial(latent, seed)))
-    making = Making(options, clip, options.steps, say)
+    making = Making(options, clip, shape, options.steps, say)
     making.run(wanted)
     return making.result()
 

@@ -16,21 +16,30 @@ IMAGES, GENERATE = "images in a folder", "generate from prompts"
 SIZE = {"width": 80, "height": 64}
 
 
-def small_vae(channels: int) -> Any:
+def small_vae(channels: int, *, flux_2: bool = False) -> Any:
+    """An autoencoder of the host's class, random, with few layers and channels. channels: of its latents.
+
+    flux_2: four cells become one of four times the channels, normalised.
+    """
     import comfy.ldm.models.autoencoder
     import comfy.sd
 
     config = {**AUTOENCODER, "ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": channels}
-    engine = comfy.ldm.models.autoencoder.AutoencodingEngine(
-        regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
-        encoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Encoder", "params": config},
-        decoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Decoder", "params": config},
-    )
+    if flux_2:
+        engine: Any = comfy.ldm.models.autoencoder.AutoencoderKL(
+            ddconfig={**config, "batch_norm_latent": True}, embed_dim=channels
+        )
+    else:
+        engine = comfy.ldm.models.autoencoder.AutoencodingEngine(
+            regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
+            encoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Encoder", "params": config},
+            decoder_config={"target": "comfy.ldm.modules.diffusionmodules.model.Decoder", "params": config},
+        )
     engine.load_state_dict(random_like(engine.state_dict()))
     made: Any = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
     made.first_stage_model = engine.float().eval()
-    made.downscale_ratio = made.upscale_ratio = 8
-    made.latent_channels = channels
+    made.downscale_ratio = made.upscale_ratio = 16 if flux_2 else 8
+    made.latent_channels = 4 * channels if flux_2 else channels
     made.process_input = lambda image: image * 2.0 - 1.0
     made.patcher = type(made.patcher)(engine, made.device, made.device)
     return made

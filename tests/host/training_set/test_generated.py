@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from devtools.models import chroma_model, flux2_model, flux_model
+
 from host.training_set.made import GENERATE
 
 
-def test_prompts_become_the_latents_of_ksampler(run: Any, host: Any, flux: Any, clip: Any) -> None:
+@pytest.mark.parametrize(
+    ("family", "shape"), [(flux_model, (16, 8, 10)), (chroma_model, (16, 8, 10)), (flux2_model, (128, 4, 5))]
+)
+def test_prompts_become_the_latents_of_ksampler(
+    run: Any, host: Any, clip: Any, family: Callable[[], Any], shape: tuple[int, ...]
+) -> None:
+    flux = family()
     samples, report = run(GENERATE, prompts="a hill\n\n  a lake \n", model=flux, vae=None)
     assert len(samples) == 2 and "2 made" in report
     for n, prompt in enumerate(("a hill", "a lake")):
         sample = samples.read(n)
         with torch.inference_mode():
             conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), add_dict={"guidance": 3.5})
-            latent = {"samples": torch.zeros(1, 16, 8, 10)}
+            latent = {"samples": torch.zeros(1, *shape)}
             (expected,) = host.common_ksampler(
                 flux, 7 + n, 2, 1.0, "euler", "simple", conditioning, conditioning, latent
             )

@@ -144,6 +144,19 @@ def test_an_autoencoder_without_a_distribution(run: Any, folder: Path) -> None:
     assert report.endswith("\n1 without deviation, std is 0: the VAE gave a latent only, or encoded in tiles")
 
 
+def test_the_autoencoder_of_flux_2(run: Any, folder: Path) -> None:
+    """It normalises what its distribution's mean is: the latent alone is known."""
+    captioned(folder / "a.png", "a")
+    other = small_vae(32, flux_2=True)
+    samples, report = run(folder=str(folder), vae=other)
+    pixels = torch.tensor(np.asarray(Image.open(folder / "a.png"))).float()[None] / 255
+    with torch.inference_mode():
+        assert torch.equal(samples.read(0).mean, other.encode(pixels)[0])
+    assert samples.read(0).mean.shape == (128, 4, 5)
+    assert samples.read(0).std.abs().max() == 0
+    assert "without deviation" in report
+
+
 def test_in_tiles_the_mean_is_the_tiled_encode_and_the_deviation_is_0(
     run: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ class Clip:
 
 class Vae:
     first_stage_model = None
+    latent_channels = 16
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels.movedim(-1, 1).mean(1, keepdim=True)[..., ::8, ::8].repeat(1, 16, 1, 1)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from devtools.models import chroma_model
+from devtools.models import flux_model
 
 from host.training_set.made import GENERATE, IMAGES, SIZE, captioned, small_vae
 
@@ -65,15 +65,23 @@ def test_the_source_has_to_be_connected(
 
 
 def test_another_model_and_another_autoencoder(run: Any, folder: Path, output: Path) -> None:
+    other = flux_model()
+    other.model.diffusion_model.params.vec_in_dim = None  # by which LongCat-Image, of FLUX's class, is told
     with pytest.raises(
-        ValueError, match=r"model is Chroma; training samples are made with FLUX\.1\. Connect a FLUX\.1"
+        ValueError, match=r"model is LongCat-Image; training samples are made with FLUX\.1, FLUX\.2, Chr"
     ):
-        run(GENERATE, prompts="a", model=chroma_model())
+        run(GENERATE, prompts="a", model=other)
     captioned(folder / "a.png", "a")
     with pytest.raises(
-        ValueError, match=r"latent of a\.png has the shape \(4, 8, 10\); FLUX\.1's is \(16, 8, 10\)\. Conn"
+        ValueError, match=r"vae makes latents of 4 channels; those of FLUX\.1 and Chroma have 16, those o"
     ):
         run(folder=str(folder), vae=small_vae(4))
+    misnamed = small_vae(4)
+    misnamed.latent_channels = 16
+    with pytest.raises(
+        ValueError, match=r"latent of a\.png has the shape \(4, 8, 10\), that of FLUX is \(16, 8, 10\)\."
+    ):
+        run(folder=str(folder), vae=misnamed)
     with pytest.raises(ValueError, match=r"clip is None: the checkpoint has no text encoder\. Load one with DualCLIP"):
         run(folder=str(folder), clip=None)
     assert not output.exists()
