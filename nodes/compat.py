@@ -63,6 +63,7 @@ ON_USE: Final = (
 METHODS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "comfy.model_base.BaseModel": "apply_model get_dtype memory_required",
+        "comfy_execution.graph.DynamicPrompt": "all_node_ids get_node",
         "comfy.model_patcher.ModelPatcher": "add_object_patch add_patches add_wrapper_with_key clone get_model_object "
         "get_wrappers loaded_size model_size remove_wrappers_with_key",
         "comfy.sd.CLIP": "encode_from_tokens_scheduled tokenize",

@@ -30,7 +30,7 @@ class CLEARMultiGPU(io.ComfyNode):
                 *band_inputs(),
             ],
             outputs=[io.Model.Output()],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             not_idempotent=CACHED_PER_NODE_ID,
         )
 
@@ -43,4 +43,9 @@ class CLEARMultiGPU(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, devices: str, bands: int, text_merge: str) -> io.NodeOutput:
         settings = resolve_bands(devices, bands, text_merge)
-        return io.NodeOutput(host.apply_bands(model, settings, node_id=cls.hidden.unique_id))
+        node_id, graph = cls.hidden.unique_id, cls.hidden.dynprompt
+        patched = host.apply_bands(model, settings, node_id=node_id)
+        # Raised here, ComfyUI's dialog names this node; in the run, it would name the sampler.
+        if graph is not None and not host.has_clear(model) and host.no_clear_after(graph, node_id):
+            raise ValueError(host.NO_CLEAR)
+        return io.NodeOutput(patched)

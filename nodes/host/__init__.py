@@ -15,7 +15,7 @@ deep-copy what lies in `model_options`, and functions are left alone.
 from comfy.utils import ProgressBar
 
 from .attention_call import Frame
-from .bands.forward import apply_bands, sample_in_bands
+from .bands.forward import NO_CLEAR, apply_bands, sample_in_bands
 from .distill.job import Job as DistillJob
 from .distill.watch import distill
 from .downloads import download
@@ -38,10 +38,11 @@ from .upscale_start import start_upscale
 from .upstream import upstream
 from .vae import vae_decode, vae_encode
 from .vae_strips import vae_decode_strips, vae_encode_strips
-from .workflow import SAMPLERS, SCHEDULERS, GraphBuilder, call_number, has_clear, keeps_outputs
+from .workflow import SAMPLERS, SCHEDULERS, GraphBuilder, call_number, has_clear, keeps_outputs, no_clear_after
 
 __all__ = [
     "FLUX_1",
+    "NO_CLEAR",
     "SAMPLERS",
     "SCHEDULERS",
     "DistillJob",
@@ -72,6 +73,7 @@ __all__ = [
     "load_region",
     "model_info",
     "model_kind",
+    "no_clear_after",
     "node_text_sender",
     "own_times",
     "page_is_light",

@@ -10,10 +10,12 @@ from comfy_execution.graph_utils import GraphBuilder
 
 from .attention_call import SETTINGS
 
+_APPLYING = frozenset({"CLEARApply", "CLEARPreset", "CLEARHighRes"})
+
 SAMPLERS: tuple[str, ...] = tuple(comfy.samplers.KSampler.SAMPLERS)
 SCHEDULERS: tuple[str, ...] = tuple(comfy.samplers.KSampler.SCHEDULERS)
 
-__all__ = ["SAMPLERS", "SCHEDULERS", "GraphBuilder", "call_number", "has_clear", "keeps_outputs"]
+__all__ = ["SAMPLERS", "SCHEDULERS", "GraphBuilder", "call_number", "has_clear", "keeps_outputs", "no_clear_after"]
 
 
 def call_number(graph: GraphBuilder) -> int:
@@ -29,3 +31,21 @@ def keeps_outputs() -> bool:
 def has_clear(model: Any) -> bool:
     """Whether Apply CLEAR Attention is in a MODEL's chain."""
     return SETTINGS in model.model_options.get("transformer_options", {})
+
+
+def no_clear_after(prompt: Any, node_id: str) -> bool:
+    """Whether no node that uses the outputs of this one, directly or not, applies CLEAR.
+
+    prompt: a DynamicPrompt, which also holds what nodes have expanded into.
+    """
+    nodes = [(other, prompt.get_node(other)) for other in prompt.all_node_ids()]
+    after, before = {node_id}, 0
+    while len(after) > before:
+        before = len(after)
+        after |= {other for other, node in nodes if any(_origin(value) in after for value in node["inputs"].values())}
+    return not any(other in after and node["class_type"] in _APPLYING for other, node in nodes)
+
+
+def _origin(value: Any) -> str | None:
+    """The node that a link comes from; None for a value."""
+    return value[0] if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) else None

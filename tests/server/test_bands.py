@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from devtools import workflow
-from devtools.client import Run
+from devtools.client import ClientError, Run
 
 DEVICES = {"devices": "cpu", "bands": 1, "text_merge": "exact"}
 
@@ -45,6 +45,27 @@ def multi_gpu(prompt: Any, **inputs: Any) -> Any:
 
 def difference(one: np.ndarray, other: np.ndarray) -> int:
     return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+@pytest.mark.parametrize(("change", "blamed"), [(multi_gpu, "CLEARMultiGPU"), (tiled, "CLEARTiledSampler")])
+def test_without_apply_the_error_names_the_node(client: Any, demo_prompt: Any, change: Any, blamed: str) -> None:
+    prompt = change(demo_prompt())
+    apply = workflow.node_id(prompt, "CLEARApply")
+    model = prompt.pop(apply)["inputs"]["model"]
+    for node in prompt.values():
+        node["inputs"] = {name: model if value == [apply, 0] else value for name, value in node["inputs"].items()}
+    with pytest.raises(ClientError, match=rf"^{blamed} \(node \w+\) failed: CLEAR Multi-GPU works on .* connect Apply"):
+        client.run(prompt)
+
+
+def test_apply_may_come_after_multi_gpu(client: Any, demo_prompt: Any, picture: Any) -> None:
+    prompt = multi_gpu(demo_prompt(), bands=2)
+    apply, last = workflow.node_id(prompt, "CLEARApply"), workflow.node_id(prompt, "ModelSamplingFlux")
+    before = picture(client.run(prompt))
+    prompt["cut"]["inputs"]["model"] = prompt[apply]["inputs"]["model"]
+    prompt[apply]["inputs"]["model"] = ["cut", 0]
+    prompt[last]["inputs"]["model"] = [apply, 0]
+    assert difference(picture(client.run(prompt)), before) == 0
 
 
 def test_the_picture_is_the_plain_samplers(client: Any, demo_prompt: Any, picture: Any) -> None:

@@ -118,9 +118,9 @@ class _Bands:
         """One forward of the model."""
         clear: ClearSettings | None = given.options.get(SETTINGS)
         if clear is None:
-            # The host blames the sampler, which is what runs. Not asked earlier: Apply may come after this node.
-            self.show(_NO_CLEAR)
-            raise ValueError(_NO_CLEAR)
+            # Where the node itself could not tell: Apply may come after it. The host blames the sampler, which runs.
+            self.show(NO_CLEAR)
+            raise ValueError(NO_CLEAR)
         flux, home = executor.class_obj, given.x.device
         frame: Frame = given.options[FRAME]  # Apply CLEAR Attention's own wrapper has run: this one goes last
         lanes = self.replicas.lanes(flux, home)
@@ -172,7 +172,7 @@ class _Bands:
         return "\n".join(lines)
 
 
-_NO_CLEAR = "CLEAR Multi-GPU works on a model with CLEAR: connect Apply CLEAR Attention before it."
+NO_CLEAR = "CLEAR Multi-GPU works on a model with CLEAR: connect Apply CLEAR Attention before it."
 
 _SCALED_BY_BAND = (
     "layers that quantise their input take its scale from each band: the image differs from the one without bands by "
