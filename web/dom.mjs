@@ -76,9 +76,12 @@ export function grouped(number) {
     return number.toLocaleString("en");
 }
 
-/** Time that is left, as roughly as it is known. @param {number} seconds */
+/** A time in one or two units: 0.45 s, 45 s, 2 min 10 s, 1 h 5 min. @param {number} seconds */
 export function duration(seconds) {
-    if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
+    if (seconds < 10) return t("$seconds s", { seconds: Number(seconds.toPrecision(2)) });
+    const whole = Math.round(seconds);
+    if (whole < 60) return t("$seconds s", { seconds: whole });
+    if (whole < 3600) return t("$minutes min $seconds s", { minutes: Math.floor(whole / 60), seconds: whole % 60 });
     const minutes = Math.round(seconds / 60);
-    return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+    return t("$hours h $minutes min", { hours: Math.floor(minutes / 60), minutes: minutes % 60 });
 }

@@ -3,7 +3,7 @@
 
 import { api } from "../../scripts/api.js";
 import { latestRequest, request } from "./api.mjs";
-import { gib, html } from "./dom.mjs";
+import { duration, gib, html } from "./dom.mjs";
 import { t } from "./i18n.mjs";
 import { GAP, measured } from "./measured.mjs";
 import { bandedNode, changeBands, hasBands, insertMultiGpu, modelFile, steps } from "./run_plan.mjs";
@@ -107,8 +107,8 @@ function figures({ backend, seconds, bands, memory, ram, disk }) {
     const found = [];
     if (backend) found.push([t("backend"), backend.name, t("cannot run this: choose auto"), backend.refusal, true]);
     if (seconds) {
-        const all = seconds.all === null ? "" : t("$count steps: $time", { count: seconds.steps, time: time(seconds.all) });
-        found.push([t("one step"), time(seconds.step), all, source(seconds)]);
+        const all = seconds.all === null ? "" : t("$count steps: $time", { count: seconds.steps, time: duration(seconds.all) });
+        found.push([t("one step"), duration(seconds.step), all, source(seconds)]);
     }
     const weights = t("Weights $weights, one step $step; $free of $total free now.", {
         weights: gib(memory.weights),
@@ -180,12 +180,4 @@ function repair(node, { fix }) {
         none: t("Choose a smaller image, or a device with more memory."),
     };
     return [html("p", {}, advice[fix.kind])];
-}
-
-/** @param {number} seconds */
-function time(seconds) {
-    if (seconds < 100) return t("$seconds s", { seconds: seconds < 10 ? seconds.toPrecision(2) : seconds.toFixed(0) });
-    const minutes = Math.round(seconds / 60);
-    if (minutes < 100) return t("$minutes min", { minutes });
-    return t("$hours h", { hours: (seconds / 3600).toFixed(1) });
 }

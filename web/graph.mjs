@@ -63,24 +63,76 @@ export function graphs() {
  * @returns {[width: number, height: number] | undefined}
  */
 export function imageSize(node) {
-    const visited = new Set();
-    const downstream = [node];
-    for (let next = downstream.shift(); next; next = downstream.shift()) {
-        if (visited.has(next)) continue;
-        visited.add(next);
-        const latent = next.inputs.findIndex((input) => input.type === "LATENT");
+    for (const next of downstream(node)) {
+        const latent = latentInput(next);
         if (latent >= 0) {
             const size = sizeFrom(originOf(next, latent));
             if (size) return size;
         } else {
             const upscaled = next.comfyClass === "CLEARHighRes" && upscaledSize(next);
             if (upscaled) return upscaled;
-            for (const output of next.outputs) {
-                if (next.graph) downstream.push(...targetsOf(next.graph, output.links ?? []));
-            }
         }
     }
     return undefined;
+}
+
+/**
+ * The node itself and those that use its outputs, nearest first, as far as the first that takes a latent.
+ *
+ * @param {Node} node
+ */
+function* downstream(node) {
+    const found = new Set([node]);
+    for (const next of found) {
+        yield next;
+        if (latentInput(next) >= 0 || !next.graph) continue;
+        for (const output of next.outputs) {
+            for (const target of targetsOf(next.graph, output.links ?? [])) found.add(target);
+        }
+    }
+}
+
+/** The index of a node's input for a latent, or -1. @param {Node} node */
+function latentInput(node) {
+    return node.inputs.findIndex((input) => input.type === "LATENT");
+}
+
+/**
+ * What Upscale Image makes of the image that a node works on, in pixels; undefined where there is none, or where a size
+ * is known only when the prompt runs.
+ *
+ * @param {Node} node
+ * @returns {{ from: Size, to: Size, crop: boolean } | undefined}
+ */
+export function resizing(node) {
+    for (const next of downstream(node)) {
+        const resize = nearestResize(originOf(next, latentInput(next)));
+        if (!resize) continue;
+        const [from, to] = [sourceSize(resize), sizeFrom({ node: resize })];
+        return from && to && { from, to, crop: valueOf(resize, "crop") === "center" };
+    }
+    return undefined;
+}
+
+/**
+ * The Upscale Image upstream, if what lies between keeps the size.
+ *
+ * @param {import("./types").Origin | undefined} origin
+ * @returns {Node | undefined}
+ */
+function nearestResize(origin, depth = 20) {
+    const node = origin?.node;
+    if (!node || !depth) return undefined;
+    if (node.comfyClass === "ImageScale") return node;
+    return KEEP_SIZE.has(node.comfyClass ?? "") ? nearestResize(originOf(node, sizedInput(node)), depth - 1) : undefined;
+}
+
+/** The index of the connected input that gives an image or a latent its size, or -1. @param {Node} node */
+function sizedInput(node) {
+    const found = ["LATENT", "IMAGE"].map((type) =>
+        node.inputs.findIndex((input) => input.type === type && input.link != null),
+    );
+    return found.find((index) => index >= 0) ?? -1;
 }
 
 /**
@@ -125,10 +177,7 @@ function sizeFrom(origin, depth = 20) {
     const kind = node.comfyClass ?? "";
     if (kind === "LoadImage") return fileSize(node);
     if (!KEEP_SIZE.has(kind) && !(kind in RESIZE)) return undefined;
-    const index = ["LATENT", "IMAGE"]
-        .map((type) => node.inputs.findIndex((input) => input.type === type && input.link != null))
-        .find((found) => found >= 0);
-    const size = index === undefined ? undefined : sizeFrom(originOf(node, index), depth - 1);
+    const size = sizeFrom(originOf(node, sizedInput(node)), depth - 1);
     return size && RESIZE[kind] ? RESIZE[kind](node, size) : size;
 }
 

@@ -144,6 +144,11 @@ function planTable({ stages }, running) {
     return html("table", {}, head, ...body);
 }
 
+/** Time that is left, as roughly as it is known. @param {number} seconds */
+function timeLeft(seconds) {
+    return duration(Math.max(1, Math.round(seconds)));
+}
+
 /** @param {UpscaleProgress} running */
 function progressLines(running) {
     const { image, images, stage, sizes, part, step, steps, stage_left, left, free, total, fraction } = running;
@@ -155,8 +160,8 @@ function progressLines(running) {
     const sample = steps ? t("step $step of $steps", { step, steps }) : t("sampling begins");
     const doing = { encode: t("VAE encode"), decode: t("VAE decode"), sample };
     const times = [];
-    if (stage_left !== null) times.push(t("$time left in this stage", { time: duration(stage_left) }));
-    if (left !== null) times.push(t("$time in all", { time: duration(left) }));
+    if (stage_left !== null) times.push(t("$time left in this stage", { time: timeLeft(stage_left) }));
+    if (left !== null) times.push(t("$time in all", { time: timeLeft(left) }));
     const percent = Math.round(100 * fraction);
     return [
         html("p", {}, html("b", {}, `${at}, ${doing[part]}`)),

@@ -6,6 +6,7 @@ import { estimate } from "./estimate.mjs";
 import { clearSettings } from "./graph.mjs";
 import { t } from "./i18n.mjs";
 import { COLUMNS, PADDING, measured } from "./measured.mjs";
+import { sourceNote } from "./source_note.mjs";
 import { sizeSelect } from "./size_select.mjs";
 
 /**
@@ -18,10 +19,11 @@ export function windowPanel(node) {
     const size = sizeSelect(node, () => refresh());
     const facts = html("div", { class: "clear-facts" }, numbers, size.element);
     const right = html("div", { class: "clear-numbers" }, facts);
+    const source = sourceNote(node);
     const run = estimate(node);
     const factsHeight = measured(node, facts);
     const columns = html("div", { class: "clear-columns" }, picture, right);
-    const element = html("div", { class: "clear-panel" }, columns, run.element);
+    const element = html("div", { class: "clear-panel" }, columns, source.element, run.element);
 
     /** @type {ReturnType<typeof latestRequest<import("./types").WindowPayload>>} */
     const requestWindow = latestRequest("window", (payload) => {
@@ -40,12 +42,13 @@ export function windowPanel(node) {
         } else {
             void requestWindow({ width, height, ...settings });
         }
+        source.refresh();
         run.refresh([width, height]);
     }
 
     return {
         element,
-        height: () => 2 * PADDING + Math.max(COLUMNS, factsHeight()) + run.height(),
+        height: () => 2 * PADDING + Math.max(COLUMNS, factsHeight()) + source.height() + run.height(),
         refresh,
         runEnded: () => run.refresh(size.update(), true), // memory is free again
     };
