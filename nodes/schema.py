@@ -29,7 +29,7 @@ def make(factory: Callable[..., Made], *args: Any, **kwargs: Any) -> Made:
     """Call `factory` with those keyword arguments that its signature has.
 
     `advanced` (inputs that fold away) came with host 0.10, `search_aliases` with 0.11; a host without
-    them shows the input unfolded, or finds the node by its name alone.
+    them shows the input unfolded, or finds the node by its name alone (`web/clear.js` adds words to that).
     """
     known = inspect.signature(factory).parameters
     return factory(*args, **{name: value for name, value in kwargs.items() if name in known})

@@ -8,6 +8,13 @@ import { app } from "../../scripts/app.js";
 const PICTURES = ["CLEARReport", "CLEARAttentionMap"];
 const PICTURE_SIZE = [560, 720];
 
+// Words for which users search, by node: pages that know no search aliases, such as 1.32.9, search the names alone.
+/** @type {Record<string, string[]>} */
+const SEARCHED = { CLEARHighRes: ["hires fix", "upscale"] };
+
+/** The nodes' own titles, by those that the search shows. @type {Map<string, string>} */
+const ownTitles = new Map();
+
 /** @type {typeof import("./panels.mjs") | undefined} */
 let panels; // loaded with the first CLEAR node: the page fetches every .js of a pack when it starts
 let hasNodes = false; // there has been a CLEAR node
@@ -106,8 +113,20 @@ app.registerExtension({
         const [, combo] = definitions.CLEARApply?.input?.required?.backend ?? [];
         backends.splice(0, backends.length, .../** @type {{ options?: string[] }} */ (combo)?.options ?? []);
     },
+    // The names in the search and in the node library only. A server that sends aliases has a page that searches them.
+    beforeRegisterVueAppNodeDefs(definitions) {
+        for (const [index, definition] of definitions.entries()) {
+            const { name, display_name: title } = definition;
+            const words = SEARCHED[name]?.filter((word) => !title.toLowerCase().includes(word)) ?? [];
+            if (!words.length || "search_aliases" in definition) continue;
+            const display_name = `${title} (${words.join(", ")})`;
+            ownTitles.set(display_name, title);
+            definitions[index] = { ...definition, display_name };
+        }
+    },
     nodeCreated(node) {
         if (!node.comfyClass?.startsWith("CLEAR")) return;
+        node.title = ownTitles.get(node.title) ?? node.title; // a node from the search has the title shown there
         keepOwnValues(node);
         refreshPanelsOnChange(node);
         if (PICTURES.includes(node.comfyClass)) {

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Route, expect
+from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, Route, expect
 
 from clear_core.layout import Grid, TokenLayout
 from clear_core.pattern import attention_flops
@@ -26,6 +26,7 @@ from devtools.page import (
     shipped,
     use_renderer,
 )
+from devtools.pictures import scene
 
 
 @pytest.fixture
@@ -310,6 +311,19 @@ def test_undo_takes_the_choice_back(page: Page, renderer: str) -> None:
     assert saved(page, "CLEARApply")["widgets_values"][0] == 16
 
 
+def search(page: Page, words: str) -> Locator:
+    """What the search finds, which a double click on the canvas opens too."""
+    page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    page.locator("input[role=combobox]").filter(visible=True).last.fill(words)
+    return page.get_by_role("option").filter(visible=True)
+
+
+def add_found(page: Page, words: str, name: str, kind: str) -> None:
+    search(page, words).filter(has_text=name).first.click()
+    page.wait_for_function("(kind) => app.graph.nodes[0]?.type === kind", arg=kind)
+    page.mouse.click(1300, 900)  # on newer pages the node is at the pointer until then
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -321,24 +335,71 @@ def test_undo_takes_the_choice_back(page: Page, renderer: str) -> None:
 )
 def test_a_node_found_by_search_has_its_picture(page: Page, renderer: str, name: str, kind: str) -> None:
     page.evaluate("() => { app.graph.clear(); app.canvas.ds.offset = [0, 0]; app.canvas.ds.scale = 1 }")
-    # As a double click on the canvas does, which the page takes for one only some time after the last.
-    page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    search = page.get_by_role("combobox").filter(visible=True).last
-    search.fill(name)
-    page.locator(".p-autocomplete-option").filter(has_text=name).first.click()
-    page.wait_for_function("(kind) => app.graph.nodes[0]?.type === kind", arg=kind)
+    add_found(page, name, name, kind)
     expect(panel(page)).to_be_visible()
     assert saved(page, kind)["size"][1] >= panel(page).evaluate("(e) => e.offsetHeight")
 
 
 def test_the_search_does_not_find_parts_of_other_nodes(page: Page) -> None:
     use_renderer(page, "classic")
-    page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
-    page.get_by_role("combobox").filter(visible=True).last.fill("clear")
-    options = page.locator(".p-autocomplete-option")
+    options = search(page, "clear")
     expect(options.filter(has_text="Apply CLEAR Attention")).to_have_count(1)
     assert not [text for text in options.all_inner_texts() if re.search("CLEAR (Item|Stages)", text)]
-    page.evaluate("() => app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    page.keyboard.press("Escape")
+
+
+@pytest.mark.parametrize("name", ["06_8k_on_16gb", "07_16k_on_24gb", "08_multi_gpu_8k"])
+def test_a_source_image_too_small_or_of_another_shape_is_named(page: Page, client: Any, name: str) -> None:
+    use_renderer(page, "classic")
+    client.upload_picture("source.png", scene(1500, 1000))
+    client.upload_picture("square.png", scene(1024, 1024))
+    open_workflow(page, shipped(name, "CLEARApply"))
+    change_widgets(page, {"LoadImage": {"image": "source.png"}})
+    side = 16384 if "16k" in name else 8192
+    note = panel(page).locator(".clear-warning")
+    expect(note).to_have_text(
+        f"The source image, 1500 x 1000, is enlarged {side / 1000:.1f} times at once; more than 2 blurs it. "
+        f"Start from {side // 2} x {side // 2}. "
+        "33 % of the source image is cropped: the result has another aspect ratio."
+    )
+    change_widgets(page, {"ImageScale": {"crop": "disabled"}})
+    expect(note).to_contain_text("The source image is stretched")
+    change_widgets(page, {"LoadImage": {"image": "square.png"}, "ImageScale": {"width": 2048, "height": 2048}})
+    expect(note).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "kind"),
+    [
+        ("4k", "CLEAR 4K / 8K", "CLEARPreset"),
+        ("upscale", "CLEAR High-Res Upscale", "CLEARHighRes"),
+        ("hires fix", "CLEAR High-Res Upscale", "CLEARHighRes"),
+    ],
+)
+def test_the_search_knows_what_users_call_it(page: Page, renderer: str, words: str, name: str, kind: str) -> None:
+    """By its aliases, or by the name in the search alone on a page that knows none: the node is called as ever."""
+    page.evaluate("() => { app.graph.clear(); app.canvas.ds.offset = [0, 0]; app.canvas.ds.scale = 1 }")
+    add_found(page, words, name, kind)
+    assert page.evaluate("() => app.graph.nodes[0].title") == name
+
+
+def test_aliases_of_the_server_leave_the_names_alone(browser: Browser, server: Any) -> None:
+    def with_aliases(route: Route) -> None:
+        found = route.fetch().json()
+        found["CLEARHighRes"]["search_aliases"] = ["ultimate sd upscale", "hires fix"]
+        route.fulfill(json=found)
+
+    page = browser.new_page()
+    page.route(re.compile("/object_info$"), with_aliases)
+    load(page, server.address)
+    found = search(page, "High-Res").filter(has_text="CLEAR High-Res Upscale")
+    expect(found).to_have_count(1)
+    expect(found).not_to_contain_text("(hires fix)")
+    major, minor = map(int, page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__").split(".")[:2])
+    if (major, minor) > (1, 32):
+        page.keyboard.press("Escape")
+        expect(search(page, "ultimate").filter(has_text="CLEAR High-Res Upscale")).to_have_count(1)
+    page.close()
 
 
 @pytest.mark.parametrize("kind", ["CLEARReport", "CLEARAttentionMap"])
