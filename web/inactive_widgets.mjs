@@ -12,7 +12,10 @@ export function markInactive(node, isInactive) {
         widget.disabled = inactive;
         // Nodes 2.0 reads a widget's options once, so they cannot say it.
         for (const row of document.querySelectorAll(`[data-node-id="${node.id}"] .lg-node-widget`)) {
-            if (row.querySelector("p")?.textContent === (widget.label ?? widget.name)) {
+            // The label is the row's first text; which element holds it differs between pages.
+            const texts = [...row.querySelectorAll("*")].filter((part) => !part.childElementCount);
+            const label = texts.map((part) => part.textContent?.trim()).find(Boolean);
+            if (label === (widget.label ?? widget.name)) {
                 row.lastElementChild?.toggleAttribute("inert", inactive); // its slot still takes a link
             }
         }
