@@ -45,9 +45,10 @@ class TrainingPage:
             room = page.panel(Box(left, TOP, left + wide, TOP + _CHART), f"Loss, {stage}")
             points = [point for point in self.history if point.stage == stage]
             _losses(page, _inner(room), stage, points)
+        most = max(stages, key=lambda stage: max(len(p.losses) for p in self.history if p.stage == stage))
         left = EDGE + len(stages) * (wide + GAP)
-        room = page.panel(Box(left, TOP, left + wide, TOP + _CHART), "Each block", "first steps, last steps")
-        _blocks(page, _inner(room), [point for point in self.history if point.stage == stages[-1]])
+        room = page.panel(Box(left, TOP, left + wide, TOP + _CHART), "Each block", most)
+        _blocks(page, _inner(room), [point for point in self.history if point.stage == most])
         for number, (name, image) in enumerate(self.pictures.items()):
             left = EDGE + number * (width + GAP)
             room = page.panel(Box(left, below, left + width, below + tall + 90), name)
@@ -85,7 +86,7 @@ def _means(steps: Sequence[int], values: Sequence[float]) -> tuple[list[float], 
 
 
 def _blocks(page: Page, box: Box, points: Sequence[Point]) -> None:
-    """The blocks' own losses at both ends of the last stage."""
+    """The blocks' own losses at both ends of a stage."""
     names = [name for name in points[0].losses if name.startswith(("double ", "single "))]
     if not names:
         return
@@ -95,6 +96,7 @@ def _blocks(page: Page, box: Box, points: Sequence[Point]) -> None:
         axes.plot(
             [sum(p.losses[name] for p in part) / len(part) for name in names], color=colour, lw=2.2, marker="o", ms=4
         )
+    page.legend(box.left + 8, box.top, [(page.theme.grey, "first steps"), (page.theme.blue, "last steps")], columns=2)
     shown = range(0, len(names), max(1, len(names) // 6))
     axes.set_xticks(list(shown), [f"{names[n][0]}{names[n].split()[1]}" for n in shown])
     _scales(axes, page.theme)
