@@ -6,7 +6,7 @@
     python dev.py test              style, imports, types, all tests
     python dev.py bench             the benchmarks
     python dev.py card              everything that only a real card can answer
-    python dev.py distill           replay a recorded step of the authors' training
+    python dev.py distill           distill weights, or replay a recorded step of the authors' training
     python dev.py pack DIR          try another node pack beside this one
 
 The first start makes everything it needs below .dev (about five minutes, 4 GB); later starts take seconds.
@@ -120,7 +120,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     command("lint", "Check style, imports and types only.")
     command("bench", "Run the benchmarks; all arguments go to them.")
     command("card", "Measure a real card, part by part; all arguments go to it.")
-    command("distill", "Replay a recorded step of distillation; all arguments go to it.")
+    command("distill", "Distill weights by a configuration, or replay a recorded step (--replay).")
     pack = command("pack", "Try another node pack beside CLEAR: is the image the one that both should give?")
     pack.add_argument("folder", type=Path, nargs="?", help="the pack's folder (default: ComfyUI's own nodes)")
     pack.add_argument("--node", metavar="ID", help="a node of it that takes a MODEL (default: see devtools/packs.py)")
@@ -184,7 +184,8 @@ def main(arguments: list[str]) -> int:
     if options.command == "bench":
         return call("-m", "benchmarks", *rest, python=python)
     if options.command == "distill":
-        return call("-m", "devtools.distill_replay", *rest, python=python)
+        module = "distill_replay" if "--replay" in rest else "distill_run"
+        return call("-m", f"devtools.{module}", *rest, python=python)
     if options.command == "card":
         return call("-m", "benchmarks.card", *rest, python=python)
     return 0

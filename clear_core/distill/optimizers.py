@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -14,11 +15,14 @@ WEIGHT_DECAY: Final = 1e-4
 _BETAS = (0.9, 0.999)
 
 
+# Tensor by tensor: all at once, as PyTorch's default does, takes as much memory again as the weights.
+ADAMW_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType(
+    {"betas": _BETAS, "weight_decay": WEIGHT_DECAY, "eps": 1e-8, "foreach": False}
+)
+
+
 def adamw(weights: Iterable[Tensor], learning_rate: float) -> torch.optim.Optimizer:
-    # Tensor by tensor: all at once, as PyTorch's default does, takes as much memory again as the weights.
-    return torch.optim.AdamW(
-        list(weights), learning_rate, betas=_BETAS, weight_decay=WEIGHT_DECAY, eps=1e-8, foreach=False
-    )
+    return torch.optim.AdamW(list(weights), learning_rate, **ADAMW_OPTIONS)
 
 
 def make_optimizer(name: str, weights: Iterable[Tensor], learning_rate: float) -> torch.optim.Optimizer:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..weights import block_of_key
 from ..whole_file import written_whole
-from .optimizers import make_optimizer
+from .processes import Alone, Processes
 from .settings import LAYER_BY_LAYER, Settings
 from .step import NoGradientError, NotFiniteError, clip
 from .trained import Trained
@@ -26,26 +26,6 @@ _STATE_COPIES = 3  # of the parameters: themselves and two moments
 
 class StateError(ValueError):
     """The state on disk is of another run, or cannot be read; the text says what to do."""
-
-
-class Processes(Protocol):
-    """The processes that share the samples of a step."""
-
-    rank: int
-    world: int
-
-    def add_up(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by the sum over all processes."""
-        ...
-
-
-@dataclass(frozen=True)
-class Alone:
-    rank: int = 0
-    world: int = 1
-
-    def add_up(self, tensors: Iterable[Tensor]) -> None:
-        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +53,10 @@ class Run:
     ) -> None:
         self._trained, self._settings, self._gradients = trained, settings, gradients
         self._path, self._processes = state, processes or Alone()
+        if settings.batch % self._processes.world:
+            raise ValueError(
+                f"batch is {settings.batch}; it must be a multiple of the {self._processes.world} processes sharing it"
+            )
         self._identity = {**settings.identity(), **identity}
         self._optimizer = self._new_optimizer()
         self._saved = 0
@@ -82,6 +66,10 @@ class Run:
     def step(self) -> int:
         """Steps that are done."""
         return len(self.history)
+
+    @property
+    def alone(self) -> bool:
+        return self._processes.world == 1
 
     @property
     def finished(self) -> bool:
@@ -128,18 +116,21 @@ class Run:
         return True
 
     def save(self) -> None:
-        """Write the state, whole or not at all. Raises OSError where it cannot be written."""
-        if self._saved == self.step or self._processes.rank:
+        """Write the state, whole or not at all; all processes have to call it. Raises OSError where that fails."""
+        if self._saved == self.step:
+            return
+        self._saved = self.step
+        optimizer = self._processes.whole_state(self._optimizer)
+        if optimizer is None:
             return
         state: dict[str, Any] = {
             "identity": self._identity,
             "parameters": {name: tensor.detach() for name, tensor in self._trained.parameters.items()},
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": optimizer,
             "history": [(p.step, p.stage, dict(p.losses), p.norm) for p in self.history],
         }
         with written_whole(self._path) as part:
             torch.save(state, part)
-        self._saved = self.step
 
     def advance(self) -> Point:
         """One step. Raises NotFiniteError, NoGradientError and whatever `gradients` does; nothing has changed then."""
@@ -199,19 +190,23 @@ class Run:
             groups.setdefault(block_of_key(name), {})[name] = parameter
         return max(float(clip(group)) for group in groups.values())
 
-    def _new_optimizer(self) -> torch.optim.Optimizer:
+    def _new_optimizer(self) -> Any:
         settings = self._settings
-        return make_optimizer(settings.optimizer, self._trained.parameters.values(), settings.learning_rate)
+        weights = list(self._trained.parameters.values())
+        return self._processes.optimizer(settings.optimizer, weights, settings.learning_rate)
 
 
 def train(run: Run, save_every: int, on_step: Callable[[Point], None]) -> None:
-    """Steps until the run is finished. Its state is saved every `save_every` steps and at the end, and whatever stops
-    it: what was done is not lost."""
+    """Steps until the run is finished. Its state is saved every `save_every` steps, at the end, and when something
+    stops it: what was done is not lost, but for several processes, which cannot save when one of them is gone."""
     try:
         while not run.finished:
             point = run.advance()
             on_step(point)
             if point.step % save_every == 0:
                 run.save()
-    finally:
-        run.save()
+    except BaseException:
+        if run.alone:
+            run.save()
+        raise
+    run.save()

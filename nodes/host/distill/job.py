@@ -12,7 +12,8 @@ import folder_paths
 import torch
 
 from ....clear_core.distill.output import file_metadata, save_lora, save_weights
-from ....clear_core.distill.run import Point, Processes, Run, train
+from ....clear_core.distill.processes import Processes
+from ....clear_core.distill.run import Point, Run, train
 from ....clear_core.distill.samples import TrainingSet
 from ....clear_core.distill.settings import LORA, Settings
 from ....clear_core.distill.trained import Trained, merged
@@ -31,22 +32,27 @@ _LICENCE = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """file: the weights or the LoRA. weights: for Apply. history: all steps. note: what it started from."""
+    """file: the weights or the LoRA. weights: for Apply; None in a process that does not write the file.
+    history: all steps. note: what it started from.
+    """
 
     file: Path
-    weights: ClearWeights
+    weights: ClearWeights | None
     history: Sequence[Point]
     note: str
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """name: of the file to be made, without its ending. save_every: steps. resume: go on from a state of that name."""
+    """name: of the file to be made, without its ending. save_every: steps. resume: go on from a state of that name.
+    folder: for the file and the state; None for ComfyUI's own.
+    """
 
     name: str
     settings: Settings
     save_every: int = 100
     resume: bool = True
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -56,13 +62,15 @@ class Job:
     @property
     def file(self) -> Path:
         """The result: in models/loras or models/clear."""
-        folder = Path(folder_paths.get_folder_paths("loras")[0]) if self._is_lora else download_folder()
+        folder = self.folder
+        if folder is None:
+            folder = Path(folder_paths.get_folder_paths("loras")[0]) if self._is_lora else download_folder()
         return folder / f"{self.name}.safetensors"
 
     @property
     def state(self) -> Path:
-        """Of the training: in ComfyUI's output folder."""
-        return Path(folder_paths.get_output_directory()) / _FOLDER / f"{self.name}.pt"
+        """Of the training."""
+        return (self.folder or Path(folder_paths.get_output_directory()) / _FOLDER) / f"{self.name}.pt"
 
     @property
     def _is_lora(self) -> bool:
@@ -93,7 +101,7 @@ class Job:
                 run.check_room()
             train(run, self.save_every, lambda point: on_step(session, trained, point))
             weights = self._write(session, trained) if processes is None or processes.rank == 0 else None
-            return Result(self.file, weights, tuple(run.history), note), session, trained  # type: ignore[arg-type]
+            return Result(self.file, weights, tuple(run.history), note), session, trained
 
     def _write(self, session: Session, trained: Trained) -> ClearWeights:
         settings = self.settings
