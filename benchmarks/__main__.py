@@ -16,7 +16,7 @@ import torch
 
 from clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS
 
-from . import attention, memory, scaling, step, training, tune
+from . import attention, memory, scaling, step, training, training_attention, tune
 from .timing import device_name, matrix_rate
 
 Item = TypeVar("Item")
@@ -35,7 +35,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tflops", type=float, default=200.0, metavar="N", help="for --scaling: one device's rate")
     parser.add_argument("--gbps", type=float, default=25.0, metavar="N", help="for --scaling: one link's GB/s")
     parser.add_argument("--memory", action="store_true", help="instead: peak memory by number of bands, computed")
-    parser.add_argument("--training", action="store_true", help="with --memory: of a step of distillation")
+    parser.add_argument(
+        "--training", action="store_true", help="instead: attention in training; with --memory, its peak"
+    )
     parser.add_argument("--fit", action="store_true", help="instead: what ComfyUI loads on 8 to 80 GB, for one size")
     parser.add_argument("--cards", action="store_true", help="instead: what each layer takes, on simulated cards")
     parser.add_argument("--launch", action="store_true", help="instead: the host's time for a launch, without a card")
@@ -62,7 +64,7 @@ def main(arguments: list[str]) -> int:
     if options.memory and options.training:
         return _training(options, arguments)
     if options.training:
-        parser.error("--training goes with --memory")
+        return _training_attention(options, arguments)
     if options.memory:
         return _memory(options, parser, arguments)
     if options.fit:
@@ -124,6 +126,17 @@ def main(arguments: list[str]) -> int:
         print(step.table(results))
         content[part] = [result.as_dict() for result in results]
     _write(options.json, content)
+    return 0
+
+
+def _training_attention(options: argparse.Namespace, arguments: list[str]) -> int:
+    print(
+        f"The student's attention, forward and backward, {training_attention.HEADS} heads, float32, radius "
+        f"{training_attention.RADIUS}, on {device_name(torch.device('cpu'))}; median of {options.repeats}."
+    )
+    rows = list(training_attention.rows(options.repeats))
+    print(training_attention.table(rows))
+    _write(options.json, _heading(arguments) | {"rows": [row.as_dict() for row in rows]})
     return 0
 
 

@@ -68,6 +68,12 @@ class AttentionCall:
         return self.query.shape[3]
 
     @property
+    def records_gradients(self) -> bool:
+        pooled = () if self.pooled is None else (self.pooled.key, self.pooled.value)
+        tensors = (self.query, self.key, self.value, *pooled)
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+    @property
     def may_mask_rows(self) -> bool:
         """Whether a row may be fully masked. Never where every query sees the text and there is no mask to hide it."""
         return self.mask is not None or self.pattern.text_key_tokens == 0

@@ -93,7 +93,7 @@ def _inputs() -> list[io.Input]:
             io.Model.Input,
             "model",
             tooltip="A FLUX.1 model: dev, schnell, Krea, Fill, Canny, Depth or Kontext. FLUX.2 and Chroma without "
-            "weights.",
+            "weights, or with those distilled for them.",
         ),
         make(
             CLEAR_WEIGHTS.Input,

@@ -23,6 +23,11 @@ class Backend(Protocol):
         """One sentence: what it is for."""
         ...
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether its result has gradients for queries, keys and values. The registry refuses others in training."""
+        ...
+
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine at all, as a clause; None if it can. Must be cheap."""
         ...

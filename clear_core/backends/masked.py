@@ -23,6 +23,7 @@ _LARGEST_MASK = 32 * 2**20  # bytes
 class MaskedBackend:
     name = "masked"
     summary = "PyTorch's dense kernel under a mask: for small images"
+    differentiable = True
 
     def __init__(self) -> None:
         self.biases: DeviceCache[Tensor] = DeviceCache(2 * _LARGEST_MASK, tensor_bytes)

@@ -18,6 +18,7 @@ from .base import pooled_mask_refusal
 class ReferenceBackend:
     name = "reference"
     summary = "the exact definition, slow: for checking the others"
+    differentiable = False
 
     def unavailable(self) -> str | None:
         return None

@@ -77,7 +77,7 @@ def choose_backend(call: AttentionCall, name: str = AUTO, backends: Sequence[Bac
         return _fastest(call, backends)
     if name not in known:
         raise ValueError(f"unknown backend {name!r}; choose one of: {', '.join((AUTO, *known))}")
-    reason = known[name].unavailable() or known[name].refusal(call)
+    reason = known[name].unavailable() or _refusal(known[name], call)
     if reason is not None:
         raise BackendError(f"The backend {name!r} cannot run this attention call. {name}: {reason}")
     return Choice(known[name], "; ".join(filter(None, ("as asked", known[name].remark(call)))))
@@ -99,7 +99,7 @@ def _fastest(call: AttentionCall, backends: Sequence[Backend]) -> Choice:
     candidates.sort(key=itemgetter(0))
     refused: list[str] = []
     for expected, backend, cost in candidates:
-        refusal = backend.refusal(call)
+        refusal = _refusal(backend, call)
         if refusal is not None:
             refused.append(f"{backend.name}: {refusal}")
             continue
@@ -111,3 +111,10 @@ def _fastest(call: AttentionCall, backends: Sequence[Backend]) -> Choice:
         return Choice(backend, "; ".join(filter(None, (reason, *missed, *refused, backend.remark(call)))))
     reasons = "; ".join((*(text for _, text in absent), *refused))
     raise BackendError(f"No backend can run this attention call. {reasons}")
+
+
+def _refusal(backend: Backend, call: AttentionCall) -> str | None:
+    """Its own; and without a backward, its result would have no gradients, which training would not notice."""
+    if call.records_gradients and not backend.differentiable:
+        return "it computes no gradients"
+    return backend.refusal(call)

@@ -323,6 +323,23 @@ def test_a_choice_names_what_would_have_been_faster_and_why_it_could_not() -> No
         choose_backend(call, AUTO, [Broken()])
 
 
+def test_in_training_a_backend_without_a_backward_is_refused() -> None:
+    pattern = LocalPattern.whole(TokenLayout(9, Grid(12, 10)), Window(3))
+    tokens = [torch.randn(1, 2, pattern.key_tokens, HEAD_DIM, requires_grad=True) for _ in range(3)]
+    for name in ("reference", "triton"):
+        assert not next(backend for backend in BACKENDS if backend.name == name).differentiable
+    with pytest.raises(BackendError, match="reference: it computes no gradients"):
+        local_attention(*tokens, pattern, backend="reference")
+    found = [
+        torch.autograd.grad(local_attention(*tokens, pattern, backend=n).out.square().sum(), tokens)
+        for n in ("sdpa", "masked")
+    ]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert local_attention(*tokens, pattern, backend="reference").out.isfinite().all()
+
+
 def test_masks_that_would_fill_the_memory_are_refused() -> None:
     pattern = LocalPattern.whole(TokenLayout(512, Grid(64, 64)), Window(8))
     tokens = torch.empty(1, 1, pattern.key_tokens, HEAD_DIM)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import errno
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from clear_core import pooling
 from clear_core.distill.attention import StudentAttention, pool
+from clear_core.distill.draws import draw
 from clear_core.distill.loss import Prediction, compared_blocks, losses
-from clear_core.distill.optimizers import adamw
+from clear_core.distill.optimizers import adamw, make_optimizer
 from clear_core.distill.output import file_metadata, save_weights
-from clear_core.distill.step import NoGradientError, clip
+from clear_core.distill.recompute import recomputed
+from clear_core.distill.run import Run, train
+from clear_core.distill.settings import Settings
+from clear_core.distill.step import NoGradientError, NotFiniteError, clip
 from clear_core.distill.trained import FullWeights
 from clear_core.distill.weights import start_from
 from clear_core.layout import Grid, TokenLayout
@@ -112,3 +119,70 @@ def test_the_student_starts_as_the_teacher_and_without_a_gradient_it_is_told() -
     assert float(clip(weights)) == pytest.approx((4 * 13 + 8) ** 0.5)
     adamw(weights.values(), 1e-3).step()
     assert torch.equal(weights[first], before * (1 - 1e-3 * 1e-4))  # decay alone
+
+
+def small_run(folder: Path, gradient: float | None) -> Run:
+    """Of one weight, whose gradient is always the same; None for none."""
+    key = "transformer_blocks.0.attn.to_q.weight"
+    trained = FullWeights({key: torch.ones(2, 2)})
+
+    def gradients(stage: str, number: int, share: float) -> dict[str, float]:
+        if gradient is not None:
+            trained.parameters[key].grad = torch.full((2, 2), gradient)
+        return {"loss": 1.0}
+
+    return Run(trained, Settings(steps=3), gradients, folder / "state.pt", {})
+
+
+def test_a_first_step_that_would_move_nothing_stops(tmp_path: Path) -> None:
+    with pytest.raises(NoGradientError, match="All gradients are zero at the first step"):
+        train(small_run(tmp_path, 0.0), 1, lambda point: None)
+    with pytest.raises(NoGradientError, match="does not depend on 1 weights"):
+        train(small_run(tmp_path, None), 1, lambda point: None)
+    with pytest.raises(NotFiniteError, match="norm is nan"):
+        train(small_run(tmp_path, torch.nan), 1, lambda point: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_draws_depend_on_the_sample_alone() -> None:
+    epoch = [draw(5, number, 7, (2, 3)).image for number in range(14)]
+    assert sorted(epoch[:7]) == sorted(epoch[7:]) == list(range(7))
+    assert epoch[:7] != epoch[7:]
+    one, again, other = (draw(5, number, 7, (4, 4)) for number in (3, 3, 4))
+    assert torch.equal(one.noise, again.noise)
+    assert one.sigma == again.sigma
+    assert not torch.equal(one.noise, other.noise)
+    assert not torch.equal(one.noise, one.spread)
+    sigmas = [draw(0, number, 1, (1,)).sigma for number in range(2000)]
+    assert 0.001 <= min(sigmas) < 0.01
+    assert 0.99 < max(sigmas) <= 1
+    assert abs(sum(sigmas) / len(sigmas) - 0.5) < 0.02
+
+
+def test_optimizers_that_cannot_be_had_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    with pytest.raises(ValueError, match=r"'Prodigy' needs the package prodigyopt.*or choose 'AdamW'"):
+        make_optimizer("Prodigy", [torch.ones(1, requires_grad=True)], 1.0)
+
+
+def test_a_recomputed_block_has_the_gradients_of_one_that_is_kept() -> None:
+    """Its residual is added in place, to what a norm before it has saved."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = torch.randn(5, 8, generator=generator), torch.randn(8, 8, generator=generator).requires_grad_()
+
+    def block(x: Tensor) -> tuple[Tensor, ...]:
+        x += torch.nn.functional.layer_norm(x, (8,)) @ w
+        return x, x * 2
+
+    def plain(x: Tensor) -> tuple[Tensor, ...]:
+        x = x + torch.nn.functional.layer_norm(x, (8,)) @ w
+        return x, x * 2
+
+    def gradients(apply: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        start = x.clone().requires_grad_()
+        first, _ = apply(start)
+        _, last = apply(first)
+        return torch.autograd.grad(last.square().sum(), [start, w])
+
+    for got, expected in zip(gradients(lambda x: recomputed(block, [x], [w])), gradients(plain), strict=True):
+        torch.testing.assert_close(got, expected)

@@ -81,8 +81,8 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-class Stop(Exception):
-    """What a user's Cancel is to a run."""
+class Stop(BaseException):
+    """What Cancel and Ctrl-C are to a run; like KeyboardInterrupt, it is no Exception."""
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ _BIAS_BYTES = 32 * 2**20  # of window masks, which all bands and layers share
 class SdpaBackend:
     name = "sdpa"
     summary = "PyTorch's own kernels over gathered tiles: runs everywhere, needs no Triton"
+    differentiable = True
 
     def __init__(self, tile: int = _TILE) -> None:
         """tile: tokens a side; another one is for benchmarks."""

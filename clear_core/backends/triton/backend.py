@@ -43,6 +43,7 @@ _PlanKey = tuple[GridPair, Window, tuple[int, int], tuple[int, int]]
 class TritonBackend:
     name = "triton"
     summary = "one fused kernel for cards that have Triton"
+    differentiable = False
 
     def __init__(self) -> None:
         self.plans: BoundedCache[_PlanKey, TilePlan] = BoundedCache(_PLAN_BYTES, lambda plan: plan.nbytes)
