@@ -102,8 +102,11 @@ class Untrained:
 
 
 def merged(own: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A LoRA's parameters added to the weights that they stand beside, both by their names: float32, on the CPU."""
-    made = {key: tensor.detach().to("cpu", torch.float32) for key, tensor in own.items()}
+    """A LoRA's parameters added to the weights that they stand beside, both by their names: float32, on the CPU.
+
+    own: float32, on the CPU.
+    """
+    made = dict(own)
     for key, up in lora.items():
         if key.endswith(".lora_B.weight"):
             name = key.removesuffix(".lora_B.weight")

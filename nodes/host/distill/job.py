@@ -111,7 +111,7 @@ class Job:
             save_weights(self.file, trained.parameters, metadata, dtype=dtype)
             return read_weights(self.file)
         save_lora(self.file, trained.parameters, metadata, dtype=dtype)
-        whole = merged(dict(session.student.own_weights(session.dtype, session.device)), trained.parameters)
+        whole = merged(session.own_weights("cpu"), trained.parameters)
         return ClearWeights(
             self.file.name,
             Variant(settings.radius, settings.down_factor),

@@ -90,7 +90,7 @@ class Session:
             names = self.student.projections
             return Lora(names, self._channels, settings.rank, settings.down_factor, settings.seed, device), "zero"
         device = self.home((self._channels + 1) * self._channels * len(self.student.projections))
-        own = dict(self.student.own_weights(self.dtype, self.device))
+        own = self.own_weights(device)
         made = FullWeights(start_from(own, self.student.depth, settings.down_factor), device)
         if start is None:
             return made, "the model's own weights"
@@ -104,6 +104,12 @@ class Session:
         errors = [self._error(trained) for trained in (made, given)]
         said = f"{start.name} (error {errors[1]:.4g}; the model's own weights {errors[0]:.4g})"
         return (given, said) if errors[1] < errors[0] else (made, f"the model's own weights: better than {said}")
+
+    def own_weights(self, device: torch.device | str) -> dict[str, Tensor]:
+        """The model's own projections under the names of a released file, float32, on a device: moved one by one, since
+        all of them beside an fp8 model fill a card."""
+        found = self.student.own_weights(self.dtype, self.device)
+        return {name: tensor.detach().to(device, torch.float32) for name, tensor in found}
 
     def gradients(
         self, trained: Trained, check: Callable[[], None] = lambda: None
