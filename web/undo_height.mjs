@@ -34,7 +34,8 @@ export function leaveHeightOutOfUndo(node) {
 function inHistory(node) {
     const { workflow } = /** @type {any} */ (app.extensionManager); // its published types leave it out
     const state = workflow.activeWorkflow?.changeTracker?.activeState;
+    // Newer pages give a node's id as text and save it as a number.
     /** @param {{ id: unknown }[] | undefined} list @param {unknown} id */
-    const find = (list, id) => /** @type {any} */ (list?.find((one) => one.id === id));
+    const find = (list, id) => /** @type {any} */ (list?.find((one) => String(one.id) === String(id)));
     return find((find(state?.definitions?.subgraphs, node.graph?.id) ?? state)?.nodes, node.id);
 }
