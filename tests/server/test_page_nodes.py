@@ -607,6 +607,9 @@ def test_settings_are_for_new_nodes(page: Page, renderer: str, nodes_api: Any) -
     page.evaluate(
         """() => {
             app.graph.clear()
+            // Newer pages keep values by the ids of graph and node, and an emptied graph counts both anew: a node of an
+            // earlier test would lend this one its values, of any pack's node type.
+            app.graph.id = crypto.randomUUID()
             for (const type of ['CLEARApply', 'CLEARWeightsLoader']) app.graph.add(LiteGraph.createNode(type))
         }"""
     )
