@@ -169,6 +169,7 @@ def _inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=2**63 - 1,
+            control_after_generate=False,  # unset, the page changes a seed after each run, and no run goes on
             tooltip="Of the noise, and of the order of the images.",
         ),
         make(io.String.Input, "name", default="my_clear_weights", tooltip="Of the file, without .safetensors."),

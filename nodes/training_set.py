@@ -169,6 +169,7 @@ def _inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=LARGEST_SEED,
+            control_after_generate=False,  # unset, the page changes a seed after each run: another set each time
             tooltip="For generating: the seed of the first image; each further one has the next.",
         ),
         make(io.Vae.Input, "vae", optional=True, tooltip="For images: the VAE of the model that is distilled."),

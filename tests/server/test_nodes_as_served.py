@@ -66,6 +66,18 @@ def test_widgets_keep_their_positions(object_info: dict[str, Any]) -> None:
     assert list(workflow.widget_names("CLEARApply", object_info))[: len(order)] == order
 
 
+def test_widgets_of_training_keep_their_positions(object_info: dict[str, Any]) -> None:
+    """Their seeds have no control beside them, which would be saved too."""
+    orders = {
+        "CLEARTrainingSet": "name source folder prompts width height steps seed",
+        "CLEARDistill": "radius down_factor method output rank steps batch learning_rate optimizer seed name "
+        "save_every resume",
+    }
+    for node, order in orders.items():
+        names = order.split()
+        assert list(workflow.widget_names(node, object_info))[: len(names)] == names
+
+
 def test_loader_node(object_info: dict[str, Any]) -> None:
     info = object_info["CLEARWeightsLoader"]
     inputs = declared(object_info, "CLEARWeightsLoader")
