@@ -56,6 +56,7 @@ CASES = (
     Case(FP8, "LoRA", "layer by layer", False, 20),
     Case(FP8, "LoRA", "end to end", False, 20),
     Case(FP8, "weights", "layer by layer", True, 22),
+    Case(FP8, "weights", "end to end", True, 22),
     Case(BF16, "weights", "end to end", False, 60),
 )
 

@@ -149,10 +149,9 @@ def _inputs() -> list[io.Input]:
             io.Float.Input,
             "learning_rate",
             default=_USUAL.learning_rate,
-            min=0.0,
+            min=1e-7,
             max=10.0,
-            step=1e-6,
-            round=False,
+            step=1e-7,  # as the host's own training node: the page rounds to it
             tooltip="How far a step moves the weights. 0.0001 suits AdamW, 1 suits Prodigy.",
         ),
         make(

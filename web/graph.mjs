@@ -196,10 +196,17 @@ export function clearSettings(node) {
     return file ? { ...settings, weights: weightsName(apply) } : settings;
 }
 
-/** The file of the loader at a node's input `weights`; undefined if there is none. @param {Node} node */
+/**
+ * The file at a node's input `weights`; undefined if there is none. Weights that Distill CLEAR Weights has yet to make are
+ * named as a released file of the same variant, by which the server knows what they will be.
+ *
+ * @param {Node} node
+ */
 export function weightsName(node) {
-    const loader = originOf(node, node.inputs.findIndex((input) => input.name === "weights"))?.node;
-    return loader && valueOf(loader, "weights_name");
+    const origin = originOf(node, node.inputs.findIndex((input) => input.name === "weights"))?.node;
+    if (origin?.comfyClass !== "CLEARDistill") return origin && valueOf(origin, "weights_name");
+    const [radius, factor] = [valueOf(origin, "radius"), Number(valueOf(origin, "down_factor"))];
+    return `clear_local_${radius}${factor > 1 ? `_down_${factor}` : ""}`;
 }
 
 /** @param {Node} node */

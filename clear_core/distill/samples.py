@@ -5,6 +5,7 @@ A file has `latent.mean` and `latent.std`, tensors `cond.NAME`, and metadata: pr
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,11 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def identity(self) -> str:
+        """Changes with the files' names, which say what the samples were made of, and with their order."""
+        return hashlib.sha256("\n".join(file.name for file in self.files).encode()).hexdigest()[:16]
 
     def read(self, index: int) -> Sample:
         """The sample of a file, on the CPU. Raises SampleError where it is gone or not whole; IndexError as a tuple."""

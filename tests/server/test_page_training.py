@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from devtools import workflow
 from devtools.client import ComfyClient
-from devtools.page import change_widgets, open_workflow
+from devtools.page import change_widgets, open_workflow, panel, shipped
 
 _SEEDS = """() => Object.fromEntries(app.graph.nodes.flatMap((node) => (node.widgets ?? [])
     .filter((widget) => ['seed', 'noise_seed'].includes(widget.name))
@@ -38,3 +38,10 @@ def test_run_changes_the_seed_of_the_image_and_no_seed_of_training(
     while any(client.get_json("/queue").values()):
         client.interrupt()
         time.sleep(0.2)
+
+
+def test_weights_that_will_be_made_count_as_connected(page: Page, renderer: str) -> None:
+    open_workflow(page, shipped("21_distill_weights", "CLEARApply"))
+    change_widgets(page, {"CLEARDistill": {"radius": 6, "down_factor": 2}})
+    expect(panel(page)).to_contain_text("auto (6)")
+    expect(panel(page)).not_to_contain_text("no weights are connected")

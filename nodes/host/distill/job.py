@@ -93,7 +93,7 @@ class Job:
         with torch.inference_mode(False):
             session = Session.open(model, samples, self.settings)
             trained, note = session.trained(start)
-            identity = {"base": session.base, "samples": str(len(samples)), "start_from": start.name if start else ""}
+            identity = {"base": session.base, "samples": samples.identity, "start_from": start.name if start else ""}
             self.state.parent.mkdir(parents=True, exist_ok=True)
             self.file.parent.mkdir(parents=True, exist_ok=True)
             run = Run(trained, self.settings, session.gradients(trained, check), self.state, identity, processes)

@@ -19,7 +19,7 @@ from ....clear_core.distill.weights import spatial_key, start_from
 from ....clear_core.flux import FAMILIES
 from ....clear_core.weights import ClearWeights
 from ....clear_core.window import Window
-from ..attention_call import KEY, SETTINGS
+from ..attention_call import SETTINGS
 from ..flux_model import transformer_of
 from .model import DistilledModel, Inputs
 
@@ -52,7 +52,7 @@ class Session:
             raise ValueError(f"This model is {family}; weights can be distilled for {', '.join(FAMILIES)}.")
         if SETTINGS in model.model_options.get("transformer_options", {}):
             raise ValueError(
-                f"{KEY} is applied to this model: the teacher needs full attention. Connect the model from before "
+                "CLEAR is applied to this model: the teacher needs full attention. Connect the model from before "
                 "Apply CLEAR Attention; weights to start from go to start_from."
             )
         if not len(samples):
