@@ -160,7 +160,7 @@ def main(arguments: list[str]) -> int:
         python = PYTHON if options.command == "lint" else host_python(getattr(options, "folder", None))
         if options.command in ("test", "lint") and not rest:
             find_page_types()
-        if options.command == "test":
+        if options.command == "test" or (options.command == "bench" and "--page" in rest):
             find_browser()
     except DevError as error:
         print(f"\n{error}", file=sys.stderr)
