@@ -62,7 +62,7 @@ ON_USE: Final = (
 
 METHODS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "comfy.model_base.BaseModel": "apply_model get_dtype memory_required",
+        "comfy.model_base.BaseModel": "apply_model extra_conds get_dtype memory_required process_latent_in",
         "comfy_execution.graph.DynamicPrompt": "all_node_ids get_node",
         "comfy.model_patcher.ModelPatcher": "add_object_patch add_patches add_wrapper_with_key clone get_model_object "
         "get_wrappers loaded_size model_size remove_wrappers_with_key",
@@ -79,6 +79,7 @@ ARGUMENTS: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.ldm.flux.model.Flux._forward": "x timestep context y guidance ref_latents control transformer_options",
         "comfy.model_base.BaseModel._apply_model": "x t c_concat c_crossattn control transformer_options",
         "comfy.model_management.cast_to": "weight dtype device",
+        "comfy.model_management.load_models_gpu": "models force_full_load",
         "comfy.model_patcher.ModelPatcher.add_patches": "patches strength_patch strength_model",
         "comfy.ops.cast_bias_weight": "input dtype device bias_dtype offloadable",
     }

@@ -306,6 +306,13 @@ def test_other_families_are_distilled_and_take_their_own_files_alone(
         nodes_api.apply(flux_model(), weights)
 
 
+@pytest.mark.parametrize("channels", [32, 96], ids=["canny", "fill"])
+def test_models_with_an_image_to_go_by(job: Any, samples: TrainingSet, channels: int) -> None:
+    model = flux_model(in_channels=channels)
+    model.model.model_config.unet_config |= {"in_channels": channels, "out_channels": 16}
+    assert len(run(job(), model, samples).history) == QUICK["steps"]
+
+
 def random_weights(nodes_api: Any, folder: Path) -> Any:
     save_file(clear_tensors(flux_model()), folder / "random.safetensors")
     return nodes_api.weights(folder / "random.safetensors")

@@ -12,7 +12,6 @@ from torch import Tensor
 from ....clear_core.distill.draws import draw
 from ....clear_core.distill.trained import Trained, Untrained
 from ..latent_colours import latent_colours
-from .model import Inputs
 from .session import Session
 
 _STEPS = 8
@@ -30,14 +29,12 @@ def all_pictures(session: Session, trained: Trained) -> dict[str, Tensor]:
 def picture(session: Session, trained: Trained | None) -> Tensor | None:
     """The first sample's prompt from a fixed seed, a few Euler steps. trained: None for the teacher."""
     sample = session.samples.read(0)
-    noise = draw(session.settings.seed, 0, len(session.samples), tuple(sample.mean.shape)).noise[None]
-    given = session.conditions(sample.conditioning, noise)
+    noise = draw(session.settings.seed, 0, len(session.samples), session.shape).noise[None]
     sigmas = comfy.samplers.calculate_sigmas(session.model.get_model_object("model_sampling"), "simple", _STEPS)
     latent = noise.to(session.device)
     with torch.no_grad():
         for sigma, following in pairwise(sigmas):
-            time = torch.tensor([float(sigma)], device=session.device)
-            inputs = Inputs(latent.to(session.dtype), time, given)
+            inputs = session.inputs_of(latent, float(sigma), sample.conditioning)
             found = session.student.teacher(inputs) if trained is None else session.student.student(trained, inputs)
             latent = latent + (float(following) - float(sigma)) * found.out.float()
     return latent_colours(session.model.get_model_object("latent_format"), latent)

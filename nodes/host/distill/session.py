@@ -32,12 +32,14 @@ _TRIED = 4  # samples by which two starts are compared
 class Session:
     """model: a loaded MODEL. dtype, device: of the host's computing. samples: of one latent size.
 
-    family: of the model. base: a fingerprint of the attention projections it had.
+    shape: of a latent, [channels, height, width]. family: of the model. base: a fingerprint of its attention
+    projections.
     """
 
     model: Any
     student: DistilledModel
     samples: TrainingSet
+    shape: tuple[int, ...]
     settings: Settings
     family: str
     base: str
@@ -57,7 +59,7 @@ class Session:
             )
         if not len(samples):
             raise ValueError("The training set has no samples.")
-        shape = samples.read(0).mean.shape
+        shape = tuple(samples.read(0).mean.shape)
         if shape[0] != model.model.latent_format.latent_channels:
             raise ValueError(
                 f"The training set's latents have {shape[0]} channels, {family} needs "
@@ -74,7 +76,7 @@ class Session:
         device = torch.device(model.load_device)
         student = DistilledModel(transformer, Window(settings.radius), settings.down_factor)
         base = _fingerprint(student.own_weights(dtype, device))
-        return cls(model, student, samples, settings, family, base, dtype, device)
+        return cls(model, student, samples, shape, settings, family, base, dtype, device)
 
     def trained(self, start: ClearWeights | None) -> tuple[Trained, str]:
         """What is trained, as it starts, and a sentence about that. Raises ValueError where `start` does not fit.
@@ -138,29 +140,31 @@ class Session:
 
     def inputs(self, number: int) -> tuple[Inputs, Tensor]:
         """The transformer's inputs for a sample of the run, and the target noise - x0."""
-        drawn = draw(self.settings.seed, number, len(self.samples), tuple(self.samples.read(0).mean.shape))
+        drawn = draw(self.settings.seed, number, len(self.samples), self.shape)
         sample = self.samples.read(drawn.image)
         latent = self.model.model.process_latent_in((sample.mean + sample.std * drawn.spread)[None])
         noise = drawn.noise[None]
         noisy = (1 - drawn.sigma) * latent + drawn.sigma * noise
-        given = self.conditions(sample.conditioning, noisy)
-        sigma = torch.tensor([drawn.sigma], device=self.device)
-        return Inputs(noisy.to(self.device, self.dtype), sigma, given), (noise - latent).to(self.device)
+        return self.inputs_of(noisy, drawn.sigma, sample.conditioning), (noise - latent).to(self.device)
 
-    def conditions(self, conditioning: Mapping[str, Tensor], latent: Tensor) -> dict[str, Any]:
-        """The transformer's arguments that a sampler would make of a conditioning for one latent."""
+    def inputs_of(self, latent: Tensor, sigma: float, conditioning: Mapping[str, Tensor]) -> Inputs:
+        """What a sampler would give the transformer for one latent, [1, channels, height, width]. Fill, Canny and Depth
+        get an empty image to go by, as the host gives them where none is connected."""
         known: dict[str, Any] = {"pooled_output": None, **{name: value[None] for name, value in conditioning.items()}}
         conds = self.model.model.extra_conds(
             **known, guidance=self.settings.guidance, noise=latent, latent_image=latent, device=self.device
         )
-        given = {name: cond.cond for name, cond in conds.items()}
+        given = {name: self._cast(cond.cond) for name, cond in conds.items()}
         given["context"] = given.pop("c_crossattn")
-        return {
-            name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-            if isinstance(value, Tensor)
-            else value
-            for name, value in given.items()
-        }
+        latent = self._cast(latent)
+        if "c_concat" in given:
+            latent = torch.cat((latent, given.pop("c_concat")), dim=1)
+        return Inputs(latent, torch.tensor([sigma], device=self.device), given)
+
+    def _cast(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
 
     def home(self, elements: int) -> torch.device:
         """Where so many trained values, their gradients and the optimizer's state are kept: on the device if they fit
