@@ -285,7 +285,9 @@ def test_a_file_is_applied_in_bands(
 
 
 @pytest.mark.parametrize(
-    ("family", "make", "channels"), [("FLUX.2", flux2_model, 128), ("Chroma", chroma_model, 16)], ids=str
+    ("family", "make", "channels"),
+    [("FLUX.2", flux2_model, 128), ("Chroma", chroma_model, 16)],
+    ids=["FLUX.2", "Chroma"],
 )
 def test_other_families_are_distilled_and_take_their_own_files_alone(
     job: Any, nodes_api: Any, tmp_path: Path, family: str, make: Callable[[], Any], channels: int
