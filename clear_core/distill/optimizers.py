@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from .settings import ADAMW, ADAMW_8BIT
+from .settings import ADAMW, ADAMW_8BIT, PRODIGY
 
 WEIGHT_DECAY: Final = 1e-4
 _BETAS = (0.9, 0.999)
@@ -19,6 +19,10 @@ _BETAS = (0.9, 0.999)
 ADAMW_OPTIONS: Final[Mapping[str, Any]] = MappingProxyType(
     {"betas": _BETAS, "weight_decay": WEIGHT_DECAY, "eps": 1e-8, "foreach": False}
 )
+
+
+STATE: Final[Mapping[str, float]] = MappingProxyType({ADAMW: 2.0, ADAMW_8BIT: 0.5, PRODIGY: 4.0})
+"""What each keeps for a trained value, in values of float32."""
 
 
 def adamw(weights: Iterable[Tensor], learning_rate: float) -> torch.optim.Optimizer:

@@ -50,7 +50,11 @@ class Alone:
 
 
 class Group:
-    """The processes of torch.distributed's default group. Each keeps the optimizer's state of a part of the weights."""
+    """The processes of torch.distributed's default group.
+
+    Each keeps AdamW's state for a part of the weights. Prodigy estimates one rate from all weights, and 8-bit states
+    are small: of these, each process has the whole state, which stays the same in all since the gradients are.
+    """
 
     def __init__(self) -> None:
         import torch.distributed as dist
@@ -65,17 +69,15 @@ class Group:
             work.wait()
 
     def optimizer(self, name: str, weights: list[Tensor], learning_rate: float) -> Any:
-        """Raises ValueError for one that looks at all weights together, as Prodigy does."""
         if name != ADAMW:
-            raise ValueError(
-                f"optimizer {name!r} does not share its state between processes; choose {ADAMW!r}, or one process."
-            )
+            return make_optimizer(name, weights, learning_rate)
         from torch.distributed.optim import ZeroRedundancyOptimizer
 
         return ZeroRedundancyOptimizer(weights, torch.optim.AdamW, lr=learning_rate, **ADAMW_OPTIONS)
 
     def whole_state(self, optimizer: Any) -> dict[str, Any] | None:
-        optimizer.consolidate_state_dict(to=0)
+        if hasattr(optimizer, "consolidate_state_dict"):
+            optimizer.consolidate_state_dict(to=0)
         return None if self.rank else optimizer.state_dict()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..weights import block_of_key
 from ..whole_file import written_whole
+from .optimizers import STATE
 from .processes import Alone, Processes
 from .settings import LAYER_BY_LAYER, Settings
 from .step import NoGradientError, NotFiniteError, clip
@@ -20,8 +21,6 @@ from .trained import Trained
 
 Gradients = Callable[[str, int, float], Mapping[str, float]]
 """(stage, number of the sample, share): adds share times the sample's gradients, returns its losses by name."""
-
-_STATE_COPIES = 3  # of the parameters: themselves and two moments
 
 
 class StateError(ValueError):
@@ -78,7 +77,7 @@ class Run:
     def check_room(self) -> None:
         """Raises ValueError where the state, and what is made of it, will not fit on the disk."""
         size = sum(tensor.nbytes for tensor in self._trained.parameters.values())
-        needed = size * (_STATE_COPIES + 1)
+        needed = size * (2 + STATE[self._settings.optimizer])  # the weights, and as much again for the result
         free = shutil.disk_usage(self._path.parent).free
         if free < needed:
             raise ValueError(

@@ -1,4 +1,7 @@
-"""A distillation of the tiny FLUX in a process of its own, alone or under torchrun: FOLDER STEPS BATCH SAVE_EVERY."""
+"""A distillation of the tiny FLUX in a process of its own, alone or under torchrun.
+
+Arguments: FOLDER STEPS BATCH SAVE_EVERY [OPTIMIZER LEARNING_RATE]
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from devtools.inprocess import import_host, pack_module
 from devtools.models import flux_model
 
 
-def main(folder: Path, steps: int, batch: int, save_every: int) -> None:
+def main(folder: Path, steps: int, batch: int, save_every: int, optimizer: str, rate: float) -> None:
     import_host()
     torch.set_num_threads(1)
     settings = pack_module("clear_core.distill.settings").Settings(
-        radius=2, steps=steps, batch=batch, learning_rate=1e-3, seed=3, method="both"
+        radius=2, steps=steps, batch=batch, learning_rate=rate, seed=3, method="both", optimizer=optimizer
     )
     job = pack_module("nodes.host.distill.job").Job("mine", settings, save_every, folder=folder)
     files = tuple(sorted((folder / "set").glob("*.safetensors")))
@@ -29,4 +32,5 @@ def main(folder: Path, steps: int, batch: int, save_every: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    optimizer, rate = sys.argv[5:] or ("AdamW", "1e-3")
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]), optimizer, float(rate))

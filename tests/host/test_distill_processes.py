@@ -84,6 +84,17 @@ def test_two_processes_are_one_that_was_killed_too(two: Path, tmp_path: Path) ->
         torch.testing.assert_close(other[key], tensor, rtol=1e-5, atol=1e-6)
 
 
+def test_prodigy_finds_the_same_rate_in_two_processes(two: Path, tmp_path: Path) -> None:
+    made = []
+    for launcher in ([], TORCHRUN):
+        folder = tmp_path / str(len(launcher))
+        shutil.copytree(two / "set", folder / "set")
+        finished(*launcher, *WORKER, folder, 6, 2, 6, "Prodigy", 1)
+        made.append(load_file(folder / "mine.safetensors"))
+    for key, tensor in made[0].items():
+        torch.testing.assert_close(made[1][key], tensor, rtol=1e-4, atol=1e-5)
+
+
 def _alive(pid: int) -> bool:
     for _ in range(50):
         try:

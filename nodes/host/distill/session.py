@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ....clear_core.distill.draws import draw
+from ....clear_core.distill.optimizers import STATE
 from ....clear_core.distill.samples import TrainingSet
 from ....clear_core.distill.settings import LAYER_BY_LAYER, LORA, Settings
 from ....clear_core.distill.trained import FullWeights, Lora, Trained
@@ -23,7 +24,6 @@ from ..attention_call import SETTINGS
 from ..flux_model import transformer_of
 from .model import DistilledModel, Inputs
 
-_STATES = 4  # float32 tensors for each trained one: itself, its gradient, two moments
 _ROOM = 4 * 2**30  # bytes left free on the device for activations
 _TRIED = 4  # samples by which two starts are compared
 
@@ -170,7 +170,8 @@ class Session:
         """Where so many trained values, their gradients and the optimizer's state are kept: on the device if they fit
         beside the model, else in main memory."""
         free: Any = comfy.model_management.get_free_memory(self.device)
-        return self.device if elements * 4 * _STATES + _ROOM <= free else torch.device("cpu")
+        copies = 2 + STATE[self.settings.optimizer]  # themselves and their gradients
+        return self.device if elements * 4 * copies + _ROOM <= free else torch.device("cpu")
 
     @property
     def _channels(self) -> int:
