@@ -6,7 +6,7 @@ from typing import Any
 
 import comfy.cli_args
 import comfy.samplers
-from comfy_execution.graph_utils import GraphBuilder
+from comfy_execution.graph_utils import GraphBuilder, is_link
 
 from .attention_call import SETTINGS
 
@@ -42,10 +42,9 @@ def no_clear_after(prompt: Any, node_id: str) -> bool:
     after, before = {node_id}, 0
     while len(after) > before:
         before = len(after)
-        after |= {other for other, node in nodes if any(_origin(value) in after for value in node["inputs"].values())}
+        after |= {
+            other
+            for other, node in nodes
+            if any(is_link(value) and value[0] in after for value in node["inputs"].values())
+        }
     return not any(other in after and node["class_type"] in _APPLYING for other, node in nodes)
-
-
-def _origin(value: Any) -> str | None:
-    """The node that a link comes from; None for a value."""
-    return value[0] if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) else None
