@@ -1,4 +1,4 @@
-"""The picture of Distill CLEAR Weights: losses by step, each block before and after, what is painted."""
+"""The picture of Distill CLEAR Weights: losses by step, each block before and after, sample images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FEW = 60
 
 @dataclass(frozen=True, slots=True)
 class TrainingPage:
-    """history: of all steps. pictures: [height, width, 3], 0 to 1, by what painted them."""
+    """history: of all steps. pictures: [height, width, 3], 0 to 1, by the model that generated them."""
 
     title: str
     subtitle: str

@@ -73,9 +73,9 @@ def test_weights_are_made_used_and_loaded_again(
     assert "radius 2" in said
     assert "CLEAR ran: 2 layer calls" in said
     assert picture(client, run, prompt, "Save curves").shape[1] == 1600
-    painted = picture(client, run, prompt, "Save image")
-    assert painted.shape == (SIDE, SIDE, 3)
-    assert painted.std() > 10
+    image = picture(client, run, prompt, "Save image")
+    assert image.shape == (SIDE, SIDE, 3)
+    assert image.std() > 10
 
     # Another seed of the image: nothing is trained again.
     again = client.run(workflow.changed(prompt, {"RandomNoise": {"noise_seed": 2}}))
@@ -92,7 +92,7 @@ def test_weights_are_made_used_and_loaded_again(
         height=SIDE,
         steps=1,
     )
-    assert (shown(loaded, "radius 2") == painted).all()
+    assert (shown(loaded, "radius 2") == image).all()
 
 
 def test_a_lora_of_a_folder_of_images_is_made_and_loads(

@@ -1,4 +1,4 @@
-"""What teacher, untrained window and student paint of one prompt and seed, as the host's previews show it."""
+"""Images by teacher, untrained window and student of one prompt and seed, in the colours of the host's previews."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEACHER, UNTRAINED, STUDENT = "teacher, full attention", "window, untrained", "s
 
 
 def all_pictures(session: Session, trained: Trained) -> dict[str, Tensor]:
-    """By what painted them: float32 [height, width, 3], 0 to 1. Empty where the host has no preview for the family."""
+    """By the model that generated them: float32 [height, width, 3], 0 to 1. Empty where the host has no preview."""
     untrained = Untrained(session.settings.down_factor)
     by: Mapping[str, Trained | None] = {TEACHER: None, UNTRAINED: untrained, STUDENT: trained}
     made = {name: picture(session, student) for name, student in by.items()}

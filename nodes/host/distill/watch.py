@@ -28,7 +28,7 @@ _PREVIEW = 512  # pixels of the longer side
 def distill(
     job: Job, model: Any, samples: TrainingSet, start: ClearWeights | None, node_id: str | None
 ) -> tuple[Result, dict[str, torch.Tensor]]:
-    """Run a job with its progress on a node. The result, and pictures by what painted them."""
+    """Run a job with its progress on a node. The result, and images by the model that generated them."""
     watch = _Watch(job, node_text_sender(node_id))
     check = comfy.model_management.throw_exception_if_processing_interrupted
     try:
