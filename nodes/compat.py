@@ -79,7 +79,7 @@ ARGUMENTS: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.ldm.flux.model.Flux._forward": "x timestep context y guidance ref_latents control transformer_options",
         "comfy.model_base.BaseModel._apply_model": "x t c_concat c_crossattn control transformer_options",
         "comfy.model_management.cast_to": "weight dtype device",
-        "comfy.model_management.load_models_gpu": "models force_full_load",
+        "comfy.model_management.load_models_gpu": "models memory_required",
         "comfy.model_patcher.ModelPatcher.add_patches": "patches strength_patch strength_model",
         "comfy.ops.cast_bias_weight": "input dtype device bias_dtype offloadable",
     }

@@ -86,6 +86,47 @@ class TrainedLinear:
                 yield f"{projection.name}.bias", bias[projection.rows]
 
 
+def own_forward(module: Any) -> Callable[[Tensor], Tensor]:
+    """The module's forward, safe in a backward where the host keeps the weight elsewhere."""
+    forward = module.forward
+
+    def call(x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and _is_copied(module, x):
+            out: Tensor = _RunAgain.apply(forward, x)
+            return out
+        return forward(x)
+
+    return call
+
+
+class _RunAgain(torch.autograd.Function):
+    """A frozen layer whose weight the host copies to the device for each call: for the backward the layer runs again,
+    as the host may have used the copy's memory for the next layer."""
+
+    @staticmethod
+    def forward(ctx: Any, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        ctx.layer = forward
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            out = ctx.layer(x)
+            (found,) = torch.autograd.grad(out, x, gradient)
+        if x.is_cuda:
+            # The host's copying stream waits for a layer's forward, not for this product.
+            torch.cuda.current_stream(x.device).synchronize()
+        return None, found
+
+
+def _is_copied(module: Any, x: Tensor) -> bool:
+    patched = getattr(module, "weight_function", None) or getattr(module, "bias_function", None)
+    return bool(patched) or module.weight.device != x.device
+
+
 def _is_plain(module: Any, x: Tensor) -> bool:
     """Whether the module's weight is what it multiplies x with: not quantised, patched on use, or on another device."""
     weight = module.weight
@@ -99,11 +140,12 @@ def _is_plain(module: Any, x: Tensor) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """module: the host's block. linears: those of its layers that are trained."""
+    """module: the host's block. linears: those of its linear layers that are trained. frozen: the others."""
 
     block: BlockId
     module: Any
     linears: tuple[TrainedLinear, ...]
+    frozen: tuple[Any, ...]
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -138,23 +180,29 @@ class BlockCall:
         options = self.args.get("transformer_options") or {}
         options = {**options, OVERRIDE: override, "block_type": own.kind, "block_index": own.index}
         given = dict(zip(self.block.streams, activations, strict=True))
-        with _swapped(self.block.linears, trained):
+        with with_forwards({} if trained is None else _forwards(self.block, trained)):
             out = _call(self.block, {**self.args, **given, "transformer_options": options})
         (attention,) = attended
         return (*out, attention)
 
 
+def _forwards(block: Block, trained: Trained) -> dict[Any, Callable[..., Tensor]]:
+    forwards = {linear.module: _forward(linear, trained) for linear in block.linears}
+    return {**forwards, **{module: own_forward(module) for module in block.frozen}}
+
+
 @contextmanager
-def _swapped(linears: tuple[TrainedLinear, ...], trained: Trained | None) -> Iterator[None]:
+def with_forwards(forwards: Mapping[Any, Callable[..., Tensor]]) -> Iterator[None]:
+    """Modules compute these in place of their own forwards."""
     with ExitStack() as undo:
-        for linear in linears if trained is not None else ():
-            undo.callback(linear.module.__dict__.pop, "forward")
-            linear.module.__dict__["forward"] = _forward(linear, trained)
+        for module, forward in forwards.items():
+            undo.callback(module.__dict__.pop, "forward")
+            module.__dict__["forward"] = forward
         yield
 
 
-def _forward(linear: TrainedLinear, trained: Any) -> Callable[..., Tensor]:
-    own = linear.module.forward
+def _forward(linear: TrainedLinear, trained: Trained) -> Callable[..., Tensor]:
+    own = own_forward(linear.module)
     return lambda x: linear.output(own, trained, x)
 
 

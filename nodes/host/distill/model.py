@@ -20,7 +20,7 @@ from ....clear_core.weights import BlockId, attention_keys, block_of_key
 from ....clear_core.window import Window
 from ..attention_call import frame_of
 from ..patching.weight_patches import host_keys
-from .blocks import Attend, Block, BlockCall, Projection, TrainedLinear
+from .blocks import Attend, Block, BlockCall, Projection, TrainedLinear, own_forward, with_forwards
 
 Hook = Callable[[BlockCall], tuple[Tensor, ...]]
 """Computes a block; returns its activations."""
@@ -169,8 +169,16 @@ class DistilledModel:
         replaced = {(f"{name.kind}_block", name.index): replacement(block) for name, block in self._blocks.items()}
         options: dict[str, Any] = {"patches_replace": {"dit": replaced}}
         given = {**inputs.given, "transformer_options": options}
-        out: Tensor = functional_call(self.transformer, self._frozen, (inputs.latent, inputs.sigma), given)
+        with with_forwards({layer: own_forward(layer) for layer in self._outside}):
+            out: Tensor = functional_call(self.transformer, self._frozen, (inputs.latent, inputs.sigma), given)
         return out
+
+    @property
+    def _outside(self) -> Iterator[Any]:
+        """Linear layers that are in no block."""
+        for name, layer in self.transformer.named_modules():
+            if isinstance(layer, torch.nn.Linear) and not name.startswith(_BLOCKS):
+                yield layer
 
     @property
     def _frozen(self) -> dict[str, Tensor]:
@@ -217,4 +225,7 @@ def _blocks(transformer: Any) -> Iterator[Block]:
             TrainedLinear(transformer.get_submodule(path), tuple(sorted(parts, key=lambda part: part.rows.start)))
             for path, parts in linears.items()
         ]
-        yield Block(name, blocks[name.index], tuple(made))
+        module = blocks[name.index]
+        trained = {linear.module for linear in made}
+        layers = (layer for layer in module.modules() if isinstance(layer, torch.nn.Linear))
+        yield Block(name, module, tuple(made), tuple(layer for layer in layers if layer not in trained))

@@ -71,7 +71,7 @@ class Session:
                 f"radius {settings.radius} covers the whole image of {columns} x {rows} tokens: there is nothing to "
                 "distill. Choose a smaller radius, or larger images."
             )
-        comfy.model_management.load_models_gpu([model], force_full_load=True)
+        comfy.model_management.load_models_gpu([model], memory_required=_ROOM)
         dtype = model.model.manual_cast_dtype or model.model.get_dtype()
         device = torch.device(model.load_device)
         student = DistilledModel(transformer, Window(settings.radius), settings.down_factor)
