@@ -272,7 +272,10 @@ def test_cancel_stops_it_in_any_layer(
     monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", interrupted)
     with pytest.raises(management.InterruptProcessingException):
         run(vae, latent(6, 4), 3, devices)
-    assert len(calls) == after
+    # The host asks in each layer too: a lane that is in a strip while the other is stopped asks in the rest of its
+    # layers, of which the attention has most, four.
+    others = devices.count(",")
+    assert after <= len(calls) <= after + 4 * others
 
 
 @pytest.mark.usefixtures("nothing_left")
