@@ -6,7 +6,6 @@ docs/distill.md and devtools/distill.toml. The result and the state lie in `fold
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -15,7 +14,7 @@ from typing import Any
 
 import tomllib
 
-from .inprocess import HOST, import_host, pack_module
+from .inprocess import import_host, pack_module
 
 _DTYPES = ("default", "fp8_e4m3fn", "fp8_e5m2")
 
@@ -119,5 +118,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("CLEAR_HOST", str(HOST))
     sys.exit(main(sys.argv[1:]))

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..weights import block_of_key
 from ..whole_file import written_whole
 from .optimizers import STATE
 from .processes import Alone, Processes
 from .settings import LAYER_BY_LAYER, Settings
 from .step import NoGradientError, NotFiniteError, clip
-from .trained import Trained
+from .trained import Trained, by_block
 
 Gradients = Callable[[str, int, float], Mapping[str, float]]
 """(stage, number of the sample, share): adds share times the sample's gradients, returns its losses by name."""
@@ -181,13 +179,9 @@ class Run:
         return dict(zip(names, values.tolist(), strict=True))
 
     def _clipped(self, stage: str) -> float:
-        parameters = self._trained.parameters
         if stage != LAYER_BY_LAYER:
-            return float(clip(parameters))
-        groups: dict[Any, dict[str, Tensor]] = {}
-        for name, parameter in parameters.items():
-            groups.setdefault(block_of_key(name), {})[name] = parameter
-        return max(float(clip(group)) for group in groups.values())
+            return float(clip(self._trained.parameters))
+        return max(float(clip(group)) for group in by_block(self._trained).values())
 
     def _new_optimizer(self) -> Any:
         settings = self._settings

@@ -11,6 +11,8 @@ LAYER_BY_LAYER, END_TO_END, BOTH = METHODS = ("layer by layer", "end to end", "b
 WEIGHTS, LORA = OUTPUTS = ("weights", "LoRA")
 ADAMW, ADAMW_8BIT, PRODIGY = OPTIMIZERS = ("AdamW", "AdamW 8-bit", "Prodigy")
 LARGEST_RANK: Final = 1024
+GUIDANCE: Final = 3.5
+"""Of teacher, student and generated samples, as the authors trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Settings:
     batch: int = 1
     learning_rate: float = 1e-4
     optimizer: str = ADAMW
-    guidance: float = 3.5
+    guidance: float = GUIDANCE
     seed: int = 0
 
     def __post_init__(self) -> None:

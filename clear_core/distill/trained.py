@@ -51,39 +51,6 @@ class FullWeights:
         return self.parameters.get(spatial_key(block))
 
 
-class Lora:
-    """Two matrices beside every projection, at strength 1. Pooling weights stay means: a LoRA file has no place for
-    them, and means are what Apply CLEAR Attention takes without a weights file."""
-
-    replaces = False
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        hidden: int,
-        rank: int,
-        down_factor: int,
-        seed: int,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        """names: of projections of `hidden` channels. Starts as zero."""
-        generator = torch.Generator().manual_seed(seed)
-        self.parameters = {}
-        for name in names:
-            down = torch.empty(rank, hidden).uniform_(-1, 1, generator=generator) / hidden**0.5
-            self.parameters[f"{name}.lora_A.weight"] = down.to(device).requires_grad_()
-            self.parameters[f"{name}.lora_B.weight"] = torch.zeros(hidden, rank, device=device).requires_grad_()
-        self._mean = mean_weight(down_factor) if down_factor > 1 else None
-
-    def output(self, name: str, x: Tensor, own: Tensor | None) -> Tensor:
-        assert own is not None
-        down, up = (self.parameters[f"{name}.lora_{part}.weight"].to(x) for part in "AB")
-        return own + F.linear(F.linear(x, down), up)
-
-    def pooling(self, block: BlockId) -> Tensor | None:
-        return self._mean
-
-
 class Untrained:
     """The frozen projections, under the window: what a student is before any training."""
 
@@ -101,6 +68,33 @@ class Untrained:
         return self._mean
 
 
+class Lora(Untrained):
+    """Two matrices beside every projection, at strength 1. Pooling weights stay means: a LoRA file has no place for
+    them, and means are what Apply CLEAR Attention takes without a weights file."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        hidden: int,
+        rank: int,
+        down_factor: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """names: of projections of `hidden` channels. Starts as zero."""
+        super().__init__(down_factor)
+        generator = torch.Generator().manual_seed(seed)
+        for name in names:
+            down = torch.empty(rank, hidden).uniform_(-1, 1, generator=generator) / hidden**0.5
+            self.parameters[f"{name}.lora_A.weight"] = down.to(device).requires_grad_()
+            self.parameters[f"{name}.lora_B.weight"] = torch.zeros(hidden, rank, device=device).requires_grad_()
+
+    def output(self, name: str, x: Tensor, own: Tensor | None) -> Tensor:
+        assert own is not None
+        down, up = (self.parameters[f"{name}.lora_{part}.weight"].to(x) for part in "AB")
+        return own + F.linear(F.linear(x, down), up)
+
+
 def merged(own: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A LoRA's parameters added to the weights that they stand beside, both by their names: float32, on the CPU.
 
@@ -115,6 +109,9 @@ def merged(own: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> dict[str, T
     return made
 
 
-def of_block(trained: Trained, block: BlockId) -> dict[str, Tensor]:
-    """The parameters that a block uses."""
-    return {name: tensor for name, tensor in trained.parameters.items() if block_of_key(name) == block}
+def by_block(trained: Trained) -> dict[BlockId, dict[str, Tensor]]:
+    """The parameters that each block uses, by their names."""
+    found: dict[BlockId, dict[str, Tensor]] = {}
+    for name, tensor in trained.parameters.items():
+        found.setdefault(block_of_key(name), {})[name] = tensor
+    return found

@@ -12,25 +12,25 @@ import torch
 from torch import Tensor
 
 from ...clear_core.distill.samples import TEXT
-from .flux_model import CHROMA, FLUX_1, FLUX_2, transformer_of
+from ...clear_core.distill.settings import GUIDANCE
+from ...clear_core.flux import CHROMA, FAMILIES, FLUX_1, FLUX_2
+from .flux_model import transformer_of
 
 _CELL: Final[Mapping[int, int]] = MappingProxyType({16: 8, 128: 16})
 """By the channels of a latent, of FLUX.1 and Chroma or of FLUX.2: pixels that a cell covers each way."""
 
-_FAMILIES: Final = (FLUX_1, FLUX_2, CHROMA)
 Shape = tuple[int, int, int]
 """channels, height, width of a latent."""
 
-GUIDANCE: Final = 3.5
 _LEAST_LOGVAR, _MOST_LOGVAR = -30.0, 20.0  # as ComfyUI's own distribution takes them
 
 
 def shape_of_model(model: Any, width: int, height: int) -> Shape:
     """Of a MODEL's latents for an image size. Raises ValueError unless it is one that weights can be distilled for."""
     family = transformer_of(model)[1]
-    if family not in _FAMILIES:
+    if family not in FAMILIES:
         raise ValueError(
-            f"model is {family}; training samples are made with {', '.join(_FAMILIES)}. Connect one of them."
+            f"model is {family}; training samples are made with {', '.join(FAMILIES)}. Connect one of them."
         )
     return _shape(model.get_model_object("latent_format").latent_channels, width, height)
 

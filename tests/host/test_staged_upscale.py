@@ -23,6 +23,7 @@ from torch import Tensor
 from devtools.models import clear_tensors, flux_model, inputs
 
 from host.comparing import error
+from host.giving import giving
 
 RADIUS, SEED = 4, 5
 STEPS, DENOISE = 2, 0.5  # with so few steps the core rounds 0.7 up to 1, and the image would not matter
@@ -75,24 +76,6 @@ def picture(side: int) -> Tensor:
     """Soft blobs of colour, [1, side, side, 3] in 0 to 1."""
     small = torch.rand(1, 3, 7, 7, generator=torch.Generator().manual_seed(2))
     return torch.nn.functional.interpolate(small, (side, side), mode="bicubic").clamp(0, 1).movedim(1, -1)
-
-
-def giving(kind: str, value: Any) -> type:
-    """A node without inputs that gives out a value."""
-
-    class Giving:
-        RETURN_TYPES = (kind,)
-        FUNCTION = "give"
-        CATEGORY = "tests"
-
-        @classmethod
-        def INPUT_TYPES(cls) -> dict[str, Any]:
-            return {"required": {}}
-
-        def give(self) -> tuple[Any]:
-            return (value,)
-
-    return Giving
 
 
 def keeping(keep: Callable[[str, list[Tensor]], None]) -> type:

@@ -130,12 +130,7 @@ def _is_copied(module: Any, x: Tensor) -> bool:
 def _is_plain(module: Any, x: Tensor) -> bool:
     """Whether the module's weight is what it multiplies x with: not quantised, patched on use, or on another device."""
     weight = module.weight
-    return (
-        type(weight) in (Tensor, torch.nn.Parameter)
-        and (weight.dtype, weight.device) == (x.dtype, x.device)
-        and not getattr(module, "weight_function", None)
-        and not getattr(module, "bias_function", None)
-    )
+    return type(weight) in (Tensor, torch.nn.Parameter) and weight.dtype == x.dtype and not _is_copied(module, x)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from ....clear_core.distill.attention import StudentAttention
 from ....clear_core.distill.loss import Losses, Prediction, compared_blocks, losses
 from ....clear_core.distill.recompute import in_place_allowed, recomputed
-from ....clear_core.distill.trained import Trained, of_block
+from ....clear_core.distill.trained import Trained, by_block
 from ....clear_core.layout import TokenLayout
 from ....clear_core.weights import BlockId, attention_keys, block_of_key
 from ....clear_core.window import Window
@@ -50,6 +50,7 @@ class DistilledModel:
         self.depth = len(transformer.double_blocks), len(transformer.single_blocks)
         self.compared = compared_blocks(*self.depth)
         self._blocks = {block.block: block for block in _blocks(transformer)}
+        self._outside = tuple(_layers_outside(transformer))
         self._student: tuple[StudentAttention, Tensor] | None = None
 
     @property
@@ -84,6 +85,7 @@ class DistilledModel:
     def student(self, trained: Trained, inputs: Inputs, after_block: AfterBlock = _nothing) -> Prediction:
         """With gradients for what is trained; blocks are computed, and `after_block` called, again in the backward."""
         seen: dict[BlockId, Tensor] = {}
+        parameters = by_block(trained)
 
         def hook(call: BlockCall) -> tuple[Tensor, ...]:
             attend = self._windowed(trained, call.block.block, inputs)
@@ -93,7 +95,7 @@ class DistilledModel:
                 after_block(call.block.block)
                 return out
 
-            used = list(of_block(trained, call.block.block).values())
+            used = list(parameters.get(call.block.block, {}).values())
             *activations, attention = recomputed(run, call.activations, used)
             if call.block.block in self.compared:
                 seen[call.block.block] = attention
@@ -123,6 +125,7 @@ class DistilledModel:
         teacher's, mean over image and text. One block's graph exists at a time.
         """
         errors: dict[BlockId, Tensor] = {}
+        parameters = by_block(trained)
 
         def hook(call: BlockCall) -> tuple[Tensor, ...]:
             before = call.activations
@@ -132,7 +135,7 @@ class DistilledModel:
                 attend = self._windowed(trained, block, inputs)
                 made = call.run(tuple(tensor.clone() for tensor in before), attend, trained)[:-1]
                 error = torch.stack([*map(_relative_error, made, wanted, before)]).mean()
-                add_gradients(error * share, list(of_block(trained, block).values()))
+                add_gradients(error * share, list(parameters[block].values()))
             errors[block] = error.detach()
             after_block(block)
             return wanted
@@ -174,13 +177,6 @@ class DistilledModel:
         return out
 
     @property
-    def _outside(self) -> Iterator[Any]:
-        """Linear layers that are in no block."""
-        for name, layer in self.transformer.named_modules():
-            if isinstance(layer, torch.nn.Linear) and not name.startswith(_BLOCKS):
-                yield layer
-
-    @property
     def _frozen(self) -> dict[str, Tensor]:
         """What is not in blocks, without gradients, and where the host made it in inference mode, copied: it could not
         be saved for a backward."""
@@ -204,6 +200,13 @@ def _dense(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor
 def _relative_error(made: Tensor, wanted: Tensor, before: Tensor) -> Tensor:
     change = (wanted.float() - before.float()).square().sum()
     return (made.float() - wanted.float()).square().sum() / change.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _layers_outside(transformer: Any) -> Iterator[Any]:
+    """Linear layers that are in no block."""
+    for name, layer in transformer.named_modules():
+        if isinstance(layer, torch.nn.Linear) and not name.startswith(_BLOCKS):
+            yield layer
 
 
 def _blocks(transformer: Any) -> Iterator[Block]:

@@ -14,6 +14,8 @@ from PIL import Image
 
 from devtools.models import flux_model, inputs
 
+from host.giving import giving
+
 Prompt = dict[str, dict[str, Any]]
 
 
@@ -34,24 +36,6 @@ class Vae:
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels.movedim(-1, 1).mean(1, keepdim=True)[..., ::8, ::8].repeat(1, 16, 1, 1)
-
-
-def giving(kind: str, value: Any) -> type:
-    """A node that gives out a value, whatever its one widget says: as a loader with a file's name."""
-
-    class Giving:
-        RETURN_TYPES = (kind,)
-        FUNCTION = "give"
-        CATEGORY = "tests"
-
-        @classmethod
-        def INPUT_TYPES(cls) -> dict[str, Any]:
-            return {"required": {"file": ("STRING", {})}}
-
-        def give(self, file: str) -> tuple[Any]:
-            return (value,)
-
-    return Giving
 
 
 class Machine:
@@ -102,7 +86,9 @@ def machine(host: Any, pack: dict[str, Any], output: Path, monkeypatch: pytest.M
             made.kept.append((samples, report))
             return {}
 
-    nodes = {"Model": giving("MODEL", flux_model()), "Clip": giving("CLIP", Clip()), "Vae": giving("VAE", Vae())}
+    # One widget, as a loader with a file's name.
+    given = {"Model": flux_model(), "Clip": Clip(), "Vae": Vae()}
+    nodes = {name: giving(name.upper(), value, "file") for name, value in given.items()}
     for name, node in {**nodes, "Keep": Keep}.items():
         monkeypatch.setitem(host.NODE_CLASS_MAPPINGS, name, node)
     return made
