@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -26,6 +28,8 @@ Hook = Callable[[BlockCall], tuple[Tensor, ...]]
 """Computes a block; returns its activations."""
 _BLOCKS = ("double_blocks.", "single_blocks.")
 AfterBlock = Callable[[BlockId], None]
+Gathered = Callable[[Any], AbstractContextManager[None]]
+"""Of the host's block: a context in which its weights are whole."""
 
 
 def _nothing(block: BlockId) -> None:
@@ -42,11 +46,16 @@ class Inputs:
     given: Mapping[str, Any]
 
 
-class DistilledModel:
-    """transformer: the host's module, frozen. window, down_factor: of the student."""
+def _as_it_is(module: Any) -> AbstractContextManager[None]:
+    return nullcontext()
 
-    def __init__(self, transformer: Any, window: Window, down_factor: int = 1) -> None:
+
+class DistilledModel:
+    """transformer: the host's module, frozen. window, down_factor: of the student. gathered: for a sharded base."""
+
+    def __init__(self, transformer: Any, window: Window, down_factor: int = 1, gathered: Gathered = _as_it_is) -> None:
         self.transformer, self._window, self._factor = transformer, window, down_factor
+        self._gathered = gathered
         self.depth = len(transformer.double_blocks), len(transformer.single_blocks)
         self.compared = compared_blocks(*self.depth)
         self._blocks = {block.block: block for block in _blocks(transformer)}
@@ -63,17 +72,22 @@ class DistilledModel:
         return tuple(p.name for block in self._blocks.values() for linear in block.linears for p in linear.projections)
 
     def own_weights(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-        """The base's own projections, under the names of a released file. dtype, device: of the host's computing."""
+        """The base's own projections, under the names of a released file. dtype, device: of the host's computing.
+
+        May be views of the base's weights, there until the next is asked for.
+        """
         for block in self._blocks.values():
-            for linear in block.linears:
-                yield from linear.own_tensors(dtype, device)
+            with self._gathered(block.module):
+                for linear in block.linears:
+                    yield from linear.own_tensors(dtype, device)
 
     def teacher(self, inputs: Inputs, after_block: AfterBlock = _nothing) -> Prediction:
         """Dense, without gradients. after_block: called after each block."""
         seen: dict[BlockId, Tensor] = {}
 
         def hook(call: BlockCall) -> tuple[Tensor, ...]:
-            *activations, attention = call.run(tuple(call.activations), _dense, None)
+            with self._gathered(call.block.module):
+                *activations, attention = call.run(tuple(call.activations), _dense, None)
             if call.block.block in self.compared:
                 seen[call.block.block] = attention
             after_block(call.block.block)
@@ -96,7 +110,8 @@ class DistilledModel:
                 return out
 
             used = list(parameters.get(call.block.block, {}).values())
-            *activations, attention = recomputed(run, call.activations, used)
+            around = partial(self._gathered, call.block.module)
+            *activations, attention = recomputed(run, call.activations, used, around)
             if call.block.block in self.compared:
                 seen[call.block.block] = attention
             return tuple(activations)
@@ -129,13 +144,14 @@ class DistilledModel:
 
         def hook(call: BlockCall) -> tuple[Tensor, ...]:
             before = call.activations
-            wanted = call.run(tuple(tensor.clone() for tensor in before), _dense, None)[:-1]
             block = call.block.block
-            with in_place_allowed():
-                attend = self._windowed(trained, block, inputs)
-                made = call.run(tuple(tensor.clone() for tensor in before), attend, trained)[:-1]
-                error = torch.stack([*map(_relative_error, made, wanted, before)]).mean()
-                add_gradients(error * share, list(parameters[block].values()))
+            with self._gathered(call.block.module):
+                wanted = call.run(tuple(tensor.clone() for tensor in before), _dense, None)[:-1]
+                with in_place_allowed():
+                    attend = self._windowed(trained, block, inputs)
+                    made = call.run(tuple(tensor.clone() for tensor in before), attend, trained)[:-1]
+                    error = torch.stack([*map(_relative_error, made, wanted, before)]).mean()
+                    add_gradients(error * share, list(parameters[block].values()))
             errors[block] = error.detach()
             after_block(block)
             return wanted
