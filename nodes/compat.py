@@ -29,8 +29,9 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.ldm.flux.model": "Flux",
         "comfy.ldm.modules.attention": "optimized_attention",
         "comfy.ldm.modules.diffusionmodules.model": "AttnBlock Decoder Downsample Encoder ResnetBlock Upsample",
-        "comfy.model_management": "OOM_EXCEPTION cast_to current_loaded_models extra_reserved_memory free_memory "
-        "get_free_memory get_torch_device get_total_memory load_models_gpu loaded_models soft_empty_cache "
+        "comfy.lora": "calculate_weight",
+        "comfy.model_management": "OOM_EXCEPTION cast_to cast_to_device current_loaded_models extra_reserved_memory "
+        "free_memory get_free_memory get_torch_device get_total_memory load_models_gpu loaded_models soft_empty_cache "
         "throw_exception_if_processing_interrupted unet_dtype unet_manual_cast vae_device vae_dtype",
         "comfy.model_sampling": "ModelSamplingFlux",
         "comfy.ops": "cast_bias_weight disable_weight_init uncast_bias_weight",
@@ -64,8 +65,8 @@ METHODS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "comfy.model_base.BaseModel": "apply_model extra_conds get_dtype memory_required process_latent_in",
         "comfy_execution.graph.DynamicPrompt": "all_node_ids get_node",
-        "comfy.model_patcher.ModelPatcher": "add_object_patch add_patches add_wrapper_with_key clone get_model_object "
-        "get_wrappers loaded_size model_size remove_wrappers_with_key",
+        "comfy.model_patcher.ModelPatcher": "add_object_patch add_patches add_wrapper_with_key clone get_key_patches "
+        "get_model_object get_wrappers loaded_size model_size remove_wrappers_with_key",
         "comfy.sd.CLIP": "encode_from_tokens_scheduled tokenize",
     }
 )
