@@ -14,6 +14,8 @@ from typing import Any
 
 import tomllib
 
+from clear_core.distill.sharding import PLACEMENTS, REPLICATED
+
 from .inprocess import import_host, pack_module
 
 _DTYPES = ("default", "fp8_e4m3fn", "fp8_e5m2")
@@ -25,7 +27,8 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """model, samples, start_from: paths, relative ones from the configuration's folder. settings: of the node."""
+    """model, samples, start_from, start_base: paths, relative ones from the configuration's folder. settings: of the
+    node. base: how several processes hold the model: each all of it, or each a part."""
 
     model: Path
     samples: Path
@@ -36,6 +39,8 @@ class Config:
     save_every: int = 100
     resume: bool = True
     start_from: Path | None = None
+    start_base: Path | None = None
+    base: str = REPLICATED
 
 
 def read(path: Path) -> Config:
@@ -50,14 +55,16 @@ def read(path: Path) -> Config:
     if unknown or missing:
         parts = [f"{', '.join(names)} {what}" for names, what in ((unknown, "unknown"), (missing, "missing")) if names]
         raise ConfigError(f"{path}: {'; '.join(parts)}. Known are {', '.join(known)}.")
-    for name in ("model", "samples", "folder", "start_from"):
+    for name in ("model", "samples", "folder", "start_from", "start_base"):
         if name in given:
             given[name] = path.parent / _of(path, given, name, str)
-    for name, kind in (("name", str), ("weight_dtype", str), ("save_every", int), ("resume", bool), ("settings", dict)):
+    kinds = {"name": str, "weight_dtype": str, "base": str, "save_every": int, "resume": bool, "settings": dict}
+    for name, kind in kinds.items():
         if name in given:
             _of(path, given, name, kind)
-    if given.get("weight_dtype", "default") not in _DTYPES:
-        raise ConfigError(f"{path}: weight_dtype is {given['weight_dtype']!r}; choose one of {', '.join(_DTYPES)}")
+    for name, choices in (("weight_dtype", _DTYPES), ("base", PLACEMENTS)):
+        if given.get(name, choices[0]) not in choices:
+            raise ConfigError(f"{path}: {name} is {given[name]!r}; choose one of {', '.join(choices)}")
     return Config(**given)
 
 
@@ -77,8 +84,9 @@ def run(config: Config) -> None:
     files = tuple(sorted(config.samples.glob("*.safetensors")))
     if not files:
         raise ConfigError(f"samples: there is no .safetensors file in {config.samples}. CLEAR Training Set makes them.")
-    if not config.model.is_file():
-        raise ConfigError(f"model: there is no file {config.model}")
+    for name, file in (("model", config.model), ("start_base", config.start_base)):
+        if file is not None and not file.is_file():
+            raise ConfigError(f"{name}: there is no file {file}")
     try:
         asked = settings.Settings(**config.settings)
     except TypeError as error:
@@ -88,16 +96,29 @@ def run(config: Config) -> None:
     job = jobs.Job(config.name, asked, config.save_every, config.resume, config.folder)
     start = weights.read_weights(config.start_from) if config.start_from is not None else None
     with pack_module("clear_core.distill.processes").joined() as processes:
+        base = pack_module("nodes.host.distill.base").base_of(config.base)
         options = {} if config.weight_dtype == "default" else {"dtype": getattr(torch, config.weight_dtype)}
         model = comfy.sd.load_diffusion_model(str(config.model), model_options=options)
+        start_base = None if config.start_base is None else comfy.sd.load_diffusion_model(str(config.start_base))
 
         def say(session: Any, trained: Any, point: Any) -> None:
             if processes.rank == 0:
                 print(f"step {point.step} of {asked.steps}, {point.stage}: loss {point.losses['loss']:.4g}", flush=True)
 
-        result, _, _ = job.run(model, sample.TrainingSet(config.samples, files), start, say, processes=processes)
+        samples = sample.TrainingSet(config.samples, files)
+        result, _, _ = job.run(model, samples, start, say, processes=processes, base=base, start_base=start_base)
         if processes.rank == 0:
             print(f"{result.file}: {len(result.history)} steps, from {result.note}")
+            if base.shards is not None:
+                print(f"Base: {_sizes(base.shards)}")
+
+
+def _sizes(shards: Any) -> str:
+    """In words, of what one process has held and received."""
+    held, whole, largest, received = (
+        f"{size / 2**30:.2f} GiB" for size in (shards.held, shards.whole, shards.largest, shards.received)
+    )
+    return f"{held} of the blocks' {whole} in this process, and {largest} of a gathered block; {received} received"
 
 
 def main(arguments: list[str]) -> int:

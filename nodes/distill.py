@@ -80,10 +80,11 @@ class CLEARDistill(io.ComfyNode):
         save_every: int,
         resume: bool,
         start_from: ClearWeights | None = None,
+        start_base: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
         job = host.DistillJob(name, Settings(**settings), save_every, resume)
-        result, pictures = host.distill(job, model, training_set, start_from, cls.hidden.unique_id)
+        result, pictures = host.distill(job, model, training_set, start_from, start_base, cls.hidden.unique_id)
         title = f"{result.file.name}: radius {job.settings.radius}, {job.settings.output}"
         subtitle = f"{len(result.history)} steps from {result.note}; {len(training_set)} images"
         page = TrainingPage(title, subtitle, result.history, pictures).page(page_theme(host.page_is_light()))
@@ -192,5 +193,13 @@ def _inputs() -> list[io.Input]:
             optional=True,
             tooltip="Weights to begin with, such as the released ones for a fine-tune of FLUX.1-dev. They are used if "
             "they bring the student closer to the teacher than the model's own.",
+        ),
+        make(
+            io.Model.Input,
+            "start_base",
+            optional=True,
+            tooltip="The model that the weights of start_from were made for: FLUX.1-dev for the released ones. What "
+            "your model has changed of it is then added to them as a third start to choose from. It is read, layer by "
+            "layer in main memory, and not loaded.",
         ),
     ]

@@ -21,7 +21,10 @@ from ....clear_core.pooling import mean_weight
 from ....clear_core.weights import ClearWeights, Variant, read_weights
 from ...options.training_set import check_name
 from ..files import download_folder
-from .session import Session
+from .base import Base, Replicated, Sharded
+from .session import Session, fingerprint
+from .start import trained_at_start
+from .stored_weights import StoredWeights
 
 _FOLDER = "clear_distillation"
 _LICENCE = (
@@ -84,23 +87,39 @@ class Job:
         on_step: Callable[[Session, Trained, Point], None],
         check: Callable[[], None] = lambda: None,
         processes: Processes | None = None,
+        *,
+        base: Base | None = None,
+        start_base: Any = None,
     ) -> tuple[Result, Session, Trained]:
         """Train what is missing and write the file.
 
-        check: called often; may raise to stop, which keeps the state. Raises ValueError for what does not fit together,
-        RuntimeErrors of `clear_core.distill.step`, OSError where a file cannot be written.
+        check: called often; may raise to stop, which keeps the state. base: how the processes hold the model; None for
+        the host's loading. start_base: the MODEL that `start` was made for, from which it is re-based.
+        Raises ValueError for what does not fit together, RuntimeErrors of `clear_core.distill.step`, OSError where a
+        file cannot be written.
         """
         with torch.inference_mode(False):
-            session = Session.open(model, samples, self.settings)
-            trained, note = session.trained(start)
-            identity = {"base": session.base, "samples": samples.identity, "start_from": start.name if start else ""}
+            held = Replicated() if base is None else base
+            session = Session.open(model, samples, self.settings, held)
+            stored = None if start_base is None else StoredWeights(start_base, "start_base")
+            trained, note = trained_at_start(session, start, stored)
+            identity = {
+                "base": session.base,
+                "samples": samples.identity,
+                "start_from": start.name if start else "",
+                "start_base": fingerprint((key, stored(key)) for key in stored.names) if stored else "",
+            }
             self.state.parent.mkdir(parents=True, exist_ok=True)
             self.file.parent.mkdir(parents=True, exist_ok=True)
             run = Run(trained, self.settings, session.gradients(trained, check), self.state, identity, processes)
             if not (self.resume and run.restore()):
                 run.check_room()
             train(run, self.save_every, lambda point: on_step(session, trained, point))
-            weights = self._write(session, trained) if processes is None or processes.rank == 0 else None
+            writes = processes is None or processes.rank == 0
+            weights = self._write(session, trained) if writes else None
+            if isinstance(held, Sharded) and self._is_lora and not writes:
+                for _ in session.student.own_weights(session.dtype, session.device):
+                    pass  # the process that writes merges the LoRA into the base, which all of them gather
             return Result(self.file, weights, tuple(run.history), note), session, trained
 
     def _write(self, session: Session, trained: Trained) -> ClearWeights:

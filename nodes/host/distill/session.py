@@ -1,9 +1,9 @@
-"""A distillation of one MODEL: its samples as the transformer's inputs, its gradients, what is trained at the start."""
+"""A distillation of one MODEL: its samples as the transformer's inputs, its gradients."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +14,14 @@ from torch import Tensor
 from ....clear_core.distill.draws import draw
 from ....clear_core.distill.optimizers import STATE
 from ....clear_core.distill.samples import TrainingSet
-from ....clear_core.distill.settings import LAYER_BY_LAYER, LORA, Settings
-from ....clear_core.distill.trained import FullWeights, Lora, Trained
-from ....clear_core.distill.weights import spatial_key, start_from
+from ....clear_core.distill.settings import LAYER_BY_LAYER, Settings
+from ....clear_core.distill.trained import Trained
 from ....clear_core.flux import FAMILIES
-from ....clear_core.weights import ClearWeights
 from ....clear_core.window import Window
 from ..attention_call import SETTINGS
 from ..flux_model import transformer_of
+from .base import ROOM, Base
 from .model import DistilledModel, Inputs
-
-_ROOM = 4 * 2**30  # bytes left free on the device for activations
-_TRIED = 4  # samples by which two starts are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +43,7 @@ class Session:
     device: torch.device
 
     @classmethod
-    def open(cls, model: Any, samples: TrainingSet, settings: Settings) -> Session:
+    def open(cls, model: Any, samples: TrainingSet, settings: Settings, base: Base) -> Session:
         """Loads the model, with its LoRAs. Raises ValueError for one that cannot be distilled."""
         transformer, family = transformer_of(model)
         if family not in FAMILIES:
@@ -71,47 +67,18 @@ class Session:
                 f"radius {settings.radius} covers the whole image of {columns} x {rows} tokens: there is nothing to "
                 "distill. Choose a smaller radius, or larger images."
             )
-        comfy.model_management.load_models_gpu([model], memory_required=_ROOM)
+        base.load(model)
         dtype = model.model.manual_cast_dtype or model.model.get_dtype()
         device = torch.device(model.load_device)
-        student = DistilledModel(transformer, Window(settings.radius), settings.down_factor)
-        base = _fingerprint(student.own_weights(dtype, device))
-        return cls(model, student, samples, shape, settings, family, base, dtype, device)
-
-    def trained(self, start: ClearWeights | None) -> tuple[Trained, str]:
-        """What is trained, as it starts, and a sentence about that. Raises ValueError where `start` does not fit.
-
-        start: weights of the released format. They are taken where they bring the student closer to the teacher than
-        the model's own do: weights of another model of the family may or may not.
-        """
-        settings = self.settings
-        if settings.output == LORA:
-            if start is not None:
-                raise ValueError("start_from goes with output 'weights': a LoRA starts at zero.")
-            device = self.home(2 * settings.rank * self._channels * len(self.student.projections))
-            names = self.student.projections
-            return Lora(names, self._channels, settings.rank, settings.down_factor, settings.seed, device), "zero"
-        device = self.home((self._channels + 1) * self._channels * len(self.student.projections))
-        own = self.own_weights(device)
-        made = FullWeights(start_from(own, self.student.depth, settings.down_factor), device)
-        if start is None:
-            return made, "the model's own weights"
-        self._check_start(start)
-        tensors = dict(start.attention)
-        for block, weight in start.spatial.items():
-            tensors[spatial_key(block)] = weight
-        if not start.spatial:
-            tensors |= {key: weight for key, weight in made.parameters.items() if key.endswith("spatial_weight")}
-        given = FullWeights({key: tensors[key] for key in made.parameters}, device)
-        errors = [self._error(trained) for trained in (made, given)]
-        said = f"{start.name} (error {errors[1]:.4g}; the model's own weights {errors[0]:.4g})"
-        return (given, said) if errors[1] < errors[0] else (made, f"the model's own weights: better than {said}")
+        student = DistilledModel(transformer, Window(settings.radius), settings.down_factor, base.gathered)
+        known = fingerprint(student.own_weights(dtype, device))
+        return cls(model, student, samples, shape, settings, family, known, dtype, device)
 
     def own_weights(self, device: torch.device | str) -> dict[str, Tensor]:
-        """The model's own projections under the names of a released file, float32, on a device: moved one by one, since
-        all of them beside an fp8 model fill a card."""
+        """Copies of the model's own projections under the names of a released file, float32, on a device: made one by
+        one, since all of them beside an fp8 model fill a card."""
         found = self.student.own_weights(self.dtype, self.device)
-        return {name: tensor.detach().to(device, torch.float32) for name, tensor in found}
+        return {name: tensor.detach().to(device, torch.float32, copy=True) for name, tensor in found}
 
     def gradients(
         self, trained: Trained, check: Callable[[], None] = lambda: None
@@ -171,41 +138,19 @@ class Session:
         beside the model, else in main memory."""
         free: Any = comfy.model_management.get_free_memory(self.device)
         copies = 2 + STATE[self.settings.optimizer]  # themselves and their gradients
-        return self.device if elements * 4 * copies + _ROOM <= free else torch.device("cpu")
+        return self.device if elements * 4 * copies + ROOM <= free else torch.device("cpu")
 
     @property
-    def _channels(self) -> int:
+    def channels(self) -> int:
         return int(self.student.transformer.hidden_size)
 
-    def _check_start(self, start: ClearWeights) -> None:
-        factor = start.variant.down_factor
-        if start.family != self.family or start.blocks != self.student.depth:
-            raise ValueError(
-                f"start_from: {start.name} is for another model ({start.family}), this one is {self.family}."
-            )
-        if factor not in (1, self.settings.down_factor):
-            raise ValueError(
-                f"start_from: {start.name} has down_factor {factor}, this run has {self.settings.down_factor}. "
-                "Set the same, or start from weights without down-sampled tokens."
-            )
 
-    def _error(self, trained: Trained) -> float:
-        """The student's squared distance to the teacher, over a few samples."""
-        total = 0.0
-        for number in range(min(_TRIED, len(self.samples))):
-            inputs, _ = self.inputs(number)
-            with torch.no_grad():
-                out, wanted = (
-                    of.out.float() for of in (self.student.student(trained, inputs), self.student.teacher(inputs))
-                )
-                total += float((out - wanted).square().mean())
-        return total
-
-
-def _fingerprint(weights: Any) -> str:
+def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
     """Of the values that stand at every hundredth place: two models that differ in training differ there."""
     digest = hashlib.sha256()
     for name, tensor in weights:
         digest.update(name.encode())
-        digest.update(tensor.detach().flatten()[::101].float().cpu().numpy().tobytes())
+        # A copy: what numpy has seen of a tensor's memory cannot be freed, which a sharded base does.
+        values = tensor.detach().flatten()[::101].to("cpu", torch.float32, copy=True)
+        digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -26,13 +26,16 @@ _PREVIEW = 512  # pixels of the longer side
 
 
 def distill(
-    job: Job, model: Any, samples: TrainingSet, start: ClearWeights | None, node_id: str | None
+    job: Job, model: Any, samples: TrainingSet, start: ClearWeights | None, start_base: Any, node_id: str | None
 ) -> tuple[Result, dict[str, torch.Tensor]]:
-    """Run a job with its progress on a node. The result, and images by the model that generated them."""
+    """Run a job with its progress on a node. The result, and images by the model that generated them.
+
+    start_base: the MODEL that `start` was made for, or None.
+    """
     watch = _Watch(job, node_text_sender(node_id))
     check = comfy.model_management.throw_exception_if_processing_interrupted
     try:
-        result, session, trained = job.run(model, samples, start, watch.step, check)
+        result, session, trained = job.run(model, samples, start, watch.step, check, start_base=start_base)
     except comfy.model_management.OOM_EXCEPTION:
         watch.say(f"out of memory at step {watch.done + 1}; {watch.kept}. {_SMALLER}")
         raise
