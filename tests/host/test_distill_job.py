@@ -12,40 +12,16 @@ import comfy.sd
 import comfy.utils
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 from clear_core.distill.samples import TrainingSet
 from clear_core.weights import read_header, read_weights
-from devtools.models import chroma_model, clear_tensors, flux2_model, flux_model, inputs, run_forward
+from devtools.models import chroma_model, flux2_model, flux_model, inputs, run_forward
 
+from host.distill_jobs import QUICK, Stop, equal, job, run, samples, weights_of
 from host.distill_samples import folders, one_thread, training_set
 
-__all__ = ["folders", "one_thread"]
-
-QUICK = {"radius": 2, "steps": 4, "batch": 2, "learning_rate": 1e-3, "seed": 3}
-
-
-@pytest.fixture
-def samples(tmp_path: Path) -> TrainingSet:
-    (tmp_path / "set").mkdir()
-    return training_set(tmp_path / "set")
-
-
-@pytest.fixture
-def job(nodes_api: Any, folders: Path) -> Any:
-    """`Job(name, settings)` of the pack as the host has loaded it, with the pack's own classes."""
-    module = nodes_api.module("nodes.host.distill.job")
-    settings = nodes_api.module("clear_core.distill.settings").Settings
-
-    def make(name: str = "mine", *, save_every: int = 100, resume: bool = True, **changed: Any) -> Any:
-        return module.Job(name, settings(**(QUICK | changed)), save_every, resume)
-
-    return make
-
-
-def run(job: Any, model: Any, samples: TrainingSet, **options: Any) -> Any:
-    return job.run(model, samples, options.pop("start", None), options.pop("on_step", lambda *_: None), **options)[0]
+__all__ = ["folders", "job", "one_thread", "samples"]
 
 
 @pytest.mark.parametrize(
@@ -71,18 +47,6 @@ def test_training_lowers_the_loss_and_its_file_is_applied(
     assert (metadata["clear.radius"], metadata["clear.family"], metadata["clear.method"]) == ("2", "FLUX.1", method)
     assert "licence" in metadata["clear.licence"]
     assert nodes_api.apply(flux_model(), result.weights, radius=0, backend="sdpa") is not None
-
-
-def weights_of(result: Any) -> dict[str, Tensor]:
-    return load_file(result.file)
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-class Stop(BaseException):
-    """What Cancel and Ctrl-C are to a run; like KeyboardInterrupt, it is no Exception."""
 
 
 @pytest.mark.parametrize(
@@ -313,18 +277,3 @@ def test_models_with_an_image_to_go_by(job: Any, samples: TrainingSet, channels:
     model = flux_model(in_channels=channels)
     model.model.model_config.unet_config |= {"in_channels": channels, "out_channels": 16}
     assert len(run(job(), model, samples).history) == QUICK["steps"]
-
-
-def random_weights(nodes_api: Any, folder: Path) -> Any:
-    save_file(clear_tensors(flux_model()), folder / "random.safetensors")
-    return nodes_api.weights(folder / "random.safetensors")
-
-
-def test_a_run_starts_from_the_better_of_two(job: Any, nodes_api: Any, samples: TrainingSet) -> None:
-    trained = run(job("first", steps=40, method="layer by layer"), flux_model(), samples)
-    better = run(job("second", steps=1), flux_model(), samples, start=nodes_api.weights(trained.file))
-    assert better.note.startswith("first.safetensors (error ")
-    random = run(job("third", steps=1), flux_model(), samples, start=random_weights(nodes_api, samples.folder))
-    assert random.note.startswith("the model's own weights: better than ")
-    with pytest.raises(ValueError, match="a LoRA starts at zero"):
-        run(job("fourth", output="LoRA"), flux_model(), samples, start=nodes_api.weights(trained.file))
