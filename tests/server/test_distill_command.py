@@ -30,6 +30,8 @@ SETTINGS = "[settings]\nradius = 2\n"
         (GOOD.replace('"mine"', "3") + SETTINGS, "name is 3; a value of type str"),
         (GOOD + "save_every = true\n" + SETTINGS, "save_every is True; a value of type int"),
         (GOOD + 'weight_dtype = "int4"\n' + SETTINGS, "weight_dtype is 'int4'; choose one of default"),
+        (GOOD + 'base = "split"\n' + SETTINGS, "base is 'split'; choose one of replicated, sharded"),
+        (GOOD + "start_base = 1\n" + SETTINGS, "start_base is 1; a value of type str"),
     ],
 )
 def test_a_configuration_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> None:
@@ -66,6 +68,18 @@ def test_what_is_not_there_is_said_in_a_line(tmp_path: Path) -> None:
     done = distill(write(tmp_path, radius=2))
     assert done.returncode == 1
     assert done.stderr.strip().endswith("CLEAR Training Set makes them.")
+    assert "Traceback" not in done.stderr
+
+
+def test_one_process_cannot_shard_and_says_so_before_it_loads(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for file in ("flux.safetensors", "set/0.safetensors"):
+        (tmp_path / file).touch()
+    config = write(tmp_path, radius=2)
+    config.write_text('base = "sharded"\n' + config.read_text())
+    done = distill(config)
+    assert done.returncode == 1
+    assert "needs several processes, and this is a single one. Start it by torchrun" in done.stderr
     assert "Traceback" not in done.stderr
 
 
