@@ -91,6 +91,11 @@ def make_demo_files(models: Path, say: Callable[[str], None] = print) -> None:
     make_files(models, _recipes(models), say)
 
 
+def make_clip_l(models: Path, say: Callable[[str], None] = print) -> None:
+    """Put CLIP-L below `models`, and nothing else."""
+    make_files(models, {CLIP_L: lambda: (_clip_l(), {})}, say)
+
+
 def make_files(models: Path, recipes: Recipes, say: Callable[[str], None] = print) -> None:
     """Put every file that is missing, or of an older recipe, below `models`.
 
@@ -124,6 +129,11 @@ def _recipes(models: Path) -> Recipes:
 
 def flux(**overrides: Any) -> Tensors:
     """FLUX.1-dev, or with other sizes (`comfy.ldm.flux.model.FluxParams`) a relative of it."""
+    return awakened(random_like(flux_shapes(**overrides)))
+
+
+def flux_shapes(**overrides: Any) -> Tensors:
+    """The same as meta tensors."""
     import comfy.ops
     from comfy.ldm.flux.model import Flux
 
@@ -133,7 +143,7 @@ def flux(**overrides: Any) -> Tensors:
         device="meta",
         operations=comfy.ops.disable_weight_init,
     )
-    return awakened(random_like(model.state_dict()))
+    return model.state_dict()
 
 
 def awakened(tensors: Tensors) -> Tensors:

@@ -1,0 +1,50 @@
+"""The small model's files as ComfyUI's loaders take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+FOLDER = Path(__file__).resolve().parent / "models"
+"""A models folder: ComfyUI finds its files by --extra-model-paths-config."""
+FLUX = "diffusion_models/small_flux.safetensors"
+VAE = "vae/small_flux_ae.safetensors"
+_CONTEXT = 4096  # of FLUX.1's text features; CLIP-L's are padded with zeros to it
+
+
+def save_flux(weights: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
+    """In bfloat16, its text input widened: what is added meets zeros."""
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
+    narrow = tensors["txt_in.weight"]
+    tensors["txt_in.weight"] = torch.nn.functional.pad(narrow, (0, _CONTEXT - narrow.shape[1]))
+    return _save(tensors, folder / FLUX, metadata)
+
+
+def save_vae(vae: Any, folder: Path, metadata: Mapping[str, str]) -> Path:
+    """In half precision. vae: a `comfy.taesd.taesd.TAESD`."""
+    return _save({name: tensor.half() for name, tensor in vae.state_dict().items()}, folder / VAE, metadata)
+
+
+def load(folder: Path = FOLDER) -> tuple[Any, Any]:
+    """MODEL and VAE through the host's loaders. With the host on the path."""
+    import comfy.sd
+    import comfy.utils
+
+    from .plugin import install
+
+    install()
+    model = comfy.sd.load_diffusion_model(str(folder / FLUX))
+    return model, comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(folder / VAE)))
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata))
+    unfinished.replace(path)
+    return path

@@ -1,0 +1,94 @@
+"""Pictures of the small model through ComfyUI's own sampling and decoding, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .model import GUIDANCE
+from .scenes import Description
+from .scorer import Score, score
+from .text import WIDTH, Texts
+
+STEPS = 20
+_BATCH = 10
+_CONTEXT = 4096
+
+
+def latents(
+    model: Any, texts: Texts, chosen: Sequence[int], *, side: int = 256, seed: int = 0, steps: int = STEPS
+) -> Tensor:
+    """One for each chosen prompt: [chosen, 16, side / 8, side / 8]. Euler, no CFG, noise from `seed` + the prompt."""
+    import comfy.samplers
+
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+    out = []
+    for at in range(0, len(chosen), _BATCH):
+        part = torch.tensor(chosen[at : at + _BATCH])
+        noise = torch.stack([_noise(seed, int(number), side) for number in part])
+        context = torch.nn.functional.pad(texts.context[part].float(), (0, _CONTEXT - WIDTH))
+        pooled = texts.pooled[part].float()
+        guider = comfy.samplers.CFGGuider(model)
+        positive = [[context, {"pooled_output": pooled, "guidance": GUIDANCE}]]
+        guider.set_conds(positive, positive)
+        guider.set_cfg(1.0)
+        sampler = comfy.samplers.sampler_object("euler")
+        empty = torch.zeros_like(noise)
+        out.append(guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=seed).cpu())
+    return torch.cat(out)
+
+
+def decoded(vae: Any, samples: Tensor) -> Tensor:
+    """[batch, height, width, 3], 0 to 1."""
+    with torch.inference_mode():
+        return torch.cat([vae.decode(sample[None]).cpu() for sample in samples])
+
+
+def scores(images: Tensor, descriptions: Sequence[Description]) -> list[Score]:
+    """images: [batch, height, width, 3]."""
+    pairs = zip(images.float().numpy(), descriptions, strict=True)
+    return [score(image, description) for image, description in pairs]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Of many pictures: shares of those that are right, and the mean coherence."""
+
+    pictures: int
+    right: float
+    count: float
+    colour: float
+    thing: float
+    ground: float
+    sky: float
+    light: float
+    coherence: float
+
+    @classmethod
+    def of(cls, found: Sequence[Score]) -> Summary:
+        names = ("right", "count", "colour", "thing", "ground", "sky", "light", "coherence")
+        return cls(len(found), **{name: float(np.mean([getattr(one, name) for one in found])) for name in names})
+
+    def values(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def sheet(images: Tensor, columns: int, path: Path) -> None:
+    """All pictures, from the top left, as one PNG. images: [batch, height, width, 3]."""
+    import PIL.Image
+
+    rows = [torch.cat(list(images[at : at + columns]), 1) for at in range(0, len(images), columns)]
+    width = rows[0].shape[1]
+    whole = torch.cat([torch.nn.functional.pad(row, (0, 0, 0, width - row.shape[1])) for row in rows])
+    PIL.Image.fromarray((whole.clamp(0, 1) * 255 + 0.5).byte().numpy()).save(path)
+
+
+def _noise(seed: int, number: int, side: int) -> Tensor:
+    generator = torch.Generator().manual_seed((seed << 20) + number)
+    return torch.randn(16, side // 8, side // 8, generator=generator)

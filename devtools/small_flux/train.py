@@ -1,0 +1,224 @@
+"""`dev.py train-demo`: the small FLUX from nothing.
+
+First at 128 pixels, where a step costs a third, with positions spread to those of 256; then at 256. Rectified flow as
+FLUX.1's: x = (1 - sigma) image + sigma noise, and the model is asked for noise - image.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .model import GUIDANCE
+from .pool import Pool
+from .text import Texts
+
+SIDE = 256
+"""Pixels: the size that the model is for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of the training at one size."""
+
+    side: int
+    steps: int
+    batch: int
+    scenes: int
+    """Drawn once before it begins."""
+    text: int
+    """Tokens of the text that the model is shown; the host always sends 77, of which the last 50 are padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides the result."""
+
+    stages: tuple[Stage, ...]
+    seed: int = 0
+    learning_rate: float = 1.5e-3
+    warmup: int = 200
+    """Steps at the start of each stage in which the learning rate rises."""
+    cooldown: float = 0.3
+    """The share of the last stage in which it falls to zero."""
+    average: float = 0.998
+    """Of the weights' moving average, which is what is kept."""
+    save_every: int = 500
+
+
+FULL = Recipe(
+    stages=(Stage(128, 4000, 32, 20000, 24), Stage(SIDE, 1500, 16, 8000, 24), Stage(SIDE, 1200, 16, 8000, 77))
+)
+QUICK = Recipe(stages=(Stage(128, 60, 16, 256, 24),), warmup=10)
+
+
+@dataclass(slots=True)
+class State:
+    """Where the training is."""
+
+    stage: int = 0
+    step: int = 0
+    """Within the stage."""
+    losses: list[tuple[int, int, float]] = field(default_factory=list)
+    """Stage, step and the mean loss since the last entry."""
+
+
+class Training:
+    """A model, its optimizers and its average."""
+
+    def __init__(self, model: Any, recipe: Recipe, file: Path) -> None:
+        self.model, self.recipe, self._file = model, recipe, file
+        self._optimizer = torch.optim.AdamW(
+            model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.97), weight_decay=0.01, fused=True
+        )
+        self.averaged = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.state = State()
+        if file.is_file():
+            self._load()
+
+    def run(self, pools: Callable[[Stage], Pool], texts: Texts, say: Callable[[str], None]) -> None:
+        """Train to the recipe's end, from wherever it is."""
+        while self.state.stage < len(self.recipe.stages):
+            stage = self.recipe.stages[self.state.stage]
+            self._train(stage, pools(stage), texts, say)
+            self.state.stage, self.state.step = self.state.stage + 1, 0
+            self._save()
+
+    def _train(self, stage: Stage, pool: Pool, texts: Texts, say: Callable[[str], None]) -> None:
+        started, first, summed, count = time.monotonic(), self.state.step, 0.0, 0
+        while self.state.step < stage.steps:
+            # A generator of its own for each step: a run that was stopped goes on with the same numbers.
+            generator = torch.Generator().manual_seed(
+                (self.recipe.seed << 40) + (self.state.stage << 32) + self.state.step
+            )
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.recipe.learning_rate * self._share(stage)
+            summed, count = summed + self._step(stage, pool, texts, generator), count + 1
+            self.state.step += 1
+            if self.state.step % 50 == 0:
+                self.state.losses.append((self.state.stage, self.state.step, summed / count))
+                pace = (time.monotonic() - started) / (self.state.step - first)
+                left = pace * (stage.steps - self.state.step) / 60
+                say(
+                    f"{stage.side} px: step {self.state.step} of {stage.steps}, loss {summed / count:.4f}, "
+                    f"{pace:.2f} s a step, {left:.0f} min left of this stage"
+                )
+                summed, count = 0.0, 0
+            if self.state.step % self.recipe.save_every == 0:
+                self._save()
+
+    def _share(self, stage: Stage) -> float:
+        """Of the full learning rate, at this step."""
+        rising = min(1.0, (self.state.step + 1) / self.recipe.warmup)
+        if stage is not self.recipe.stages[-1]:
+            return rising
+        return min(rising, (stage.steps - self.state.step) / (self.recipe.cooldown * stage.steps))
+
+    def _step(self, stage: Stage, pool: Pool, texts: Texts, generator: torch.Generator) -> float:
+        chosen = torch.randint(len(pool), (stage.batch,), generator=generator)
+        image = pool.latents[chosen].float()
+        prompts = pool.prompts[chosen]
+        self._optimizer.zero_grad(set_to_none=True)
+        with OutOfPlace():
+            loss = flow_loss(
+                self.model,
+                image,
+                texts.context[prompts, : stage.text].float(),
+                texts.pooled[prompts].float(),
+                generator,
+                scale=SIDE / stage.side,
+            )
+        loss.backward()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ArithmeticError(f"The loss is {value} at step {self.state.step} of {stage.side} px; start again.")
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self._optimizer.step()
+        done = self.state.step + sum(earlier.steps for earlier in self.recipe.stages[: self.state.stage])
+        keep = min(self.recipe.average, (1 + done) / (10 + done))
+        with torch.no_grad():
+            for name, tensor in self.model.state_dict().items():
+                self.averaged[name].lerp_(tensor, 1 - keep)
+        return value
+
+    def _save(self) -> None:
+        unfinished = self._file.with_suffix(".part")
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "averaged": self.averaged,
+                "optimizer": self._optimizer.state_dict(),
+                "state": (self.state.stage, self.state.step, self.state.losses),
+            },
+            unfinished,
+        )
+        unfinished.replace(self._file)
+        with self._file.with_suffix(".csv").open("w", newline="", encoding="utf-8") as out:
+            csv.writer(out).writerows([("stage", "step", "loss"), *self.state.losses])
+
+    def _load(self) -> None:
+        saved = torch.load(self._file, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.averaged = saved["averaged"]
+        self._optimizer.load_state_dict(saved["optimizer"])
+        self.state = State(saved["state"][0], saved["state"][1], [tuple(entry) for entry in saved["state"][2]])
+
+
+class OutOfPlace(TorchFunctionMode):
+    """`x += y` makes a new tensor: the host's blocks add their residuals to tensors that autograd has saved.
+
+    PyTorch's own `allow_mutation_on_saved_tensors` takes a tensor of one block for one of an earlier block where no
+    activation is recomputed: it tells tensors by address and version, and both come again (2.13).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.add_:  # what `+=` calls
+            func = torch.Tensor.add
+        return func(*args, **(kwargs or {}))
+
+
+def flow_loss(
+    model: Any, image: Tensor, context: Tensor, pooled: Tensor, generator: torch.Generator, *, scale: float = 1.0
+) -> Tensor:
+    """The mean squared error of the velocity. image: [batch, 16, height, width]. scale: of the tokens' positions."""
+    sigma = torch.sigmoid(torch.randn(len(image), generator=generator) + 0.3)
+    noise = torch.randn(image.shape, generator=generator)
+    part = sigma[:, None, None, None]
+    velocity = model(
+        (1 - part) * image + part * noise,
+        sigma,
+        context,
+        pooled,
+        torch.full_like(sigma, GUIDANCE),
+        transformer_options=spread(scale),
+    )
+    return (velocity - (noise - image)).square().mean()
+
+
+def spread(scale: float) -> dict[str, Any]:
+    """The host's option for positions: tokens of a small image where those of a large one lie."""
+    if scale == 1:
+        return {}
+    shift = (scale - 1) / 2  # between the tokens that one of these stands for
+    return {"rope_options": {"scale_y": scale, "scale_x": scale, "shift_y": shift, "shift_x": shift}}
+
+
+@contextmanager
+def averaged(training: Training) -> Iterator[Any]:
+    """The model with its averaged weights while the block runs."""
+    own = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
+    training.model.load_state_dict(training.averaged)
+    try:
+        yield training.model
+    finally:
+        training.model.load_state_dict(own)

@@ -1,0 +1,167 @@
+"""`python dev.py train-demo`: train the small FLUX of the demo and its autoencoder from nothing, and score them.
+
+Everything is drawn, trained and scored on this machine; nothing is downloaded. The work lies in --folder, by default
+.dev/small_flux. Run again after a stop, it goes on where it was. --quick is the same on a small scale, in a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from . import checkpoints
+from .inprocess import HOST, import_host
+from .machine import processor_name
+from .small_flux import files, gallery, scenes, text, train
+from .small_flux.autoencoder import Coefficients, set_encoder
+from .small_flux.decoder import DecoderTraining
+from .small_flux.model import SIZES, new_model
+from .small_flux.pool import Pool, draw_pool, draw_scene
+
+ROOT = Path(__file__).resolve().parents[1]
+HELD_OUT = 100
+"""Prompts that training never sees; the scores are of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of each."""
+
+    recipe: train.Recipe
+    prompts: int
+    """Of the training descriptions."""
+    held_out: int
+    decoder_steps: int
+    decoder_scenes: int
+
+
+FULL = Plan(train.FULL, prompts=1000, held_out=HELD_OUT, decoder_steps=4000, decoder_scenes=600)
+QUICK = Plan(train.QUICK, prompts=24, held_out=4, decoder_steps=20, decoder_scenes=8)
+
+
+class Work:
+    """The folder of a training: what is made once is read the next time."""
+
+    def __init__(self, folder: Path, clip_l: Path, plan: Plan, say: Callable[[str], None]) -> None:
+        self._folder, self._clip_l, self._plan, self._say = folder, clip_l, plan, say
+        training, held_out = scenes.split(HELD_OUT)
+        self.training, self.held_out = training[: plan.prompts], held_out[: plan.held_out]
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def texts(self, name: str, descriptions: list[scenes.Description]) -> text.Texts:
+        file = self._folder / f"text_{name}.safetensors"
+        return text.cached(file, lambda: text.load_clip(self._clip_l), [one.prompt for one in descriptions], self._say)
+
+    def coefficients(self) -> Coefficients:
+        file = self._folder / "coefficients.safetensors"
+        if not file.is_file():
+            images = torch.stack([draw_scene(self.training[i % len(self.training)], 1, i, 128) for i in range(256)])
+            found = Coefficients.fit(images)
+            save_file({"weight": found.weight, "bias": found.bias}, file)
+        return Coefficients(**load_file(file))
+
+    def autoencoder(self) -> Any:
+        """A `comfy.taesd.taesd.TAESD`, trained as far as the plan says."""
+        from comfy.taesd.taesd import TAESD
+
+        coefficients = self.coefficients()
+        vae = TAESD(latent_channels=SIZES["in_channels"])
+        set_encoder(vae, coefficients)
+        steps = self._plan.decoder_steps
+        decoder = DecoderTraining(vae, coefficients, self._folder / "decoder.pt", steps)
+        if decoder.step < steps:
+            scenes_drawn = range(self._plan.decoder_scenes)
+            images = [draw_scene(self.training[i % len(self.training)], 2, i, train.SIDE) for i in scenes_drawn]
+            decoder.run(torch.stack(images), self._say)
+        return vae
+
+    def flux(self) -> train.Training:
+        """Trained to the end of the recipe."""
+        training = train.Training(new_model(self._plan.recipe.seed), self._plan.recipe, self._folder / "flux.pt")
+        training.run(self._pool, self.texts("training", self.training), self._say)
+        return training
+
+    def _pool(self, stage: train.Stage) -> Pool:
+        file = self._folder / f"scenes_{stage.side}.safetensors"
+        if not file.is_file():
+            self._say(f"drawing {stage.scenes} scenes at {stage.side} pixels")
+            pool = draw_pool(self.training, self.coefficients(), stage.scenes, stage.side, seed=stage.side)
+            save_file({"latents": pool.latents, "prompts": pool.prompts}, file)
+        return Pool(**load_file(file))
+
+    def evaluate(self) -> dict[str, float]:
+        """Scores of the held-out prompts; their pictures as a sheet in the folder."""
+        model, vae = files.load(self._folder / "models")
+        texts = self.texts("held_out", self.held_out)
+        samples = gallery.latents(model, texts, range(len(self.held_out)), side=train.SIDE)
+        images = gallery.decoded(vae, samples)
+        gallery.sheet(images, 10, self._folder / "held_out.png")
+        drawn = torch.stack([draw_scene(one, 3, i, train.SIDE) for i, one in enumerate(self.held_out[:20])])
+        with torch.inference_mode():
+            coded = vae.encode(drawn.permute(0, 2, 3, 1))
+        again = gallery.decoded(vae, coded)
+        error = (again - drawn.permute(0, 2, 3, 1)).square().mean()
+        summary = gallery.Summary.of(gallery.scores(images, self.held_out))
+        return {**summary.values(), "autoencoder_psnr": float(-10 * error.log10())}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="dev.py train-demo", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the whole way in a minute, for tests")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where the work lies (default .dev/small_flux)")
+    parser.add_argument(
+        "--clip", type=Path, metavar="FILE", help="the demo's CLIP-L (default: made in .dev/base/models)"
+    )
+    parser.add_argument("--score", action="store_true", help="only score what is in the folder")
+    options = parser.parse_args(arguments)
+    import_host()
+    from comfy.cli_args import args
+
+    # In float32 the features cost half as much on a CPU, and differ by the last bit that is kept.
+    args.use_pytorch_cross_attention, args.fp32_text_enc = True, True
+    plan = QUICK if options.quick else FULL
+    folder = options.folder or ROOT / ".dev" / ("small_flux_quick" if options.quick else "small_flux")
+    clip_l = options.clip or HOST.parent / "base" / "models" / checkpoints.CLIP_L
+    if not clip_l.is_file():
+        checkpoints.make_clip_l(clip_l.parents[1], _say)
+    work, started = Work(folder, clip_l, plan, _say), time.monotonic()
+    if not options.score:
+        _train(work, plan, folder)
+    found = work.evaluate()
+    found["minutes"] = round((time.monotonic() - started) / 60, 1)
+    (folder / "scores.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    _say("\n".join(f"{name:18}{value:8.3f}" for name, value in found.items()))
+    _say(f"models, scores and pictures: {folder}")
+    return 0
+
+
+def _train(work: Work, plan: Plan, folder: Path) -> None:
+    training = work.flux()
+    metadata = {
+        "clear.small_flux": json.dumps({"sizes": dict(SIZES), "recipe": asdict(plan.recipe), "on": processor_name()})
+    }
+    files.save_flux(training.averaged, folder / "models", metadata)
+    files.save_vae(work.autoencoder(), folder / "models", metadata)
+    if training.state.losses:
+        _say(f"loss at the end: {training.state.losses[-1][2]:.4f}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on.")
+        sys.exit(130)

@@ -1,0 +1,244 @@
+"""The small FLUX: its autoencoder, its files in ComfyUI's loaders, and its training."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from devtools import checkpoints
+from devtools.small_flux import files, scenes, text
+from devtools.small_flux.autoencoder import Coefficients, set_encoder
+from devtools.small_flux.decoder import DecoderTraining
+from devtools.small_flux.model import SIZES, new_model
+from devtools.small_flux.pool import draw_pool, draw_scene
+from devtools.small_flux.train import OutOfPlace, Recipe, Stage, Training, flow_loss, spread
+
+TRAINING, _ = scenes.split()
+TINY: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_heads": 2,
+    "axes_dim": [2, 6, 8],
+    "depth": 1,
+    "depth_single_blocks": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def coefficients() -> Coefficients:
+    return Coefficients.fit(torch.stack([draw_scene(TRAINING[i], 0, i, 64) for i in range(24)]))
+
+
+@pytest.fixture(scope="module")
+def clip_l(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    models = tmp_path_factory.mktemp("models")
+    checkpoints.make_clip_l(models)
+    return models / checkpoints.CLIP_L
+
+
+@pytest.fixture(scope="module")
+def texts() -> text.Texts:
+    generator = torch.Generator().manual_seed(0)
+    return text.Texts(
+        torch.randn(5, 77, text.WIDTH, generator=generator).half(),
+        torch.randn(5, text.WIDTH, generator=generator).half(),
+    )
+
+
+class Stopped(Exception):
+    """As Ctrl-C would."""
+
+
+def _stopping(kind: Any, stop: int | None) -> Any:
+    """A kind of training that raises before its step number `stop`."""
+
+    class Stopping(kind):
+        taken = 0
+
+        def _step(self, *args: Any) -> float:
+            if self.taken == stop:
+                raise Stopped
+            self.taken += 1
+            return super()._step(*args)
+
+    return Stopping
+
+
+def vae(coefficients: Coefficients) -> Any:
+    from comfy.taesd.taesd import TAESD
+
+    made = TAESD(latent_channels=SIZES["in_channels"])
+    set_encoder(made, coefficients)
+    return made.requires_grad_(False)
+
+
+def test_the_encoder_through_the_hosts_loader_is_the_cosine_transform(
+    coefficients: Coefficients, tmp_path: Path, host: Any
+) -> None:
+    import comfy.sd
+    from comfy.latent_formats import Flux
+
+    path = files.save_vae(vae(coefficients), tmp_path, {})
+    loaded = comfy.sd.VAE(sd=load_file(path))
+    image = draw_scene(TRAINING[0], 1, 1, 128)[None]
+    found = Flux().process_in(loaded.encode(image.movedim(1, -1)))
+    wanted = coefficients.encode(image)
+    assert found.shape == (1, 16, 16, 16)
+    # Half precision in the file, float32 or bfloat16 in the host's own choice.
+    assert (found - wanted).abs().max() < 0.05
+    assert (found - wanted).square().mean().sqrt() < 0.01
+
+
+def test_coefficients_keep_a_picture(coefficients: Coefficients) -> None:
+    images = torch.stack([draw_scene(TRAINING[i], 2, i, 64) for i in range(4)])
+    latents = coefficients.encode(images)
+    inverse = torch.linalg.pinv(coefficients.weight.reshape(16, -1)).float()
+    flat = (latents - coefficients.bias[None, :, None, None]).permute(0, 2, 3, 1) @ inverse.T
+    again = flat.reshape(4, 8, 8, 3, 8, 8).permute(0, 3, 1, 4, 2, 5).reshape(4, 3, 64, 64)
+    assert -10 * (again - images).square().mean().log10() > 24
+
+
+def test_the_decoder_learns_and_goes_on_bit_for_bit(coefficients: Coefficients, tmp_path: Path) -> None:
+    images = torch.stack([draw_scene(TRAINING[i], 2, i, 64) for i in range(2)])
+
+    def train(name: str, stop: int | None = None) -> dict[str, torch.Tensor]:
+        model = vae(coefficients)
+        training = _stopping(DecoderTraining, stop)(model, coefficients, tmp_path / name, 4)
+        training.run(images, print, save_every=2)
+        return model.taesd_decoder.state_dict()
+
+    whole = train("whole.pt")
+    with pytest.raises(Stopped):
+        train("parts.pt", 3)
+    parts = train("parts.pt")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_small_flux_loads_through_the_hosts_loader(tmp_path: Path, texts: text.Texts, host: Any) -> None:
+    import comfy.sd
+
+    from devtools.small_flux.plugin import install
+
+    install()
+    install()
+    trained = new_model(3)
+    with torch.no_grad():
+        trained.final_layer.linear.weight.normal_(0, 0.02)
+    path = files.save_flux(trained.state_dict(), tmp_path, {})
+    loaded = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": torch.float32})
+    inner = loaded.model.diffusion_model
+    assert (inner.hidden_size, inner.num_heads, len(inner.double_blocks), len(inner.single_blocks)) == (128, 4, 2, 4)
+    latent = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+    sigma = torch.tensor([0.3, 0.9])
+    context, pooled = texts.context[:2].float(), texts.pooled[:2].float()
+    guidance = torch.full((2,), 3.5)
+    with torch.no_grad():
+        own = trained(latent, sigma, context, pooled, guidance)
+        wide = torch.nn.functional.pad(context, (0, 4096 - text.WIDTH))
+        found = inner(latent, sigma, wide, torch.nn.functional.pad(pooled, (0, 1280)), guidance)
+    assert (found - own).abs().max() < 0.02 * own.abs().max()  # bfloat16 in the file
+
+
+def test_a_checkpoint_of_full_width_is_detected_as_before(host: Any) -> None:
+    import comfy.model_detection
+
+    from devtools.small_flux.plugin import install
+
+    tensors = checkpoints.flux_shapes()
+    before = comfy.model_detection.detect_unet_config(tensors, "")
+    install()
+    assert comfy.model_detection.detect_unet_config(tensors, "") == before
+    assert before["axes_dim"] == [16, 56, 56] and before["num_heads"] == 24
+
+
+def test_gradients_through_the_hosts_blocks_are_those_of_finite_differences(texts: text.Texts) -> None:
+    model = new_model(0, **TINY).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    image = torch.randn(2, 16, 8, 8, generator=generator).double()
+    context, pooled = texts.context[:2, :6].double(), texts.pooled[:2].double()
+
+    def loss() -> torch.Tensor:
+        with OutOfPlace():
+            return flow_loss(model, image, context, pooled, torch.Generator().manual_seed(9))
+
+    loss().backward()
+    for name in ("double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear2.weight", "txt_in.weight"):
+        weight = model.get_parameter(name)
+        assert weight.grad is not None
+        place = int(weight.grad.abs().argmax())
+        step, ends = 1e-3, []  # the host turns positions in float32
+        for sign in (1, -1):
+            with torch.no_grad():
+                weight.view(-1)[place] += sign * step
+                ends.append(float(loss().detach()))
+                weight.view(-1)[place] -= sign * step
+        assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(float(weight.grad.view(-1)[place]), rel=3e-3)
+
+
+def test_training_goes_on_bit_for_bit_through_both_stages(
+    coefficients: Coefficients, texts: text.Texts, tmp_path: Path
+) -> None:
+    stages = (Stage(64, 4, 2, 6, 8), Stage(128, 4, 2, 6, 12))
+    recipe = Recipe(stages=stages, warmup=2, save_every=2)
+    pools = {stage.side: draw_pool(TRAINING[:5], coefficients, stage.scenes, stage.side, 0) for stage in stages}
+
+    def run(name: str, stop: int | None = None) -> Training:
+        training = _stopping(Training, stop)(new_model(0, **TINY), recipe, tmp_path / name)
+        training.run(lambda stage: pools[stage.side], texts, print)
+        return training
+
+    whole = run("whole.pt")
+    for stop in (3, 3):  # within the first stage; and, after the state of its second step, within the second
+        with pytest.raises(Stopped):
+            run("parts.pt", stop)
+    parts = run("parts.pt")
+    assert parts.state.stage == 2
+    assert all(torch.equal(whole.averaged[name], parts.averaged[name]) for name in whole.averaged)
+
+
+def test_a_loss_that_is_not_finite_stops(coefficients: Coefficients, texts: text.Texts, tmp_path: Path) -> None:
+    recipe = Recipe(stages=(Stage(64, 2, 2, 6, 8),))
+    pool = draw_pool(TRAINING[:5], coefficients, 6, 64, 0)
+    pool = replace(pool, latents=torch.full_like(pool.latents, float("nan")))
+    training = Training(new_model(0, **TINY), recipe, tmp_path / "state.pt")
+    with pytest.raises(ArithmeticError, match="The loss is nan at step 0 of 64 px"):
+        training.run(lambda _: pool, texts, print)
+
+
+def test_positions_of_a_small_image_lie_between_those_of_a_large_one(host: Any) -> None:
+    model = new_model(0, **TINY)
+    _, small = model.process_img(torch.zeros(1, 16, 16, 16), transformer_options=spread(2))
+    _, large = model.process_img(torch.zeros(1, 16, 32, 32))
+    pairs = large.reshape(16, 16, 3).unfold(0, 2, 2).unfold(1, 2, 2).mean((-1, -2))
+    assert torch.equal(small.reshape(8, 8, 3), pairs)
+
+
+def test_features_of_many_prompts_at_once_are_the_nodes_own(clip_l: Path, host: Any) -> None:
+    clip = text.load_clip(clip_l)
+    prompts = [one.prompt for one in TRAINING[:3]]
+    found = text.encode(clip, prompts, print)
+    for index, prompt in enumerate(prompts):
+        [[context, extra]] = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), show_pbar=False)
+        assert (context[0, :, : text.WIDTH] - found.context[index].float()).abs().max() < 0.02
+        assert (extra["pooled_output"][0, : text.WIDTH] - found.pooled[index].float()).abs().max() < 0.02
+        assert not context[..., text.WIDTH :].any()
+
+
+def test_the_quick_training_reaches_its_loss(clip_l: Path, tmp_path: Path) -> None:
+    """The whole command on a small scale: what it writes is loaded, generates, and is scored."""
+    command = [sys.executable, "-m", "devtools.train_demo", "--quick", "--folder", str(tmp_path), "--clip", str(clip_l)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    [said] = [line for line in done.stdout.splitlines() if line.startswith("loss at the end")]
+    assert float(said.split()[-1]) < 0.6  # a model that knows nothing: 1.2
+    assert (tmp_path / "held_out.png").is_file() and (tmp_path / "scores.json").is_file()
+    assert "right" in done.stdout and "autoencoder_psnr" in done.stdout
