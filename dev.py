@@ -8,6 +8,7 @@
     python dev.py card              everything that only a real card can answer
     python dev.py distill           distill weights, or replay a recorded step of the authors' training
     python dev.py train-demo        train the demo's small FLUX from nothing, and score it
+    python dev.py prove             what the window costs that model, and what distillation gives back
     python dev.py pack DIR          try another node pack beside this one
 
 The first start makes everything it needs below .dev (about five minutes, 4 GB); later starts take seconds.
@@ -123,13 +124,14 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     command("card", "Measure a real card, part by part; all arguments go to it.")
     command("distill", "Distill weights by a configuration, or replay a recorded step (--replay).")
     command("train-demo", "Train the demo's small FLUX from nothing, and score it; all arguments go to it.")
+    command("prove", "Measure the window and distillation on the small FLUX; all arguments go to it.")
     pack = command("pack", "Try another node pack beside CLEAR: is the image the one that both should give?")
     pack.add_argument("folder", type=Path, nargs="?", help="the pack's folder (default: ComfyUI's own nodes)")
     pack.add_argument("--node", metavar="ID", help="a node of it that takes a MODEL (default: see devtools/packs.py)")
     pack.add_argument("--inputs", metavar="JSON", help="its widgets that are not at their defaults")
     command("setup", "Make the environment and stop.")
 
-    passed_on = 1 if arguments[:1] in (["bench"], ["card"], ["distill"], ["train-demo"]) else len(arguments)
+    passed_on = 1 if arguments[:1] in (["bench"], ["card"], ["distill"], ["train-demo"], ["prove"]) else len(arguments)
     options, rest = parser.parse_known_args(arguments[:passed_on])
     if rest and options.command != "test":
         parser.error(f"unknown arguments: {' '.join(rest)}")
@@ -188,8 +190,8 @@ def main(arguments: list[str]) -> int:
     if options.command == "distill":
         module = "distill_replay" if "--replay" in rest else "distill_run"
         return call("-m", f"devtools.{module}", *rest, python=python)
-    if options.command == "train-demo":
-        return call("-m", "devtools.train_demo", *rest, python=python)
+    if options.command in ("train-demo", "prove"):
+        return call("-m", f"devtools.{options.command.replace('-', '_')}", *rest, python=python)
     if options.command == "card":
         return call("-m", "benchmarks.card", *rest, python=python)
     return 0

@@ -40,7 +40,8 @@ def latents(
         guider.set_cfg(1.0)
         sampler = comfy.samplers.sampler_object("euler")
         empty = torch.zeros_like(noise)
-        out.append(guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=seed).cpu())
+        with torch.inference_mode():
+            out.append(guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=seed).cpu())
     return torch.cat(out)
 
 

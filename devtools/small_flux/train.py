@@ -57,7 +57,7 @@ class Recipe:
 
 
 FULL = Recipe(
-    stages=(Stage(128, 4000, 32, 20000, 24), Stage(SIDE, 1500, 16, 8000, 24), Stage(SIDE, 1200, 16, 8000, 77))
+    stages=(Stage(128, 3500, 32, 20000, 24), Stage(SIDE, 1200, 16, 6000, 24), Stage(SIDE, 1000, 16, 6000, 77))
 )
 QUICK = Recipe(stages=(Stage(128, 60, 16, 256, 24),), warmup=10)
 
@@ -78,9 +78,7 @@ class Training:
 
     def __init__(self, model: Any, recipe: Recipe, file: Path) -> None:
         self.model, self.recipe, self._file = model, recipe, file
-        self._optimizer = torch.optim.AdamW(
-            model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.97), weight_decay=0.01, fused=True
-        )
+        self._optimizer = self._new_optimizer()
         self.averaged = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self.state = State()
         if file.is_file():
@@ -90,6 +88,10 @@ class Training:
         """Train to the recipe's end, from wherever it is."""
         while self.state.stage < len(self.recipe.stages):
             stage = self.recipe.stages[self.state.stage]
+            if self.state.step == 0 and self.state.stage > 0:
+                # A stage needs nothing of the one before but what that one makes: its averaged weights.
+                self.model.load_state_dict(self.averaged)
+                self._optimizer = self._new_optimizer()
             self._train(stage, pools(stage), texts, say)
             self.state.stage, self.state.step = self.state.stage + 1, 0
             self._save()
@@ -116,6 +118,11 @@ class Training:
                 summed, count = 0.0, 0
             if self.state.step % self.recipe.save_every == 0:
                 self._save()
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            self.model.parameters(), lr=self.recipe.learning_rate, betas=(0.9, 0.97), weight_decay=0.01, fused=True
+        )
 
     def _share(self, stage: Stage) -> float:
         """Of the full learning rate, at this step."""

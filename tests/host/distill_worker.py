@@ -25,7 +25,7 @@ SCALED = "scaled"
 @dataclass(frozen=True)
 class Run:
     """singles: single blocks of the model. stored: dtype of its blocks' weights, which are computed in float32, or
-    `SCALED`."""
+    `SCALED`. start: a file of the folder, weights for a model whose linear layers are nine tenths of this one's."""
 
     optimizer: str = "AdamW"
     rate: float = 1e-3
@@ -33,6 +33,7 @@ class Run:
     base: str = "replicated"
     singles: int = 2
     stored: str = "float32"
+    start: str = ""
 
     @classmethod
     def of(cls, given: list[str]) -> Run:
@@ -75,6 +76,14 @@ def scale_down(layer: Any) -> None:
     layer.scale_weight, layer.scale_input = torch.nn.Parameter(scale, requires_grad=False), None
 
 
+def original(run: Run) -> Any:
+    """The model that weights to start from were made for."""
+    model = model_of(run.singles, run.stored)
+    for layer in linears(model.model.diffusion_model):
+        layer.weight.data = (layer.weight.data.float() * 0.9).to(layer.weight.dtype)
+    return model
+
+
 def held(dtype: torch.dtype) -> int:
     """Bytes of all tensors of a dtype in this process, whoever has them."""
     tensors = [item for item in gc.get_objects() if isinstance(item, torch.Tensor) and item.dtype == dtype]
@@ -113,7 +122,12 @@ def main(folder: Path, steps: int, batch: int, save_every: int, run: Run) -> Non
             print(f"rank {processes.rank} {point}", flush=True)
 
         base = pack_module("nodes.host.distill.base").base_of(run.base)
-        job.run(model_of(run.singles, run.stored), samples, None, say, check, processes=processes, base=base)
+        start, start_base = None, None
+        if run.start:
+            start, start_base = pack_module("clear_core.weights").read_weights(folder / run.start), original(run)
+        model = model_of(run.singles, run.stored)
+        found, _, _ = job.run(model, samples, start, say, check, processes, base=base, start_base=start_base)
+        print("from", found.note, flush=True)
         shards = base.shards
         sizes = [0] * 4 if shards is None else [shards.held, shards.whole, shards.largest, shards.received]
         print("bytes", processes.rank, most, *sizes, flush=True)

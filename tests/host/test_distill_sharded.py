@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +10,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from devtools.models import flux_model
+from devtools.models import clear_tensors, flux_model
 
 from host.distill_launch import TORCHRUN, WORKER, finished
 from host.distill_samples import training_set
@@ -34,11 +35,18 @@ class Bytes(NamedTuple):
 
 
 def trained(folder: Path, *options: str, launcher: tuple[str, ...] = ()) -> list[Bytes]:
+    out = launched(folder, "output=LoRA", *options, launcher=launcher)
+    return [Bytes(*map(int, line.split()[2:])) for line in out.splitlines() if line.startswith("bytes")]
+
+
+def launched(folder: Path, *options: str, launcher: tuple[str, ...], files: Path | None = None) -> str:
+    """What the processes print. files: copied into their folder."""
     folder.mkdir()
     (folder / "set").mkdir()
     training_set(folder / "set")
-    out = finished(*launcher, WORKER, folder, STEPS, BATCH, STEPS, "output=LoRA", f"singles={SINGLES}", *options)
-    return [Bytes(*map(int, line.split()[2:])) for line in out.splitlines() if line.startswith("bytes")]
+    if files is not None:
+        shutil.copytree(files, folder, dirs_exist_ok=True)
+    return finished(*launcher, WORKER, folder, STEPS, BATCH, STEPS, f"singles={SINGLES}", *options)
 
 
 @pytest.mark.parametrize("stored", ["bfloat16", SCALED])
@@ -60,6 +68,23 @@ def test_a_process_holds_its_part_and_one_block(tmp_path: Path, stored: str) -> 
         sizes = [sum(t.nbytes for layer in linears(block) for t in layer.parameters()) for block in blocks]
         assert alone.most == sum(sizes)
         assert [process.most for process in both] == [sum(sizes) // 2 + max(sizes)] * 2
+    expected, got = (load_file(tmp_path / name / "mine.safetensors") for name in ("one", "two"))
+    for key, tensor in expected.items():
+        torch.testing.assert_close(got[key], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_re_based_on_a_sharded_model(tmp_path: Path, nodes_api: Any) -> None:
+    """All starts are compared, and the result is that of a single process that has all of the base."""
+    options = ("output=weights", "stored=bfloat16", "start=clear.safetensors")
+    prepared = tmp_path / "prepared"
+    prepared.mkdir()
+    save_file(clear_tensors(flux_model(depth_single_blocks=SINGLES)), prepared / "clear.safetensors")
+    said = []
+    for name, extra, launcher in (("one", (), ()), ("two", ("base=sharded",), TORCHRUN)):
+        out = launched(tmp_path / name, *options, *extra, launcher=launcher, files=prepared)
+        said += [line for line in out.splitlines() if line.startswith("from")]
+    assert len(set(said)) == 1 and len(said) == 3, said
+    assert "own weights" in said[0] and "clear.safetensors re-based" in said[0]
     expected, got = (load_file(tmp_path / name / "mine.safetensors") for name in ("one", "two"))
     for key, tensor in expected.items():
         torch.testing.assert_close(got[key], tensor, rtol=1e-5, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from devtools import checkpoints
+from devtools.proof.report import recovered
 from devtools.small_flux import files, scenes, text
 from devtools.small_flux.autoencoder import Coefficients, set_encoder
 from devtools.small_flux.decoder import DecoderTraining
@@ -233,12 +235,53 @@ def test_features_of_many_prompts_at_once_are_the_nodes_own(clip_l: Path, host: 
         assert not context[..., text.WIDTH :].any()
 
 
-def test_the_quick_training_reaches_its_loss(clip_l: Path, tmp_path: Path) -> None:
-    """The whole command on a small scale: what it writes is loaded, generates, and is scored."""
-    command = [sys.executable, "-m", "devtools.train_demo", "--quick", "--folder", str(tmp_path), "--clip", str(clip_l)]
+@pytest.fixture(scope="module")
+def quick(clip_l: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a quick training by the command, and what it said."""
+    folder = tmp_path_factory.mktemp("quick")
+    return folder, _command("train_demo", "--quick", "--folder", folder, "--clip", clip_l)
+
+
+def _command(module: str, *arguments: str | Path) -> str:
+    command = [sys.executable, "-m", f"devtools.{module}", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
-    [said] = [line for line in done.stdout.splitlines() if line.startswith("loss at the end")]
-    assert float(said.split()[-1]) < 0.6  # a model that knows nothing: 1.2
-    assert (tmp_path / "held_out.png").is_file() and (tmp_path / "scores.json").is_file()
-    assert "right" in done.stdout and "autoencoder_psnr" in done.stdout
+    return done.stdout
+
+
+def test_the_quick_training_reaches_its_loss(quick: tuple[Path, str]) -> None:
+    """The whole command on a small scale: what it writes is loaded, generates, and is scored."""
+    folder, said = quick
+    [line] = [line for line in said.splitlines() if line.startswith("loss at the end")]
+    assert float(line.split()[-1]) < 0.6  # a model that knows nothing: 1.2
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    assert scores["pictures"] == 4 and 0 <= scores["coherence"] <= 1
+    assert (folder / "held_out.png").is_file()
+
+
+def test_the_quick_proof_measures_a_student_and_keeps_its_rows(
+    quick: tuple[Path, str], clip_l: Path, tmp_path: Path
+) -> None:
+    """Distilled with the pack's own code, measured through the host's sampler."""
+    arguments = ("--quick", "--models", quick[0] / "models", "--clip", clip_l, "--folder", tmp_path, "--docs", tmp_path)
+    said = _command("prove", *arguments)
+    rows = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((tmp_path / "rows").glob("*.json"))]
+    assert [row["variant"]["method"] for row in rows] == ["untrained", "both"]
+    assert all(row["row"]["loss"] > 0 and 5 < row["row"]["psnr"] < 100 for row in rows)
+    page = (tmp_path / "proof.md").read_text(encoding="utf-8")
+    assert "| 2 |  | untrained |" in page and "| 3 |  | both, weights |" in page
+    assert (tmp_path / "images" / "proof.png").is_file()
+    # What is there is not measured again.
+    changed = tmp_path / "rows" / "r2_untrained_seed_0.json"
+    rows[0]["row"]["loss"] = 0.125
+    changed.write_text(json.dumps(rows[0]), encoding="utf-8")
+    assert "loss 0.125," in _command("prove", *arguments)
+    assert "2 of 2" in said
+
+
+def test_recovered_is_the_share_of_what_the_window_lost() -> None:
+    dense, untrained = {"loss": 0.0, "coherence": 0.9}, {"loss": 0.4, "coherence": 0.5}
+    student = {"loss": 0.1, "coherence": 0.8}
+    assert recovered(dense, untrained, student, "loss") == pytest.approx(0.75)
+    assert recovered(dense, untrained, student, "coherence") == pytest.approx(0.75)
+    assert recovered(dense, untrained, untrained, "coherence") == 0

@@ -1,0 +1,154 @@
+"""Trains a student with the pack's own distillation and measures it against the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..inprocess import node_class, pack_module, run_node
+from ..small_flux import gallery, scenes
+from ..small_flux.pool import draw_scene
+from ..small_flux.text import WIDTH, Texts
+from .variants import Variant
+
+_CONTEXT = 4096  # of FLUX.1's text features
+_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+Row = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """The dense model and what students are compared by. Made by `Bench`."""
+
+    steps: int
+    batch: int
+    samples: int
+    pictures: int
+    probes: int
+    """Scenes on which velocities are compared."""
+
+
+FULL = Measure(steps=400, batch=4, samples=256, pictures=100, probes=16)
+QUICK = Measure(steps=4, batch=1, samples=4, pictures=2, probes=2)
+
+
+class Bench:
+    """One dense model with its pictures; students are measured on the same prompts and the same noise."""
+
+    def __init__(
+        self,
+        model: Any,
+        vae: Any,
+        training: tuple[Sequence[scenes.Description], Texts],
+        held_out: tuple[Sequence[scenes.Description], Texts],
+        measure: Measure,
+        folder: Path,
+    ) -> None:
+        self._model, self._vae, self._measure, self._folder = model, vae, measure, folder
+        self._training, self._held_out = training, held_out
+        self._chosen = range(min(measure.pictures, len(held_out[0])))
+        self.images = self._pictures(model)
+        self._probes = [self._probe(index) for index in range(measure.probes)]
+        self._velocities = [self._velocity(model, *probe) for probe in self._probes]
+
+    def dense(self) -> Row:
+        """The scores of the dense model itself."""
+        return self._scores(self.images)
+
+    def row(self, variant: Variant, say: Callable[[str], None]) -> tuple[Row, Tensor]:
+        """The student's scores, and its pictures: [pictures, height, width, 3]."""
+        model = self._student(variant, say)
+        images = self._pictures(model)
+        row = self._scores(images)
+        error = (images - self.images).square().mean((1, 2, 3)).clamp_min(1e-10)
+        row["psnr"] = float((-10 * error.log10()).mean())
+        pairs = zip(self._probes, self._velocities, strict=True)
+        row["loss"] = float(
+            torch.stack([(self._velocity(model, *probe) - wanted).square().mean() for probe, wanted in pairs]).mean()
+        )
+        return row, images
+
+    def _student(self, variant: Variant, say: Callable[[str], None]) -> Any:
+        apply = node_class("apply", "CLEARApply")
+        if not variant.trained:
+            return run_node(
+                apply, model=self._model, weights=None, radius=variant.radius, down_factor=variant.down_factor
+            )[0]
+        weights = self._distilled(variant, say)
+        return run_node(apply, model=self._model, weights=weights)[0]
+
+    def _distilled(self, variant: Variant, say: Callable[[str], None]) -> Any:
+        """CLEAR weights; of a LoRA, the weights with it merged."""
+        jobs, settings = pack_module("nodes.host.distill.job"), pack_module("clear_core.distill.settings")
+        asked = settings.Settings(**variant.settings(self._measure.steps, self._measure.batch))
+        job = jobs.Job(variant.name, asked, save_every=50, folder=self._folder / "students")
+
+        def step(session: Any, trained: Any, point: Any) -> None:
+            if point.step % 50 == 0:
+                say(f"{variant.name}: step {point.step} of {asked.steps}, loss {point.losses['loss']:.4g}")
+
+        result, _, _ = job.run(self._model, self._samples(), None, step)
+        return result.weights
+
+    def _samples(self) -> Any:
+        """A training set of drawn scenes."""
+        module = pack_module("clear_core.distill.samples")
+        folder = self._folder / "samples"
+        descriptions, texts = self._training
+        files = []
+        for number in range(self._measure.samples):
+            file = folder / f"{number:05d}.safetensors"
+            files.append(file)
+            if file.is_file():
+                continue
+            index = number % len(descriptions)
+            context, pooled = _features(texts, index)
+            sample = module.Sample(
+                self._latent(descriptions[index], 4, number),
+                torch.zeros(1).expand(16, 32, 32),
+                {"cross_attn": context[0], "pooled_output": pooled[0]},
+                descriptions[index].prompt,
+            )
+            folder.mkdir(parents=True, exist_ok=True)
+            module.write_sample(file, sample, {"source": "drawn"})
+        return module.TrainingSet(folder, tuple(files))
+
+    def _latent(self, description: scenes.Description, seed: int, number: int) -> Tensor:
+        """[16, 32, 32], in the units of ComfyUI's LATENT."""
+        image = draw_scene(description, seed, number, 256).movedim(0, -1)[None]
+        with torch.inference_mode():
+            return self._vae.encode(image)[0].clone().float()
+
+    def _pictures(self, model: Any) -> Tensor:
+        samples = gallery.latents(model, self._held_out[1], self._chosen)
+        return gallery.decoded(self._vae, samples).float()
+
+    def _scores(self, images: Tensor) -> Row:
+        return gallery.Summary.of(gallery.scores(images, [self._held_out[0][i] for i in self._chosen])).values()
+
+    def _probe(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Noisy latents of one held-out scene at each sigma, with its text."""
+        descriptions, texts = self._held_out
+        clean = self._model.model.process_latent_in(self._latent(descriptions[index], 6, index))
+        sigma = torch.tensor(_SIGMAS)
+        noise = torch.randn(len(sigma), *clean.shape, generator=torch.Generator().manual_seed(index))
+        part = sigma[:, None, None, None]
+        context, pooled = _features(texts, index)
+        noisy = (1 - part) * clean + part * noise
+        return noisy, sigma, context.expand(len(sigma), -1, -1), pooled.expand(len(sigma), -1)
+
+    def _velocity(self, model: Any, noisy: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+        from ..models import run_forward
+
+        return run_forward(model, noisy, sigma, context, pooled, torch.full_like(sigma, 3.5)).float().cpu()
+
+
+def _features(texts: Texts, index: int) -> tuple[Tensor, Tensor]:
+    """[1, 77, 4096] and [1, 768]."""
+    context = torch.nn.functional.pad(texts.context[index].float(), (0, _CONTEXT - WIDTH))
+    return context[None], texts.pooled[index].float()[None]
