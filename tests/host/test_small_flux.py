@@ -20,7 +20,7 @@ from devtools.small_flux.autoencoder import Coefficients, set_encoder
 from devtools.small_flux.decoder import DecoderTraining
 from devtools.small_flux.model import SIZES, new_model
 from devtools.small_flux.pool import draw_pool, draw_scene
-from devtools.small_flux.train import OutOfPlace, Recipe, Stage, Training, flow_loss, spread
+from devtools.small_flux.train import OutOfPlace, Recipe, Stage, Training, flow_loss, noised, spread
 
 TRAINING, _ = scenes.split()
 TINY: dict[str, Any] = {
@@ -170,7 +170,7 @@ def test_gradients_through_the_hosts_blocks_are_those_of_finite_differences(text
 
     def loss() -> torch.Tensor:
         with OutOfPlace():
-            return flow_loss(model, image, context, pooled, torch.Generator().manual_seed(9))
+            return flow_loss(model, noised(image, torch.Generator().manual_seed(9)), context, pooled)
 
     loss().backward()
     for name in ("double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear2.weight", "txt_in.weight"):
