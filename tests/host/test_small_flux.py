@@ -111,13 +111,13 @@ def test_the_decoder_learns_and_goes_on_bit_for_bit(coefficients: Coefficients, 
 
     def train(name: str, stop: int | None = None) -> dict[str, torch.Tensor]:
         model = vae(coefficients)
-        training = _stopping(DecoderTraining, stop)(model, coefficients, tmp_path / name, 4)
-        training.run(images, print, save_every=2)
+        training = _stopping(DecoderTraining, stop)(model, coefficients, tmp_path / name, 2)
+        training.run(images, print, save_every=1)
         return model.taesd_decoder.state_dict()
 
     whole = train("whole.pt")
     with pytest.raises(Stopped):
-        train("parts.pt", 3)
+        train("parts.pt", 1)
     parts = train("parts.pt")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
@@ -235,13 +235,6 @@ def test_features_of_many_prompts_at_once_are_the_nodes_own(clip_l: Path, host: 
         assert not context[..., text.WIDTH :].any()
 
 
-@pytest.fixture(scope="module")
-def quick(clip_l: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of a quick training by the command, and what it said."""
-    folder = tmp_path_factory.mktemp("quick")
-    return folder, _command("train_demo", "--quick", "--folder", folder, "--clip", clip_l)
-
-
 def _command(module: str, *arguments: str | Path) -> str:
     command = [sys.executable, "-m", f"devtools.{module}", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
@@ -249,34 +242,29 @@ def _command(module: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def test_the_quick_training_reaches_its_loss(quick: tuple[Path, str]) -> None:
-    """The whole command on a small scale: what it writes is loaded, generates, and is scored."""
-    folder, said = quick
+def test_the_quick_commands_train_a_model_and_measure_a_student(clip_l: Path, tmp_path: Path) -> None:
+    """Both commands on a small scale: the second loads what the first writes, distills it, and scores the student."""
+    trained, proof = tmp_path / "trained", tmp_path / "proof"
+    said = _command("train_demo", "--quick", "--folder", trained, "--clip", clip_l)
     [line] = [line for line in said.splitlines() if line.startswith("loss at the end")]
     assert float(line.split()[-1]) < 0.6  # a model that knows nothing: 1.2
-    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    scores = json.loads((trained / "scores.json").read_text(encoding="utf-8"))
     assert scores["pictures"] == 4 and 0 <= scores["coherence"] <= 1
-    assert (folder / "held_out.png").is_file()
+    assert (trained / "held_out.png").is_file()
 
-
-def test_the_quick_proof_measures_a_student_and_keeps_its_rows(
-    quick: tuple[Path, str], clip_l: Path, tmp_path: Path
-) -> None:
-    """Distilled with the pack's own code, measured through the host's sampler."""
-    arguments = ("--quick", "--models", quick[0] / "models", "--clip", clip_l, "--folder", tmp_path, "--docs", tmp_path)
-    said = _command("prove", *arguments)
-    rows = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((tmp_path / "rows").glob("*.json"))]
+    arguments = ("--quick", "--models", trained / "models", "--clip", clip_l, "--folder", proof, "--docs", tmp_path)
+    assert "2 of 2" in _command("prove", *arguments)
+    rows = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((proof / "rows").glob("*.json"))]
     assert [row["variant"]["method"] for row in rows] == ["untrained", "both"]
     assert all(row["row"]["loss"] > 0 and 5 < row["row"]["psnr"] < 100 for row in rows)
     page = (tmp_path / "proof.md").read_text(encoding="utf-8")
     assert "| 2 |  | untrained |" in page and "| 3 |  | both, weights |" in page
     assert (tmp_path / "images" / "proof.png").is_file()
     # What is there is not measured again.
-    changed = tmp_path / "rows" / "r2_untrained_seed_0.json"
+    changed = proof / "rows" / "r2_untrained_seed_0.json"
     rows[0]["row"]["loss"] = 0.125
     changed.write_text(json.dumps(rows[0]), encoding="utf-8")
     assert "loss 0.125," in _command("prove", *arguments)
-    assert "2 of 2" in said
 
 
 def test_recovered_is_the_share_of_what_the_window_lost() -> None:
