@@ -19,7 +19,11 @@ Block = Callable[..., tuple[Tensor, ...]]
 
 @contextmanager
 def in_place_allowed() -> Iterator[None]:
-    """Gradients through operations that change tensors which autograd has saved. Not to be nested."""
+    """Gradients through operations that change tensors which autograd has saved. Not to be nested, and for one block.
+
+    PyTorch 2.13 tells saved tensors by object, address and version. Over several blocks all three can come again, and a
+    tensor is taken for one of an earlier block.
+    """
     with torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
         yield
 

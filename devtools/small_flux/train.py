@@ -57,7 +57,7 @@ class Recipe:
     save_every: int = 100
 
 
-FULL = Recipe(stages=(Stage(128, 3500, 32, 20000, 24), Stage(SIDE, 700, 16, 6000, 24), Stage(SIDE, 1400, 16, 6000, 77)))
+FULL = Recipe(stages=(Stage(128, 3500, 32, 20000, 24), Stage(SIDE, 700, 16, 6000, 24), Stage(SIDE, 1100, 16, 6000, 77)))
 QUICK = Recipe(stages=(Stage(128, 60, 16, 256, 24),), warmup=10)
 
 
