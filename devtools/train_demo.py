@@ -28,6 +28,7 @@ from .small_flux.model import SIZES, new_model
 from .small_flux.pool import Pool, draw_pool, draw_scene
 
 ROOT = Path(__file__).resolve().parents[1]
+_KEY = "clear.small_flux"  # of the metadata
 HELD_OUT = 100
 """Prompts that training never sees; the scores are of these."""
 
@@ -84,9 +85,12 @@ class Work:
             decoder.run(torch.stack(images), self._say)
         return vae
 
-    def flux(self) -> train.Training:
-        """Trained to the end of the recipe."""
+    def flux(self, start: Path | None) -> train.Training:
+        """Trained to the end of the recipe. start: a models folder, whose model has been through its first stages."""
         training = train.Training(new_model(self._plan.recipe.seed), self._plan.recipe, self._folder / "flux.pt")
+        if start is not None:
+            weights, metadata = files.read_flux(start)
+            training.go_on_from(weights, stages_done(json.loads(metadata[_KEY])["recipe"], self._plan.recipe, start))
         training.run(self._pool, self.texts("training", self.training), self._say)
         return training
 
@@ -122,6 +126,9 @@ def main(arguments: list[str]) -> int:
         "--clip", type=Path, metavar="FILE", help="the demo's CLIP-L (default: made in .dev/base/models)"
     )
     parser.add_argument("--score", action="store_true", help="only score what is in the folder")
+    parser.add_argument(
+        "--from", dest="start", type=Path, metavar="DIR", help="train only the stages that this folder's model lacks"
+    )
     options = parser.parse_args(arguments)
     import_host()
     from comfy.cli_args import args
@@ -135,7 +142,11 @@ def main(arguments: list[str]) -> int:
         checkpoints.make_clip_l(clip_l.parents[1], _say)
     work, started = Work(folder, clip_l, plan, _say), time.monotonic()
     if not options.score:
-        _train(work, plan, folder)
+        try:
+            _train(work, plan, folder, options.start)
+        except (ArithmeticError, OSError, ValueError) as error:
+            print(error, file=sys.stderr)
+            return 1
     found = work.evaluate()
     found["minutes"] = round((time.monotonic() - started) / 60, 1)
     (folder / "scores.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -144,11 +155,20 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _train(work: Work, plan: Plan, folder: Path) -> None:
-    training = work.flux()
-    metadata = {
-        "clear.small_flux": json.dumps({"sizes": dict(SIZES), "recipe": asdict(plan.recipe), "on": processor_name()})
-    }
+def stages_done(done: dict[str, Any], recipe: train.Recipe, folder: Path) -> int:
+    """How many stages of a recipe a model has been through. Raises ValueError where they are others."""
+    wanted = [asdict(stage) for stage in recipe.stages]
+    if list(done["stages"]) != wanted[: len(done["stages"])]:
+        raise ValueError(
+            f"{folder / files.FLUX} was trained by other stages than this recipe's first {len(done['stages'])}: "
+            f"{done['stages']}. Leave --from out to train from nothing."
+        )
+    return len(done["stages"])
+
+
+def _train(work: Work, plan: Plan, folder: Path, start: Path | None) -> None:
+    training = work.flux(start)
+    metadata = {_KEY: json.dumps({"sizes": dict(SIZES), "recipe": asdict(plan.recipe), "on": processor_name()})}
     files.save_flux(training.averaged, folder / "models", metadata)
     files.save_vae(work.autoencoder(), folder / "models", metadata)
     if training.state.losses:

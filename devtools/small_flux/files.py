@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .text import WIDTH
 
 FOLDER = Path(__file__).resolve().parent / "models"
 """A models folder: ComfyUI finds its files by --extra-model-paths-config."""
@@ -23,6 +26,15 @@ def save_flux(weights: Mapping[str, Tensor], folder: Path, metadata: Mapping[str
     narrow = tensors["txt_in.weight"]
     tensors["txt_in.weight"] = torch.nn.functional.pad(narrow, (0, _CONTEXT - narrow.shape[1]))
     return _save(tensors, folder / FLUX, metadata)
+
+
+def read_flux(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `save_flux` was given: float32 of what bfloat16 has kept, and the metadata."""
+    with safe_open(folder / FLUX, framework="pt") as file:
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    tensors["txt_in.weight"] = tensors["txt_in.weight"][:, :WIDTH].contiguous()
+    return tensors, metadata
 
 
 def save_vae(vae: Any, folder: Path, metadata: Mapping[str, str]) -> Path:

@@ -57,7 +57,7 @@ class Recipe:
     save_every: int = 100
 
 
-FULL = Recipe(stages=(Stage(128, 3500, 32, 20000, 24), Stage(SIDE, 700, 16, 6000, 24), Stage(SIDE, 1100, 16, 6000, 77)))
+FULL = Recipe(stages=(Stage(128, 3500, 32, 20000, 24), Stage(SIDE, 700, 16, 6000, 24), Stage(SIDE, 900, 16, 6000, 77)))
 QUICK = Recipe(stages=(Stage(128, 60, 16, 256, 24),), warmup=10)
 
 
@@ -83,11 +83,18 @@ class Training:
         if file.is_file():
             self._load()
 
+    def go_on_from(self, weights: dict[str, Tensor], stages: int) -> None:
+        """Begin after that many stages of the recipe, with the weights that they made. Before the first step."""
+        if (self.state.stage, self.state.step) == (0, 0):
+            self.model.load_state_dict(weights)
+            self.averaged = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+            self.state.stage = stages
+
     def run(self, pools: Callable[[Stage], Pool], texts: Texts, say: Callable[[str], None]) -> None:
         """Train to the recipe's end, from wherever it is."""
         while self.state.stage < len(self.recipe.stages):
             stage = self.recipe.stages[self.state.stage]
-            if self.state.step == 0 and self.state.stage > 0:
+            if self.state.step == 0:
                 # A stage needs nothing of the one before but what that one makes: its averaged weights.
                 self.model.load_state_dict(self.averaged)
                 self._optimizer = self._new_optimizer()

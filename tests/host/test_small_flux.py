@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from devtools.small_flux.decoder import DecoderTraining
 from devtools.small_flux.model import SIZES, new_model
 from devtools.small_flux.pool import draw_pool, draw_scene
 from devtools.small_flux.train import OutOfPlace, Recipe, Stage, Training, flow_loss, noised, spread
+from devtools.train_demo import stages_done
 
 TRAINING, _ = scenes.split()
 TINY: dict[str, Any] = {
@@ -205,6 +206,42 @@ def test_training_goes_on_bit_for_bit_through_both_stages(
     parts = run("parts.pt")
     assert parts.state.stage == 2
     assert all(torch.equal(whole.averaged[name], parts.averaged[name]) for name in whole.averaged)
+
+
+def test_training_goes_on_from_a_file(coefficients: Coefficients, texts: text.Texts, tmp_path: Path) -> None:
+    """A stage needs nothing but the file that the one before has made."""
+    stages = (Stage(64, 3, 2, 6, 8), Stage(64, 3, 2, 6, 8))
+    pool = draw_pool(TRAINING[:5], coefficients, 6, 64, 0)
+    sizes = {**TINY, "depth_single_blocks": 1}
+
+    def trained(name: str, recipe: Recipe, weights: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        training = Training(new_model(0, **sizes), recipe, tmp_path / name)
+        if weights is not None:
+            training.go_on_from(weights, 1)
+        training.run(lambda _: pool, texts, print)
+        return training.averaged
+
+    first = trained("first.pt", Recipe(stages=stages[:1], cooldown=0.3))
+    files.save_flux(first, tmp_path, {"some": "thing"})
+    read, metadata = files.read_flux(tmp_path)
+    assert metadata == {"some": "thing"} and set(read) == set(first)
+    assert all(torch.equal(read[name], tensor.bfloat16().float()) for name, tensor in first.items())
+    direct, through_file = (
+        trained("direct.pt", Recipe(stages=stages), first),
+        trained("file.pt", Recipe(stages=stages), read),
+    )
+    assert not torch.equal(direct["img_in.weight"], first["img_in.weight"])
+    for name, tensor in direct.items():
+        assert (through_file[name] - tensor).abs().max() < 0.02
+
+
+def test_a_file_of_other_stages_is_refused() -> None:
+    recipe = Recipe(stages=(Stage(64, 3, 2, 6, 8), Stage(128, 3, 2, 6, 8)))
+    done = json.loads(json.dumps(asdict(replace(recipe, stages=recipe.stages[:1]))))
+    assert stages_done(done, recipe, Path("models")) == 1
+    done["stages"][0]["steps"] = 4
+    with pytest.raises(ValueError, match=r"was trained by other stages than this recipe's first 1: .*'steps': 4"):
+        stages_done(done, recipe, Path("models"))
 
 
 def test_a_loss_that_is_not_finite_stops(coefficients: Coefficients, texts: text.Texts, tmp_path: Path) -> None:
