@@ -45,7 +45,7 @@ class Plan:
     decoder_scenes: int
 
 
-FULL = Plan(train.FULL, prompts=1000, held_out=HELD_OUT, decoder_steps=4000, decoder_scenes=600)
+FULL = Plan(train.FULL, prompts=1000, held_out=HELD_OUT, decoder_steps=1200, decoder_scenes=300)
 QUICK = Plan(train.QUICK, prompts=24, held_out=4, decoder_steps=20, decoder_scenes=8)
 
 
@@ -102,9 +102,9 @@ class Work:
             save_file({"latents": pool.latents, "prompts": pool.prompts}, file)
         return Pool(**load_file(file))
 
-    def evaluate(self) -> dict[str, float]:
-        """Scores of the held-out prompts; their pictures as a sheet in the folder."""
-        model, vae = files.load(self._folder / "models")
+    def evaluate(self, models: Path) -> dict[str, float]:
+        """Scores of a models folder's files on the held-out prompts; their pictures as a sheet in the work's folder."""
+        model, vae = files.load(models)
         texts = self.texts("held_out", self.held_out)
         samples = gallery.latents(model, texts, range(len(self.held_out)), side=train.SIDE)
         images = gallery.decoded(vae, samples)
@@ -125,7 +125,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--clip", type=Path, metavar="FILE", help="the demo's CLIP-L (default: made in .dev/base/models)"
     )
-    parser.add_argument("--score", action="store_true", help="only score what is in the folder")
+    parser.add_argument("--score", action="store_true", help="only score what is there, or what --from names")
     parser.add_argument(
         "--from", dest="start", type=Path, metavar="DIR", help="train only the stages that this folder's model lacks"
     )
@@ -147,7 +147,7 @@ def main(arguments: list[str]) -> int:
         except (ArithmeticError, OSError, ValueError) as error:
             print(error, file=sys.stderr)
             return 1
-    found = work.evaluate()
+    found = work.evaluate(options.start if options.score and options.start else folder / "models")
     found["minutes"] = round((time.monotonic() - started) / 60, 1)
     (folder / "scores.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     _say("\n".join(f"{name:18}{value:8.3f}" for name, value in found.items()))

@@ -13,24 +13,23 @@ from torch import Tensor
 from ..inprocess import node_class, pack_module, run_node
 from ..small_flux import gallery, scenes
 from ..small_flux.pool import draw_scene
-from ..small_flux.text import WIDTH, Texts
+from ..small_flux.text import Texts
 from .variants import Variant
 
-_CONTEXT = 4096  # of FLUX.1's text features
 _SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 Row = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """The dense model and what students are compared by. Made by `Bench`."""
+    """How much a comparison takes. steps, batch, samples: of a student's training. pictures: of held-out prompts.
+    probes: scenes on which velocities are compared."""
 
     steps: int
     batch: int
     samples: int
     pictures: int
     probes: int
-    """Scenes on which velocities are compared."""
 
 
 FULL = Measure(steps=400, batch=4, samples=256, pictures=100, probes=16)
@@ -107,7 +106,7 @@ class Bench:
             if file.is_file():
                 continue
             index = number % len(descriptions)
-            context, pooled = _features(texts, index)
+            context, pooled = texts.features(torch.tensor([index]))
             sample = module.Sample(
                 self._latent(descriptions[index], 4, number),
                 torch.zeros(1).expand(16, 32, 32),
@@ -138,7 +137,7 @@ class Bench:
         sigma = torch.tensor(_SIGMAS)
         noise = torch.randn(len(sigma), *clean.shape, generator=torch.Generator().manual_seed(index))
         part = sigma[:, None, None, None]
-        context, pooled = _features(texts, index)
+        context, pooled = texts.features(torch.tensor([index]))
         noisy = (1 - part) * clean + part * noise
         return noisy, sigma, context.expand(len(sigma), -1, -1), pooled.expand(len(sigma), -1)
 
@@ -146,9 +145,3 @@ class Bench:
         from ..models import run_forward
 
         return run_forward(model, noisy, sigma, context, pooled, torch.full_like(sigma, 3.5)).float().cpu()
-
-
-def _features(texts: Texts, index: int) -> tuple[Tensor, Tensor]:
-    """[1, 77, 4096] and [1, 768]."""
-    context = torch.nn.functional.pad(texts.context[index].float(), (0, _CONTEXT - WIDTH))
-    return context[None], texts.pooled[index].float()[None]

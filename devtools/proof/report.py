@@ -27,8 +27,7 @@ def table(dense: Row, rows: Mapping[Variant, Row]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
         f"| | | dense | 0 | | {dense['coherence']:.3f} | {dense['right']:.2f} | | |",
     ]
-    for kind, found in _by_kind(rows).items():
-        radius, down, what, _ = kind
+    for (radius, down, what), found in _by_kind(rows).items():
         cells = [
             _mean([row[name] for row in found], digits) for name, digits in zip(_FIGURES, (4, 1, 3, 2), strict=True)
         ]
@@ -70,12 +69,12 @@ def figure(path: Path, dense: Row, rows: Mapping[Variant, Row]) -> None:
     from matplotlib import pyplot
 
     kinds = _by_kind(rows)
-    names = [f"r={kind[0]}{f', down {kind[1]}' if kind[1] > 1 else ''}, {kind[2]}" for kind in kinds]
+    names = [f"r={radius}{f', down {down}' if down > 1 else ''}, {what}" for radius, down, what in kinds]
     drawing, axes = pyplot.subplots(1, 2, figsize=(11, 0.35 * len(names) + 1.5), sharey=True)
     for axis, name in zip(axes, ("loss", "coherence"), strict=True):
         means = [float(np.mean([row[name] for row in found])) for found in kinds.values()]
         ranges = [float(np.ptp([row[name] for row in found])) / 2 for found in kinds.values()]
-        colours = ["#b0b0b0" if kind[2] == UNTRAINED else "#3b7dd8" for kind in kinds]
+        colours = ["#b0b0b0" if what == UNTRAINED else "#3b7dd8" for _, _, what in kinds]
         axis.barh(names, means, xerr=ranges, color=colours)
         axis.set_title({"loss": "loss against the dense model", "coherence": "coherence"}[name])
     axes[1].axvline(dense["coherence"], color="black", linewidth=1)
@@ -85,12 +84,12 @@ def figure(path: Path, dense: Row, rows: Mapping[Variant, Row]) -> None:
     pyplot.close(drawing)
 
 
-def _by_kind(rows: Mapping[Variant, Row]) -> dict[tuple[int, int, str, str], list[Row]]:
-    """Radius, down factor, what was trained; the rows of all seeds."""
-    kinds: dict[tuple[int, int, str, str], list[Row]] = {}
+def _by_kind(rows: Mapping[Variant, Row]) -> dict[tuple[int, int, str], list[Row]]:
+    """By radius, down factor and what was trained: the rows of all seeds."""
+    kinds: dict[tuple[int, int, str], list[Row]] = {}
     for variant, row in rows.items():
         what = UNTRAINED if not variant.trained else f"{variant.method}, {_trained(variant)}"
-        kinds.setdefault((variant.radius, variant.down_factor, what, ""), []).append(row)
+        kinds.setdefault((variant.radius, variant.down_factor, what), []).append(row)
     return kinds
 
 

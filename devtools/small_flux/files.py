@@ -11,20 +11,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .text import WIDTH
+from .text import HOST_WIDTH, WIDTH
 
 FOLDER = Path(__file__).resolve().parent / "models"
 """A models folder: ComfyUI finds its files by --extra-model-paths-config."""
 FLUX = "diffusion_models/small_flux.safetensors"
 VAE = "vae/small_flux_ae.safetensors"
-_CONTEXT = 4096  # of FLUX.1's text features; CLIP-L's are padded with zeros to it
 
 
 def save_flux(weights: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
     """In bfloat16, its text input widened: what is added meets zeros."""
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
     narrow = tensors["txt_in.weight"]
-    tensors["txt_in.weight"] = torch.nn.functional.pad(narrow, (0, _CONTEXT - narrow.shape[1]))
+    tensors["txt_in.weight"] = torch.nn.functional.pad(narrow, (0, HOST_WIDTH - narrow.shape[1]))
     return _save(tensors, folder / FLUX, metadata)
 
 

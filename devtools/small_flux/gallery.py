@@ -14,11 +14,10 @@ from torch import Tensor
 from .model import GUIDANCE
 from .scenes import Description
 from .scorer import Score, score
-from .text import WIDTH, Texts
+from .text import Texts
 
 STEPS = 20
 _BATCH = 10
-_CONTEXT = 4096
 
 
 def latents(
@@ -32,8 +31,7 @@ def latents(
     for at in range(0, len(chosen), _BATCH):
         part = torch.tensor(chosen[at : at + _BATCH])
         noise = torch.stack([_noise(seed, int(number), side) for number in part])
-        context = torch.nn.functional.pad(texts.context[part].float(), (0, _CONTEXT - WIDTH))
-        pooled = texts.pooled[part].float()
+        context, pooled = texts.features(part)
         guider = comfy.samplers.CFGGuider(model)
         positive = [[context, {"pooled_output": pooled, "guidance": GUIDANCE}]]
         guider.set_conds(positive, positive)

@@ -50,14 +50,12 @@ def score(image: Image, description: Description) -> Score:
     """image: [height, width, 3], 0 to 1."""
     pixels = _resized(image) * 255
     objects = _objects(pixels, description)
-    ground = _ground(pixels, objects)
     return Score(
         count=len(objects) == description.number,
         colour=bool(objects) and _colour(pixels) == description.colour,
         thing=bool(objects) and all(one.thing == description.thing for one in objects),
-        ground=ground == description.ground,
-        sky=_nearest(np.median(pixels[:12], axis=(0, 1)), {k: v[0] for k, v in scenes.SKIES.items()})
-        == description.sky,
+        ground=_ground(pixels) == description.ground,
+        sky=_sky(pixels) == description.sky,
         light=_light(pixels) == description.light,
         parts=_coherence(pixels, objects, description),
     )
@@ -125,12 +123,11 @@ def _colour(pixels: Image) -> str:
     return max(colours, key=lambda name: int(_like(pixels, colours[name], colours.values()).sum()))
 
 
-def _ground(pixels: Image, objects: Iterable[_Object]) -> str:
+def _ground(pixels: Image) -> str:
     """From the lowest eighth of the picture."""
     rows = pixels[-_SIDE // 8 :].reshape(-1, 3)
     teal = np.array(scenes.GROUNDS["by a lake"])
-    sky = _nearest(np.median(pixels[:12], axis=(0, 1)), {k: v[0] for k, v in scenes.SKIES.items()})
-    water = [tuple(0.6 * np.array(colour) + 0.4 * teal) for colour in scenes.SKIES[sky]]
+    water = [tuple(0.6 * np.array(colour) + 0.4 * teal) for colour in scenes.SKIES[_sky(pixels)]]
     field = [scenes.GROUNDS["in a striped field"], scenes.STRIPE]
     palettes: dict[str, list[Colour]] = {
         name: water if name == "by a lake" else [colour] for name, colour in scenes.GROUNDS.items()
@@ -142,6 +139,11 @@ def _ground(pixels: Image, objects: Iterable[_Object]) -> str:
         stripes = float((_distance(rows, field[1]) < _distance(rows, scenes.GROUNDS["on a meadow"])).mean())
         return "in a striped field" if stripes > 0.15 else "on a meadow"
     return best
+
+
+def _sky(pixels: Image) -> str:
+    """From the uppermost rows."""
+    return _nearest(np.median(pixels[:12], axis=(0, 1)), {name: colours[0] for name, colours in scenes.SKIES.items()})
 
 
 def _light(pixels: Image) -> str:
@@ -186,7 +188,10 @@ def _horizon(pixels: Image, objects: Iterable[_Object], description: Description
         free[:] = True
     # From below, the first row that is not ground.
     first = _SIDE - np.argmin(near[::-1], axis=0)[free]
-    return float((np.abs(first - np.median(first)) <= 0.012 * _SIDE).mean())
+    middle = float(np.median(first))
+    if not 0.3 * _SIDE < middle < 0.8 * _SIDE:
+        return 0.0  # no ground, or nothing else
+    return float((np.abs(first - middle) <= 0.012 * _SIDE).mean())
 
 
 def _axis(pixels: Image) -> int:

@@ -13,7 +13,9 @@ from torch import Tensor
 
 _BATCH = 32
 WIDTH = 768
-"""Of CLIP-L's features. The host pads them with zeros to the width of T5's."""
+"""Of CLIP-L's features."""
+HOST_WIDTH = 4096
+"""Of T5's, to which the host pads them with zeros."""
 
 
 def load_clip(file: Path) -> Any:
@@ -34,6 +36,11 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.context)
+
+    def features(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """As the host's nodes give them: [chosen, 77, HOST_WIDTH] and [chosen, WIDTH], float32."""
+        context = torch.nn.functional.pad(self.context[chosen].float(), (0, HOST_WIDTH - WIDTH))
+        return context, self.pooled[chosen].float()
 
 
 def encode(clip: Any, prompts: Sequence[str], say: Callable[[str], None] = print) -> Texts:
