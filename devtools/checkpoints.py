@@ -11,7 +11,6 @@ Runs with the host on the path: the tensors' names and shapes are asked of the h
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 import zlib
@@ -24,6 +23,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from clear_core.whole_file import written_whole
 
 HIDDEN = 3072
 HEADS = 24
@@ -277,13 +278,11 @@ def _is_current(path: Path) -> bool:
 
 def _save(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        save_file(whole, str(unfinished), metadata | {_RECIPE_KEY: _RECIPE})
-        unfinished.replace(path)
+        with written_whole(path) as part:
+            whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            save_file(whole, str(part), metadata | {_RECIPE_KEY: _RECIPE})
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e9
         raise SystemExit(f"cannot write {path} ({need:.1f} GB): {error}. Make room and start again.") from error
 

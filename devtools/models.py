@@ -281,12 +281,13 @@ def sample(
     seed: int = 5,
     cond: dict[str, Any] | None = None,
     prompt: dict[str, Tensor] | None = None,
+    noise: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """A whole sampling run of a MODEL through the host's guider, Euler, CFG 1. The final latent.
 
     cond: what nodes would have put into the conditioning. prompt: the context and the pooled text, for a model of other
-    widths than the tiny one's.
+    widths than the tiny one's. noise: [batch, 16, height, width], else drawn from the seed for one image.
     """
     import comfy.samplers
 
@@ -297,7 +298,8 @@ def sample(
     guider.set_cfg(1.0)
     sampling = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", steps)
-    noise = torch.randn(1, 16, height, width, generator=torch.Generator().manual_seed(seed))
+    if noise is None:
+        noise = torch.randn(1, 16, height, width, generator=torch.Generator().manual_seed(seed))
     sampler = comfy.samplers.sampler_object("euler")
     return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=seed, **options)
 

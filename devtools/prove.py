@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from . import checkpoints
-from .inprocess import HOST, import_host
+from clear_core.whole_file import written_whole
+
 from .machine import processor_name
 from .proof import report
 from .proof.measure import FULL, QUICK, Bench, Measure, Row
 from .proof.variants import Variant, grid
 from .small_flux import files, gallery, scenes, text
+from .small_flux.command import host_with_text, run, say
 
 ROOT = Path(__file__).resolve().parents[1]
 _SHOWN = 4  # pictures of each student on the sheet
@@ -40,14 +40,8 @@ def main(arguments: list[str]) -> int:
         parser.error(f"--seeds is {options.seeds}; 1 or more is allowed")
     if not (options.models / files.FLUX).is_file():
         parser.error(f"there is no {options.models / files.FLUX}; python dev.py train-demo makes it")
-    import_host()
-    from comfy.cli_args import args
-
-    args.use_pytorch_cross_attention, args.fp32_text_enc = True, True
+    clip = host_with_text(options.clip)
     measure = QUICK if options.quick else FULL
-    clip = options.clip or HOST.parent / "base" / "models" / checkpoints.CLIP_L
-    if not clip.is_file():
-        checkpoints.make_clip_l(clip.parents[1])
     variants = list(grid(1))[:1] + list(grid(1))[4:5] if options.quick else list(grid(options.seeds))
     dense, rows = measured(options.folder, options.models, clip, measure, variants)
     images = options.docs / "images"
@@ -77,13 +71,14 @@ def measured(
     for number, variant in enumerate(variants):
         file = folder / "rows" / f"{variant.name}.json"
         if not file.is_file():
-            row, images = bench.row(variant, _say)
+            row, images = bench.row(variant, say)
             file.parent.mkdir(exist_ok=True)
             gallery.sheet(images[:_SHOWN], _SHOWN, file.with_suffix(".png"))
-            file.write_text(json.dumps({"variant": asdict(variant), "row": row}, indent=2) + "\n", encoding="utf-8")
+            with written_whole(file) as part:
+                part.write_text(json.dumps({"variant": asdict(variant), "row": row}, indent=2) + "\n", encoding="utf-8")
         rows[variant] = json.loads(file.read_text(encoding="utf-8"))["row"]
         found = ", ".join(f"{name} {rows[variant][name]:.4g}" for name in ("loss", "psnr", "coherence", "right"))
-        _say(f"{number + 1} of {len(variants)}, {variant.name}: {found}")
+        say(f"{number + 1} of {len(variants)}, {variant.name}: {found}")
     return dense, rows
 
 
@@ -97,13 +92,5 @@ _INTRODUCTION = (
 )
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on.")
-        sys.exit(130)
+    run(main)

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from . import checkpoints
-from .inprocess import HOST, import_host
+from clear_core.whole_file import written_whole
+
 from .machine import processor_name
 from .small_flux import files, gallery, scenes, text, train
 from .small_flux.autoencoder import Coefficients, set_encoder
+from .small_flux.command import host_with_text, run, say
 from .small_flux.decoder import DecoderTraining
 from .small_flux.model import SIZES, new_model
 from .small_flux.pool import Pool, draw_pool, draw_scene
@@ -67,7 +68,8 @@ class Work:
         if not file.is_file():
             images = torch.stack([draw_scene(self.training[i % len(self.training)], 1, i, 128) for i in range(256)])
             found = Coefficients.fit(images)
-            save_file({"weight": found.weight, "bias": found.bias}, file)
+            with written_whole(file) as part:
+                save_file({"weight": found.weight, "bias": found.bias}, part)
         return Coefficients(**load_file(file))
 
     def autoencoder(self) -> Any:
@@ -99,7 +101,8 @@ class Work:
         if not file.is_file():
             self._say(f"drawing {stage.scenes} scenes at {stage.side} pixels")
             pool = draw_pool(self.training, self.coefficients(), stage.scenes, stage.side, seed=stage.side)
-            save_file({"latents": pool.latents, "prompts": pool.prompts}, file)
+            with written_whole(file) as part:
+                save_file({"latents": pool.latents, "prompts": pool.prompts}, part)
         return Pool(**load_file(file))
 
     def evaluate(self, models: Path) -> dict[str, float]:
@@ -130,17 +133,10 @@ def main(arguments: list[str]) -> int:
         "--from", dest="start", type=Path, metavar="DIR", help="train only the stages that this folder's model lacks"
     )
     options = parser.parse_args(arguments)
-    import_host()
-    from comfy.cli_args import args
-
-    # In float32 the features cost half as much on a CPU, and differ by the last bit that is kept.
-    args.use_pytorch_cross_attention, args.fp32_text_enc = True, True
+    clip_l = host_with_text(options.clip)
     plan = QUICK if options.quick else FULL
     folder = options.folder or ROOT / ".dev" / ("small_flux_quick" if options.quick else "small_flux")
-    clip_l = options.clip or HOST.parent / "base" / "models" / checkpoints.CLIP_L
-    if not clip_l.is_file():
-        checkpoints.make_clip_l(clip_l.parents[1], _say)
-    work, started = Work(folder, clip_l, plan, _say), time.monotonic()
+    work, started = Work(folder, clip_l, plan, say), time.monotonic()
     if not options.score:
         try:
             _train(work, plan, folder, options.start)
@@ -150,8 +146,8 @@ def main(arguments: list[str]) -> int:
     found = work.evaluate(options.start if options.score and options.start else folder / "models")
     found["minutes"] = round((time.monotonic() - started) / 60, 1)
     (folder / "scores.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    _say("\n".join(f"{name:18}{value:8.3f}" for name, value in found.items()))
-    _say(f"models, scores and pictures: {folder}")
+    say("\n".join(f"{name:18}{value:8.3f}" for name, value in found.items()))
+    say(f"models, scores and pictures: {folder}")
     return 0
 
 
@@ -172,16 +168,8 @@ def _train(work: Work, plan: Plan, folder: Path, start: Path | None) -> None:
     files.save_flux(training.averaged, folder / "models", metadata)
     files.save_vae(work.autoencoder(), folder / "models", metadata)
     if training.state.losses:
-        _say(f"loss at the end: {training.state.losses[-1][2]:.4f}")
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+        say(f"loss at the end: {training.state.losses[-1][2]:.4f}")
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on.")
-        sys.exit(130)
+    run(main)

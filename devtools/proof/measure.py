@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clear_core.distill.settings import GUIDANCE
+
 from ..inprocess import node_class, pack_module, run_node
+from ..models import run_forward
 from ..small_flux import gallery, scenes
 from ..small_flux.pool import draw_scene
 from ..small_flux.text import Texts
@@ -142,6 +145,4 @@ class Bench:
         return noisy, sigma, context.expand(len(sigma), -1, -1), pooled.expand(len(sigma), -1)
 
     def _velocity(self, model: Any, noisy: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
-        from ..models import run_forward
-
-        return run_forward(model, noisy, sigma, context, pooled, torch.full_like(sigma, 3.5)).float().cpu()
+        return run_forward(model, noisy, sigma, context, pooled, torch.full_like(sigma, GUIDANCE)).float().cpu()

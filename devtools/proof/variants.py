@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from clear_core.distill.settings import BOTH, END_TO_END, LAYER_BY_LAYER, LORA, WEIGHTS
+
 UNTRAINED = "untrained"
-WEIGHTS, LORA = "weights", "LoRA"
-BOTH = "both"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def grid(seeds: int) -> Iterator[Variant]:
     for seed in range(seeds):
         full = Variant(middle, seed=seed)
         yield full
-        for method in ("layer by layer", "end to end"):
+        for method in (LAYER_BY_LAYER, END_TO_END):
             yield replace(full, method=method)
         for rank in (4, 16, 64):
             yield replace(full, rank=rank)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clear_core.whole_file import written_whole
+
 from .autoencoder import BLOCK, Coefficients
 
 CROP = 64
@@ -69,16 +71,13 @@ class DecoderTraining:
         return float(loss.detach())
 
     def _save(self) -> None:
-        unfinished = self._file.with_suffix(".part")
-        torch.save(
-            {
-                "decoder": self._decoder.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "step": self.step,
-            },
-            unfinished,
-        )
-        unfinished.replace(self._file)
+        saved = {
+            "decoder": self._decoder.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "step": self.step,
+        }
+        with written_whole(self._file) as part:
+            torch.save(saved, part)
 
 
 def _start(decoder: Any, seed: int) -> None:

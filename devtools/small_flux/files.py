@@ -11,6 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from clear_core.whole_file import written_whole
+
 from .text import HOST_WIDTH, WIDTH
 
 FOLDER = Path(__file__).resolve().parent / "models"
@@ -55,7 +57,6 @@ def load(folder: Path = FOLDER) -> tuple[Any, Any]:
 
 def _save(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata))
-    unfinished.replace(path)
+    with written_whole(path) as part:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, dict(metadata))
     return path

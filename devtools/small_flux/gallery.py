@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .model import GUIDANCE
+from ..models import sample
 from .scenes import Description
 from .scorer import Score, score
 from .text import Texts
@@ -24,29 +24,22 @@ def latents(
     model: Any, texts: Texts, chosen: Sequence[int], *, side: int = 256, seed: int = 0, steps: int = STEPS
 ) -> Tensor:
     """One for each chosen prompt: [chosen, 16, side / 8, side / 8]. Euler, no CFG, noise from `seed` + the prompt."""
-    import comfy.samplers
-
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
     out = []
     for at in range(0, len(chosen), _BATCH):
         part = torch.tensor(chosen[at : at + _BATCH])
         noise = torch.stack([_noise(seed, int(number), side) for number in part])
         context, pooled = texts.features(part)
-        guider = comfy.samplers.CFGGuider(model)
-        positive = [[context, {"pooled_output": pooled, "guidance": GUIDANCE}]]
-        guider.set_conds(positive, positive)
-        guider.set_cfg(1.0)
-        sampler = comfy.samplers.sampler_object("euler")
-        empty = torch.zeros_like(noise)
+        prompt = {"context": context, "pooled_text": pooled}
         with torch.inference_mode():
-            out.append(guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=seed).cpu())
+            found = sample(model, side // 8, side // 8, steps=steps, seed=seed, prompt=prompt, noise=noise)
+        out.append(found.cpu())
     return torch.cat(out)
 
 
 def decoded(vae: Any, samples: Tensor) -> Tensor:
     """[batch, height, width, 3], 0 to 1."""
     with torch.inference_mode():
-        return torch.cat([vae.decode(sample[None]).cpu() for sample in samples])
+        return torch.cat([vae.decode(one[None]).cpu() for one in samples])
 
 
 def scores(images: Tensor, descriptions: Sequence[Description]) -> list[Score]:

@@ -30,8 +30,6 @@ SIZES: Mapping[str, Any] = MappingProxyType(
 )
 """Of `comfy.ldm.flux.model.FluxParams`. axes_dim is in FLUX.1-dev's proportions."""
 
-GUIDANCE = 3.5
-
 
 def new_model(seed: int, **sizes: Any) -> Any:
     """A `comfy.ldm.flux.model.Flux` to train from nothing, in float32 and with gradients."""

@@ -200,6 +200,11 @@ def hills(description: Description) -> Colour:
     return (0.45 * sky[0] + 0.55 * ground[0], 0.45 * sky[1] + 0.55 * ground[1], 0.45 * sky[2] + 0.55 * ground[2])
 
 
+def in_water(colours: Image) -> Image:
+    """Colours, 0 to 255, as a lake reflects them."""
+    return 0.6 * colours + 0.4 * np.asarray(GROUNDS["by a lake"], np.float32)
+
+
 def _ground(canvas: _Canvas, scene: Scene) -> None:
     ground = scene.horizon - canvas.y
     canvas.fill(ground, GROUNDS[scene.description.ground])
@@ -217,8 +222,7 @@ def _lake(canvas: _Canvas, scene: Scene) -> None:
     high = np.clip(low + 1, 0, side - 1)
     part = np.clip(rows - low, 0, 1).astype(np.float32)[:, None, None]
     mirrored = canvas.image[low] * (1 - part) + canvas.image[high] * part
-    water = 0.6 * mirrored * 255 + 0.4 * np.asarray(GROUNDS["by a lake"], np.float32)
-    canvas.fill(scene.horizon - canvas.y, water)
+    canvas.fill(scene.horizon - canvas.y, in_water(mirrored * 255))
 
 
 def _objects(canvas: _Canvas, scene: Scene) -> None:

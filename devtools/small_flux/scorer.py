@@ -49,15 +49,16 @@ class Score:
 def score(image: Image, description: Description) -> Score:
     """image: [height, width, 3], 0 to 1."""
     pixels = _resized(image) * 255
-    objects = _objects(pixels, description)
+    axis = _axis(pixels) if description.ground == "by a lake" else _SIDE
+    objects = _objects(pixels[:axis], description.colour)
     return Score(
         count=len(objects) == description.number,
         colour=bool(objects) and _colour(pixels) == description.colour,
-        thing=bool(objects) and all(one.thing == description.thing for one in objects),
+        thing=bool(objects) and all(_thing(one.outline) == description.thing for one in objects),
         ground=_ground(pixels) == description.ground,
         sky=_sky(pixels) == description.sky,
         light=_light(pixels) == description.light,
-        parts=_coherence(pixels, objects, description),
+        parts=_coherence(pixels, objects, description, axis),
     )
 
 
@@ -71,7 +72,6 @@ class _Object:
     bottom: int
     outline: NDArray[np.float64]
     """[_ROWS]: the width at each height, in parts of the whole height."""
-    thing: str
     mark: int
 
     @property
@@ -79,11 +79,9 @@ class _Object:
         return self.bottom - self.top
 
 
-def _objects(pixels: Image, description: Description, outlines: bool = True) -> list[_Object]:
-    """From the left: runs of columns that hold the colour, above the water where there is some."""
-    mask = _like(pixels, scenes.COLOURS[description.colour], scenes.COLOURS.values())
-    if description.ground == "by a lake":
-        mask[_axis(pixels) :] = False
+def _objects(pixels: Image, colour: str) -> list[_Object]:
+    """From the left: runs of columns that hold the colour."""
+    mask = _like(pixels, scenes.COLOURS[colour], scenes.COLOURS.values())
     columns = mask.sum(0) >= 0.02 * _SIDE
     found = []
     for left, right in _runs(columns, gap=3):
@@ -95,8 +93,7 @@ def _objects(pixels: Image, description: Description, outlines: bool = True) -> 
         inside = pixels[top:bottom, left:right].reshape(-1, 3)
         distances = [np.linalg.norm(inside - np.array(mark), axis=1) for mark in scenes.MARKS]
         mark = int(np.argmax([(distance < 60).sum() for distance in distances]))
-        thing = min(scenes.THINGS, key=lambda one: float(np.abs(outline - _outline_of(one)).mean())) if outlines else ""
-        found.append(_Object(left, right, top, bottom, outline, thing, mark))
+        found.append(_Object(left, right, top, bottom, outline, mark))
     return found
 
 
@@ -109,12 +106,16 @@ def _outline(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.interp((np.arange(_ROWS) + 0.5) / _ROWS * height, rows, spans)
 
 
+def _thing(outline: NDArray[np.float64]) -> str:
+    return min(scenes.THINGS, key=lambda one: float(np.abs(outline - _outline_of(one)).mean()))
+
+
 @cache
 def _outline_of(thing: str) -> NDArray[np.float64]:
     """As `scenes` draws it."""
     description = Description("one", "red", thing, "on a meadow", "blue sky", "no sun")
     scene = Scene.of(description, np.random.Generator(np.random.PCG64(0)))
-    return _objects(scenes.draw(scene, _SIDE) * 255, description, outlines=False)[0].outline
+    return _objects(scenes.draw(scene, _SIDE) * 255, description.colour)[0].outline
 
 
 def _colour(pixels: Image) -> str:
@@ -126,12 +127,9 @@ def _colour(pixels: Image) -> str:
 def _ground(pixels: Image) -> str:
     """From the lowest eighth of the picture."""
     rows = pixels[-_SIDE // 8 :].reshape(-1, 3)
-    teal = np.array(scenes.GROUNDS["by a lake"])
-    water = [tuple(0.6 * np.array(colour) + 0.4 * teal) for colour in scenes.SKIES[_sky(pixels)]]
     field = [scenes.GROUNDS["in a striped field"], scenes.STRIPE]
-    palettes: dict[str, list[Colour]] = {
-        name: water if name == "by a lake" else [colour] for name, colour in scenes.GROUNDS.items()
-    }
+    palettes: dict[str, list[Colour]] = {name: [colour] for name, colour in scenes.GROUNDS.items()}
+    palettes["by a lake"] = [tuple(scenes.in_water(np.array(colour))) for colour in scenes.SKIES[_sky(pixels)]]
     palettes["in a striped field"] = field
     best = _nearest_palette(rows, palettes)
     if best in ("on a meadow", "in a striped field"):
@@ -156,10 +154,11 @@ def _light(pixels: Image) -> str:
 # ---- coherence ---------------------------------------------------------------------------------------
 
 
-def _coherence(pixels: Image, objects: list[_Object], description: Description) -> dict[str, float]:
+def _coherence(pixels: Image, objects: list[_Object], description: Description, axis: int) -> dict[str, float]:
+    """axis: of the reflection, where there is one."""
     parts = {}
     if description.ground == "by a lake":
-        parts["reflection"] = _reflection(pixels)
+        parts["reflection"] = _reflection(pixels, axis)
     else:
         parts["horizon"] = _horizon(pixels, objects, description)
     if description.ground == "in a striped field":
@@ -200,16 +199,19 @@ def _axis(pixels: Image) -> int:
 
 
 def _mirror_error(pixels: Image, row: int) -> float:
-    depth = min(row, _SIDE - row, int(0.35 * _SIDE))
-    mirrored = 0.6 * pixels[row - depth : row][::-1] + 0.4 * np.array(scenes.GROUNDS["by a lake"])
+    depth = _depth(row)
+    mirrored = scenes.in_water(pixels[row - depth : row][::-1])
     return float(np.abs(pixels[row : row + depth] - mirrored).mean())
 
 
-def _reflection(pixels: Image) -> float:
+def _depth(row: int) -> int:
+    """Of the rows on either side of an axis that are compared."""
+    return min(row, _SIDE - row, int(0.35 * _SIDE))
+
+
+def _reflection(pixels: Image, row: int) -> float:
     """One without error; zero where the mirrored part is as far off as its own mean colour would be."""
-    row = _axis(pixels)
-    depth = min(row, _SIDE - row, int(0.35 * _SIDE))
-    below = pixels[row : row + depth]
+    below = pixels[row : row + _depth(row)]
     alone = float(np.abs(below - below.mean((0, 1))).mean())
     return max(0.0, 1 - _mirror_error(pixels, row) / max(alone, 1.0))
 

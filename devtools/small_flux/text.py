@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clear_core.whole_file import written_whole
+
 _BATCH = 32
 WIDTH = 768
 """Of CLIP-L's features."""
@@ -64,8 +66,7 @@ def cached(file: Path, clip: Callable[[], Any], prompts: Sequence[str], say: Cal
     """The features of these prompts from `file`, made first where it is not there."""
     if not file.is_file():
         texts = encode(clip(), prompts, say)
-        unfinished = file.with_suffix(".part")
-        save_file({"context": texts.context, "pooled": texts.pooled}, unfinished)
-        unfinished.replace(file)
+        with written_whole(file) as part:
+            save_file({"context": texts.context, "pooled": texts.pooled}, part)
     tensors = load_file(file)
     return Texts(tensors["context"], tensors["pooled"])

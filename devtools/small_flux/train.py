@@ -9,9 +9,8 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .model import GUIDANCE
+from clear_core.distill.settings import GUIDANCE
+from clear_core.whole_file import written_whole
+
 from .pool import Pool
 from .text import Texts
 
@@ -78,7 +79,7 @@ class Training:
     def __init__(self, model: Any, recipe: Recipe, file: Path) -> None:
         self.model, self.recipe, self._file = model, recipe, file
         self._optimizer = self._new_optimizer()
-        self.averaged = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.averaged = _copied(model)
         self.state = State()
         if file.is_file():
             self._load()
@@ -87,7 +88,7 @@ class Training:
         """Begin after that many stages of the recipe, with the weights that they made. Before the first step."""
         if (self.state.stage, self.state.step) == (0, 0):
             self.model.load_state_dict(weights)
-            self.averaged = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+            self.averaged = _copied(self.model)
             self.state.stage = stages
 
     def run(self, pools: Callable[[Stage], Pool], texts: Texts, say: Callable[[str], None]) -> None:
@@ -177,17 +178,14 @@ class Training:
         return float(loss)
 
     def _save(self) -> None:
-        unfinished = self._file.with_suffix(".part")
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "averaged": self.averaged,
-                "optimizer": self._optimizer.state_dict(),
-                "state": (self.state.stage, self.state.step, self.state.losses),
-            },
-            unfinished,
-        )
-        unfinished.replace(self._file)
+        saved = {
+            "model": self.model.state_dict(),
+            "averaged": self.averaged,
+            "optimizer": self._optimizer.state_dict(),
+            "state": (self.state.stage, self.state.step, self.state.losses),
+        }
+        with written_whole(self._file) as part:
+            torch.save(saved, part)
         with self._file.with_suffix(".csv").open("w", newline="", encoding="utf-8") as out:
             csv.writer(out).writerows([("stage", "step", "loss"), *self.state.losses])
 
@@ -256,12 +254,5 @@ def spread(scale: float) -> dict[str, Any]:
     return {"rope_options": {"scale_y": scale, "scale_x": scale, "shift_y": shift, "shift_x": shift}}
 
 
-@contextmanager
-def averaged(training: Training) -> Iterator[Any]:
-    """The model with its averaged weights while the block runs."""
-    own = {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
-    training.model.load_state_dict(training.averaged)
-    try:
-        yield training.model
-    finally:
-        training.model.load_state_dict(own)
+def _copied(model: Any) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
