@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from clear_core.whole_file import written_whole
@@ -92,6 +93,8 @@ class Work:
         training = train.Training(new_model(self._plan.recipe.seed), self._plan.recipe, self._folder / "flux.pt")
         if start is not None:
             weights, metadata = files.read_flux(start)
+            if _KEY not in metadata:
+                raise ValueError(f"{start / files.FLUX} does not say how it was trained: train-demo has not made it.")
             training.go_on_from(weights, stages_done(json.loads(metadata[_KEY])["recipe"], self._plan.recipe, start))
         training.run(self._pool, self.texts("training", self.training), self._say)
         return training
@@ -140,7 +143,7 @@ def main(arguments: list[str]) -> int:
     if not options.score:
         try:
             _train(work, plan, folder, options.start)
-        except (ArithmeticError, OSError, ValueError) as error:
+        except (ArithmeticError, OSError, SafetensorError, ValueError) as error:
             print(error, file=sys.stderr)
             return 1
     found = work.evaluate(options.start if options.score and options.start else folder / "models")

@@ -33,7 +33,7 @@ def read_flux(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What `save_flux` was given: float32 of what bfloat16 has kept, and the metadata."""
     with safe_open(folder / FLUX, framework="pt") as file:
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
+        metadata = file.metadata() or {}
     tensors["txt_in.weight"] = tensors["txt_in.weight"][:, :WIDTH].contiguous()
     return tensors, metadata
 

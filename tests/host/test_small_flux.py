@@ -21,7 +21,7 @@ from devtools.small_flux.decoder import DecoderTraining
 from devtools.small_flux.model import SIZES, new_model
 from devtools.small_flux.pool import draw_pool, draw_scene
 from devtools.small_flux.train import OutOfPlace, Recipe, Stage, Training, flow_loss, noised, spread
-from devtools.train_demo import stages_done
+from devtools.train_demo import QUICK, Work, stages_done
 
 TRAINING, _ = scenes.split()
 TINY: dict[str, Any] = {
@@ -225,6 +225,11 @@ def test_training_goes_on_from_a_file(coefficients: Coefficients, texts: text.Te
     files.save_flux(first, tmp_path, {"some": "thing"})
     read, metadata = files.read_flux(tmp_path)
     assert metadata == {"some": "thing"} and set(read) == set(first)
+    work = Work(tmp_path / "work", tmp_path, QUICK, print)
+    with pytest.raises(
+        ValueError, match=r"small_flux\.safetensors does not say how it was trained: train-demo has not"
+    ):
+        work.flux(tmp_path)
     assert all(torch.equal(read[name], tensor.bfloat16().float()) for name, tensor in first.items())
     direct, through_file = (
         trained("direct.pt", Recipe(stages=stages), first),
