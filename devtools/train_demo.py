@@ -60,9 +60,9 @@ class Work:
         self.training, self.held_out = training[: plan.prompts], held_out[: plan.held_out]
         folder.mkdir(parents=True, exist_ok=True)
 
-    def texts(self, name: str, descriptions: list[scenes.Description]) -> text.Texts:
+    def texts(self, name: str, prompts: list[str]) -> text.Texts:
         file = self._folder / f"text_{name}.safetensors"
-        return text.cached(file, lambda: text.load_clip(self._clip_l), [one.prompt for one in descriptions], self._say)
+        return text.cached(file, lambda: text.load_clip(self._clip_l), prompts, self._say)
 
     def coefficients(self) -> Coefficients:
         file = self._folder / "coefficients.safetensors"
@@ -88,19 +88,21 @@ class Work:
             decoder.run(torch.stack(images), self._say)
         return vae
 
-    def flux(self, start: Path | None) -> train.Training:
+    def flux(self, start: Path | None, *, bfloat16: bool) -> train.Training:
         """Trained to the end of the recipe. start: a models folder, whose model has been through its first stages."""
-        training = train.Training(new_model(self._plan.recipe.seed), self._plan.recipe, self._folder / "flux.pt")
+        recipe = self._plan.recipe
+        training = train.Training(new_model(recipe.seed), recipe, self._folder / "flux.pt", bfloat16=bfloat16)
         if start is not None:
             weights, metadata = files.read_flux(start)
             if _KEY not in metadata:
                 raise ValueError(f"{start / files.FLUX} does not say how it was trained: train-demo has not made it.")
-            training.go_on_from(weights, stages_done(json.loads(metadata[_KEY])["recipe"], self._plan.recipe, start))
-        training.run(self._pool, self.texts("training", self.training), self._say)
+            training.go_on_from(weights, stages_done(json.loads(metadata[_KEY])["recipe"], recipe, start))
+        texts = self.texts("training", [one.prompt for one in self.training])
+        training.run(self._pool, texts.and_then(self.texts("empty", [""])), self._say)
         return training
 
     def _pool(self, stage: train.Stage) -> Pool:
-        file = self._folder / f"scenes_{stage.side}.safetensors"
+        file = self._folder / f"scenes_{stage.side}_{stage.scenes}.safetensors"
         if not file.is_file():
             self._say(f"drawing {stage.scenes} scenes at {stage.side} pixels")
             pool = draw_pool(self.training, self.coefficients(), stage.scenes, stage.side, seed=stage.side)
@@ -111,7 +113,7 @@ class Work:
     def evaluate(self, models: Path) -> dict[str, float]:
         """Scores of a models folder's files on the held-out prompts; their pictures as a sheet in the work's folder."""
         model, vae = files.load(models)
-        texts = self.texts("held_out", self.held_out)
+        texts = self.texts("held_out", [one.prompt for one in self.held_out])
         samples = gallery.latents(model, texts, range(len(self.held_out)), side=train.SIDE)
         images = gallery.decoded(vae, samples)
         gallery.sheet(images, 10, self._folder / "held_out.png")
@@ -135,6 +137,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--from", dest="start", type=Path, metavar="DIR", help="train only the stages that this folder's model lacks"
     )
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="compute in bfloat16: faster on a CPU with AVX512-BF16 or AMX"
+    )
     options = parser.parse_args(arguments)
     clip_l = host_with_text(options.clip)
     plan = QUICK if options.quick else FULL
@@ -142,7 +147,7 @@ def main(arguments: list[str]) -> int:
     work, started = Work(folder, clip_l, plan, say), time.monotonic()
     if not options.score:
         try:
-            _train(work, plan, folder, options.start)
+            _train(work, plan, folder, options.start, bfloat16=options.bfloat16)
         except (ArithmeticError, OSError, SafetensorError, ValueError) as error:
             print(error, file=sys.stderr)
             return 1
@@ -157,7 +162,8 @@ def main(arguments: list[str]) -> int:
 def stages_done(done: dict[str, Any], recipe: train.Recipe, folder: Path) -> int:
     """How many stages of a recipe a model has been through. Raises ValueError where they are others."""
     wanted = [asdict(stage) for stage in recipe.stages]
-    if list(done["stages"]) != wanted[: len(done["stages"])]:
+    same = zip(done["stages"], wanted, strict=False)  # a file may be older than a field of Stage
+    if len(done["stages"]) > len(wanted) or any(not one.items() <= stage.items() for one, stage in same):
         raise ValueError(
             f"{folder / files.FLUX} was trained by other stages than this recipe's first {len(done['stages'])}: "
             f"{done['stages']}. Leave --from out to train from nothing."
@@ -165,8 +171,8 @@ def stages_done(done: dict[str, Any], recipe: train.Recipe, folder: Path) -> int
     return len(done["stages"])
 
 
-def _train(work: Work, plan: Plan, folder: Path, start: Path | None) -> None:
-    training = work.flux(start)
+def _train(work: Work, plan: Plan, folder: Path, start: Path | None, *, bfloat16: bool) -> None:
+    training = work.flux(start, bfloat16=bfloat16)
     metadata = {_KEY: json.dumps({"sizes": dict(SIZES), "recipe": asdict(plan.recipe), "on": processor_name()})}
     files.save_flux(training.averaged, folder / "models", metadata)
     files.save_vae(work.autoencoder(), folder / "models", metadata)

@@ -39,6 +39,10 @@ class Texts:
     def __len__(self) -> int:
         return len(self.context)
 
+    def and_then(self, others: Texts) -> Texts:
+        """These, and others after them."""
+        return Texts(torch.cat([self.context, others.context]), torch.cat([self.pooled, others.pooled]))
+
     def features(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """As the host's nodes give them: [chosen, 77, HOST_WIDTH] and [chosen, WIDTH], float32."""
         context = torch.nn.functional.pad(self.context[chosen].float(), (0, HOST_WIDTH - WIDTH))

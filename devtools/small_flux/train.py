@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,14 @@ class Stage:
     """Drawn once before it begins."""
     text: int
     """Tokens of the text that the model is shown; the host always sends 77, of which the last 50 are padding."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon for the blocks' matrices; the rest is AdamW's."""
+    cooldown: float = 0.0
+    """The share of the stage, at its end, in which the learning rate falls to zero."""
+    unconditional: float = 0.0
+    """The share of pictures whose prompt is left out: the empty text is shown."""
+    guidance: float | None = None
+    """Distill the model's own classifier-free guidance of this strength into it, as FLUX.1-dev's was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +59,20 @@ class Recipe:
     learning_rate: float = 1.5e-3
     warmup: int = 200
     """Steps at the start of each stage in which the learning rate rises."""
-    cooldown: float = 0.3
-    """The share of the last stage in which it falls to zero."""
     average: float = 0.998
     """Of the weights' moving average, which is what is kept."""
     save_every: int = 100
 
 
-FULL = Recipe(stages=(Stage(128, 3500, 32, 20000, 24), Stage(SIDE, 700, 16, 6000, 24), Stage(SIDE, 900, 16, 6000, 77)))
-QUICK = Recipe(stages=(Stage(128, 60, 16, 256, 24),), warmup=10)
+FULL = Recipe(
+    stages=(
+        Stage(128, 3500, 32, 20000, 24),
+        Stage(SIDE, 700, 16, 6000, 24),
+        Stage(SIDE, 900, 16, 6000, 77, cooldown=0.3),
+        Stage(SIDE, 5000, 32, 40000, 77, optimizer="muon", cooldown=0.3, unconditional=0.1),
+    )
+)
+QUICK = Recipe(stages=(Stage(128, 60, 16, 256, 24, cooldown=0.3),), warmup=10)
 
 
 @dataclass(slots=True)
@@ -76,11 +89,11 @@ class State:
 class Training:
     """A model, its optimizers and its average."""
 
-    def __init__(self, model: Any, recipe: Recipe, file: Path) -> None:
-        self.model, self.recipe, self._file = model, recipe, file
-        self._optimizer = self._new_optimizer()
+    def __init__(self, model: Any, recipe: Recipe, file: Path, *, bfloat16: bool = False) -> None:
+        self.model, self.recipe, self._file, self._bfloat16 = model, recipe, file, bfloat16
         self.averaged = _copied(model)
         self.state = State()
+        self._optimizers: list[torch.optim.Optimizer] = []
         if file.is_file():
             self._load()
 
@@ -92,13 +105,13 @@ class Training:
             self.state.stage = stages
 
     def run(self, pools: Callable[[Stage], Pool], texts: Texts, say: Callable[[str], None]) -> None:
-        """Train to the recipe's end, from wherever it is."""
+        """Train to the recipe's end, from wherever it is. texts: of the pools' prompts, and of the empty one at last."""
         while self.state.stage < len(self.recipe.stages):
             stage = self.recipe.stages[self.state.stage]
             if self.state.step == 0:
                 # A stage needs nothing of the one before but what that one makes: its averaged weights.
                 self.model.load_state_dict(self.averaged)
-                self._optimizer = self._new_optimizer()
+                self._optimizers = new_optimizers(self.model, stage.optimizer, self.recipe.learning_rate)
             self._train(stage, pools(stage), texts, say)
             self.state.stage, self.state.step = self.state.stage + 1, 0
             self._save()
@@ -110,7 +123,7 @@ class Training:
             generator = torch.Generator().manual_seed(
                 (self.recipe.seed << 40) + (self.state.stage << 32) + self.state.step
             )
-            for group in self._optimizer.param_groups:
+            for group in (group for optimizer in self._optimizers for group in optimizer.param_groups):
                 group["lr"] = self.recipe.learning_rate * self._share(stage)
             summed, count = summed + self._step(stage, pool, texts, generator), count + 1
             self.state.step += 1
@@ -126,28 +139,26 @@ class Training:
             if self.state.step % self.recipe.save_every == 0:
                 self._save()
 
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            self.model.parameters(), lr=self.recipe.learning_rate, betas=(0.9, 0.97), weight_decay=0.01, fused=True
-        )
-
     def _share(self, stage: Stage) -> float:
         """Of the full learning rate, at this step."""
         rising = min(1.0, (self.state.step + 1) / self.recipe.warmup)
-        if stage is not self.recipe.stages[-1]:
-            return rising
-        return min(rising, (stage.steps - self.state.step) / (self.recipe.cooldown * stage.steps))
+        falling = stage.cooldown * stage.steps
+        return min(rising, (stage.steps - self.state.step) / falling) if falling else rising
 
     def _step(self, stage: Stage, pool: Pool, texts: Texts, generator: torch.Generator) -> float:
         chosen = torch.randint(len(pool), (stage.batch,), generator=generator)
         image = pool.latents[chosen].float()
         prompts = pool.prompts[chosen]
+        if stage.unconditional:
+            left_out = torch.rand(stage.batch, generator=generator) < stage.unconditional
+            prompts = torch.where(left_out, len(texts) - 1, prompts)
         context, pooled = texts.context[prompts, : stage.text].float(), texts.pooled[prompts].float()
         value = self._gradients(noised(image, generator), context, pooled, SIDE / stage.side)
         if not math.isfinite(value):
             raise ArithmeticError(f"The loss is {value} at step {self.state.step} of {stage.side} px; start again.")
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self._optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
         done = self.state.step + sum(earlier.steps for earlier in self.recipe.stages[: self.state.stage])
         keep = min(self.recipe.average, (1 + done) / (10 + done))
         with torch.no_grad():
@@ -160,7 +171,7 @@ class Training:
         parameters = list(self.model.parameters())
 
         def half(part: slice) -> tuple[Tensor, ...]:
-            with OutOfPlace():
+            with OutOfPlace(), torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
                 loss = flow_loss(self.model, sample.part(part), context[part], pooled[part], scale=scale)
             share = len(context[part]) / len(context)
             return loss.detach() * share, *torch.autograd.grad(loss * share, parameters)
@@ -181,7 +192,7 @@ class Training:
         saved = {
             "model": self.model.state_dict(),
             "averaged": self.averaged,
-            "optimizer": self._optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "state": (self.state.stage, self.state.step, self.state.losses),
         }
         with written_whole(self._file) as part:
@@ -193,8 +204,26 @@ class Training:
         saved = torch.load(self._file, weights_only=True)
         self.model.load_state_dict(saved["model"])
         self.averaged = saved["averaged"]
-        self._optimizer.load_state_dict(saved["optimizer"])
         self.state = State(saved["state"][0], saved["state"][1], [tuple(entry) for entry in saved["state"][2]])
+        if self.state.step:
+            stage = self.recipe.stages[self.state.stage]
+            self._optimizers = new_optimizers(self.model, stage.optimizer, self.recipe.learning_rate)
+            for optimizer, state in zip(self._optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+
+
+def new_optimizers(model: Any, kind: Literal["adamw", "muon"], learning_rate: float) -> list[torch.optim.Optimizer]:
+    """For all of a model's parameters. Muon's step is scaled to AdamW's size, so that one learning rate serves both."""
+    named = list(model.named_parameters())
+    for_muon = [one for name, one in named if kind == "muon" and one.ndim == 2 and "blocks" in name]
+    taken = {id(one) for one in for_muon}
+    rest = [one for _, one in named if id(one) not in taken]
+    out: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.97), weight_decay=0.01, fused=True)
+    ]
+    if for_muon:
+        out.append(torch.optim.Muon(for_muon, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    return out
 
 
 class OutOfPlace(TorchFunctionMode):
