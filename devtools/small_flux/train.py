@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,6 +93,7 @@ class Training:
         self.model, self.recipe, self._file, self._bfloat16 = model, recipe, file, bfloat16
         self.averaged = _copied(model)
         self.state = State()
+        self._teacher = _copied(model)
         self._optimizers: list[torch.optim.Optimizer] = []
         if file.is_file():
             self._load()
@@ -105,12 +106,13 @@ class Training:
             self.state.stage = stages
 
     def run(self, pools: Callable[[Stage], Pool], texts: Texts, say: Callable[[str], None]) -> None:
-        """Train to the recipe's end, from wherever it is. texts: of the pools' prompts, and of the empty one at last."""
+        """Train to the recipe's end, from wherever it is. texts: of the pools' prompts; last, of the empty one."""
         while self.state.stage < len(self.recipe.stages):
             stage = self.recipe.stages[self.state.stage]
             if self.state.step == 0:
                 # A stage needs nothing of the one before but what that one makes: its averaged weights.
                 self.model.load_state_dict(self.averaged)
+                self._teacher = _copied(self.model)
                 self._optimizers = new_optimizers(self.model, stage.optimizer, self.recipe.learning_rate)
             self._train(stage, pools(stage), texts, say)
             self.state.stage, self.state.step = self.state.stage + 1, 0
@@ -153,7 +155,11 @@ class Training:
             left_out = torch.rand(stage.batch, generator=generator) < stage.unconditional
             prompts = torch.where(left_out, len(texts) - 1, prompts)
         context, pooled = texts.context[prompts, : stage.text].float(), texts.pooled[prompts].float()
-        value = self._gradients(noised(image, generator), context, pooled, SIDE / stage.side)
+        sample, scale = noised(image, generator), SIDE / stage.side
+        if stage.guidance is not None:
+            empty = texts.context[-1:, : stage.text].float(), texts.pooled[-1:].float()
+            sample = replace(sample, velocity=self._guided(sample, (context, pooled), empty, stage.guidance, scale))
+        value = self._gradients(sample, context, pooled, scale)
         if not math.isfinite(value):
             raise ArithmeticError(f"The loss is {value} at step {self.state.step} of {stage.side} px; start again.")
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -165,6 +171,20 @@ class Training:
             for name, tensor in self.model.state_dict().items():
                 self.averaged[name].lerp_(tensor, 1 - keep)
         return value
+
+    def _guided(
+        self, sample: Noised, text: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], guidance: float, scale: float
+    ) -> Tensor:
+        """The velocity of the stage's first weights under classifier-free guidance."""
+
+        def teacher(*inputs: Tensor, **options: Any) -> Tensor:
+            return torch.func.functional_call(self.model, self._teacher, inputs, options)
+
+        size = len(sample.latent)
+        none = [one.expand(size, *one.shape[1:]) for one in empty]
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
+            without, with_text = (predicted(teacher, sample, *one, scale=scale).float() for one in (none, text))
+        return without + guidance * (with_text - without)
 
     def _gradients(self, sample: Noised, context: Tensor, pooled: Tensor, scale: float) -> float:
         """Of the batch in two halves, on a thread each: the model's operations are too small to divide. The loss."""
@@ -192,6 +212,7 @@ class Training:
         saved = {
             "model": self.model.state_dict(),
             "averaged": self.averaged,
+            "teacher": self._teacher,
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "state": (self.state.stage, self.state.step, self.state.losses),
         }
@@ -203,7 +224,7 @@ class Training:
     def _load(self) -> None:
         saved = torch.load(self._file, weights_only=True)
         self.model.load_state_dict(saved["model"])
-        self.averaged = saved["averaged"]
+        self.averaged, self._teacher = saved["averaged"], saved["teacher"]
         self.state = State(saved["state"][0], saved["state"][1], [tuple(entry) for entry in saved["state"][2]])
         if self.state.step:
             stage = self.recipe.stages[self.state.stage]
@@ -264,15 +285,14 @@ def noised(image: Tensor, generator: torch.Generator) -> Noised:
 
 def flow_loss(model: Any, sample: Noised, context: Tensor, pooled: Tensor, *, scale: float = 1.0) -> Tensor:
     """The mean squared error of the velocity. scale: of the tokens' positions."""
-    velocity = model(
-        sample.latent,
-        sample.sigma,
-        context,
-        pooled,
-        torch.full_like(sample.sigma, GUIDANCE),
-        transformer_options=spread(scale),
-    )
-    return (velocity - sample.velocity).square().mean()
+    return (predicted(model, sample, context, pooled, scale=scale) - sample.velocity).square().mean()
+
+
+def predicted(model: Any, sample: Noised, context: Tensor, pooled: Tensor, *, scale: float) -> Tensor:
+    """The velocity that a model gives: as `sample.latent`."""
+    guidance = torch.full_like(sample.sigma, GUIDANCE)
+    options = spread(scale)
+    return model(sample.latent, sample.sigma, context, pooled, guidance, transformer_options=options)
 
 
 def spread(scale: float) -> dict[str, Any]:

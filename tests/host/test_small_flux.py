@@ -190,7 +190,7 @@ def test_gradients_through_the_hosts_blocks_are_those_of_finite_differences(text
 def test_training_goes_on_bit_for_bit_through_both_stages(
     coefficients: Coefficients, texts: text.Texts, tmp_path: Path
 ) -> None:
-    stages = (Stage(64, 4, 2, 6, 8), Stage(128, 4, 2, 6, 12))
+    stages = (Stage(64, 4, 2, 6, 8, optimizer="muon", unconditional=0.5), Stage(128, 4, 2, 6, 12, guidance=2))
     recipe = Recipe(stages=stages, warmup=2, save_every=2)
     pools = {stage.side: draw_pool(TRAINING[:5], coefficients, stage.scenes, stage.side, 0) for stage in stages}
 
@@ -221,7 +221,7 @@ def test_training_goes_on_from_a_file(coefficients: Coefficients, texts: text.Te
         training.run(lambda _: pool, texts, print)
         return training.averaged
 
-    first = trained("first.pt", Recipe(stages=stages[:1], cooldown=0.3))
+    first = trained("first.pt", Recipe(stages=(replace(stages[0], cooldown=0.3),)))
     files.save_flux(first, tmp_path, {"some": "thing"})
     read, metadata = files.read_flux(tmp_path)
     assert metadata == {"some": "thing"} and set(read) == set(first)
@@ -229,7 +229,7 @@ def test_training_goes_on_from_a_file(coefficients: Coefficients, texts: text.Te
     with pytest.raises(
         ValueError, match=r"small_flux\.safetensors does not say how it was trained: train-demo has not"
     ):
-        work.flux(tmp_path)
+        work.flux(tmp_path, bfloat16=False)
     assert all(torch.equal(read[name], tensor.bfloat16().float()) for name, tensor in first.items())
     direct, through_file = (
         trained("direct.pt", Recipe(stages=stages), first),
@@ -247,6 +247,26 @@ def test_a_file_of_other_stages_is_refused() -> None:
     done["stages"][0]["steps"] = 4
     with pytest.raises(ValueError, match=r"was trained by other stages than this recipe's first 1: .*'steps': 4"):
         stages_done(done, recipe, Path("models"))
+
+
+def test_guidance_is_distilled_from_the_stages_first_weights(
+    coefficients: Coefficients, texts: text.Texts, tmp_path: Path
+) -> None:
+    """The step learns from v(empty) + g (v(prompt) - v(empty)): of its own weights, in the first step."""
+    pool, losses = draw_pool(TRAINING[:5], coefficients, 6, 64, 0), []
+    generator = torch.Generator().manual_seed(0)
+    model = new_model(0, **TINY)
+    weights = {name: one + 0.05 * torch.randn(one.shape, generator=generator) for name, one in model.named_parameters()}
+    for guidance in (1.0, 2.0, 3.0):
+        recipe = Recipe(stages=(Stage(64, 1, 2, 6, 8), Stage(64, 50, 2, 6, 8, guidance=guidance)), warmup=10**9)
+        training = Training(new_model(0, **TINY), recipe, tmp_path / f"{guidance}.pt")
+        training.go_on_from(weights, 1)
+        training.run(lambda _: pool, texts, print)
+        [(_, _, loss)] = training.state.losses
+        losses.append(loss)
+    assert losses[0] < 1e-9
+    assert losses[2] == pytest.approx(4 * losses[1], rel=1e-3)  # (g - 1)^2 of one difference
+    assert losses[1] > 1e-4
 
 
 def test_a_loss_that_is_not_finite_stops(coefficients: Coefficients, texts: text.Texts, tmp_path: Path) -> None:
