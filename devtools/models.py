@@ -282,12 +282,15 @@ def sample(
     cond: dict[str, Any] | None = None,
     prompt: dict[str, Tensor] | None = None,
     noise: Tensor | None = None,
+    start: Tensor | None = None,
+    denoise: float = 1.0,
     **options: Any,
 ) -> Tensor:
     """A whole sampling run of a MODEL through the host's guider, Euler, CFG 1. The final latent.
 
     cond: what nodes would have put into the conditioning. prompt: the context and the pooled text, for a model of other
-    widths than the tiny one's. noise: [batch, 16, height, width], else drawn from the seed for one image.
+    widths than the tiny one's. noise: [batch, 16, height, width], else drawn from the seed for one image. start: a
+    latent of that shape to be sampled again, of which `denoise` is noised, as by BasicScheduler.
     """
     import comfy.samplers
 
@@ -297,11 +300,12 @@ def sample(
     guider.set_conds(positive, positive)
     guider.set_cfg(1.0)
     sampling = model.get_model_object("model_sampling")
-    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", steps)
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", int(steps / denoise))[-(steps + 1) :]
     if noise is None:
         noise = torch.randn(1, 16, height, width, generator=torch.Generator().manual_seed(seed))
     sampler = comfy.samplers.sampler_object("euler")
-    return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=seed, **options)
+    latent = torch.zeros_like(noise) if start is None else start
+    return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed, **options)
 
 
 def clear_tensors(model: Any, *, factor: int = 1, seed: int = 3) -> dict[str, Tensor]:

@@ -1,28 +1,33 @@
 """`python dev.py prove`: what CLEAR's window costs the small FLUX, and what distillation gives back.
 
 Students are trained with the pack's own distillation and compared with the dense model on prompts that neither has been
-trained on. Each row is kept in --folder (default .dev/proof) as soon as it is measured: run again, it goes on. With all
-rows there, docs/proof.md and its figures are written.
+trained on; then the main student at larger sizes, in bands, and with a LoRA of the dense model. Each row is kept in
+--folder (default .dev/proof) as soon as it is measured: run again, it goes on. With all rows there, docs/proof.md and
+its figures are written, and the main student's weights join the model's files.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from clear_core.whole_file import written_whole
 
+from .inprocess import pack_module
 from .machine import processor_name
-from .proof import report
+from .proof import beyond, report
 from .proof.measure import FULL, QUICK, Bench, Measure, Row
-from .proof.variants import Variant, grid
+from .proof.variants import UNTRAINED, Variant, grid
 from .small_flux import files, gallery, scenes, text
 from .small_flux.command import host_with_text, run, say
 
 ROOT = Path(__file__).resolve().parents[1]
-_SHOWN = 4  # pictures of each student on the sheet
+SHOWN = 4
+"""Pictures of each student on the sheet."""
 
 
 def main(arguments: list[str]) -> int:
@@ -40,56 +45,90 @@ def main(arguments: list[str]) -> int:
         parser.error(f"--seeds is {options.seeds}; 1 or more is allowed")
     if not (options.models / files.FLUX).is_file():
         parser.error(f"there is no {options.models / files.FLUX}; python dev.py train-demo makes it")
-    clip = host_with_text(options.clip)
-    measure = QUICK if options.quick else FULL
-    variants = list(grid(1))[:1] + list(grid(1))[4:5] if options.quick else list(grid(options.seeds))
-    dense, rows = measured(options.folder, options.models, clip, measure, variants)
+    proof = Proof(options.folder, options.models, host_with_text(options.clip), QUICK if options.quick else FULL)
+    variants = [Variant(3, UNTRAINED), Variant(3)] if options.quick else list(grid(options.seeds))
+    dense, rows = proof.students(variants)
+    further = proof.beyond(beyond.QUICK if options.quick else beyond.FULL)
     images = options.docs / "images"
     images.mkdir(parents=True, exist_ok=True)
     report.figure(images / "proof.png", dense, rows)
-    report.write(options.docs / "proof.md", dense, rows, measure, processor_name(), _INTRODUCTION)
+    proof.sheet(images / "proof_pictures.jpg")
+    report.write(options.docs / "proof.md", dense, rows, further, proof.measure, processor_name())
     print(f"wrote {options.docs / 'proof.md'}")
     return 0
 
 
-def measured(
-    folder: Path, models: Path, clip_l: Path, measure: Measure, variants: list[Variant]
-) -> tuple[Row, dict[Variant, Row]]:
-    """The dense model's row and the students', from the folder where they are there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    training, held_out = scenes.split()
-    sets = []
-    for name, descriptions in (("training", training[: measure.samples]), ("held_out", held_out[: measure.pictures])):
-        prompts = [one.prompt for one in descriptions]
-        texts = text.cached(folder / f"text_{name}.safetensors", lambda: text.load_clip(clip_l), prompts)
-        sets.append((descriptions, texts))
-    model, vae = files.load(models)
-    bench = Bench(model, vae, sets[0], sets[1], measure, folder)
-    dense = bench.dense()
-    gallery.sheet(bench.images[:_SHOWN], _SHOWN, folder / "dense.png")
-    rows: dict[Variant, Row] = {}
-    for number, variant in enumerate(variants):
-        file = folder / "rows" / f"{variant.name}.json"
-        if not file.is_file():
-            row, images = bench.row(variant, say)
-            file.parent.mkdir(exist_ok=True)
-            gallery.sheet(images[:_SHOWN], _SHOWN, file.with_suffix(".png"))
-            with written_whole(file) as part:
-                part.write_text(json.dumps({"variant": asdict(variant), "row": row}, indent=2) + "\n", encoding="utf-8")
-        rows[variant] = json.loads(file.read_text(encoding="utf-8"))["row"]
-        found = ", ".join(f"{name} {rows[variant][name]:.4g}" for name in ("loss", "psnr", "coherence", "right"))
-        say(f"{number + 1} of {len(variants)}, {variant.name}: {found}")
-    return dense, rows
+class Proof:
+    """A folder of rows: what it has is read, what it lacks is measured."""
+
+    def __init__(self, folder: Path, models: Path, clip_l: Path, measure: Measure) -> None:
+        self._folder, self._models, self.measure = folder, models, measure
+        folder.mkdir(parents=True, exist_ok=True)
+        training, held_out = scenes.split()
+        sets = []
+        for name, chosen in (("training", training[: measure.samples]), ("held_out", held_out[: measure.pictures])):
+            prompts = [one.prompt for one in chosen]
+            texts = text.cached(folder / f"text_{name}.safetensors", lambda: text.load_clip(clip_l), prompts)
+            sets.append((chosen, texts))
+        self._training, self._held_out = sets
+        self._model, self._vae = files.load(models)
+
+    def students(self, variants: Sequence[Variant]) -> tuple[Row, dict[Variant, Row]]:
+        """The dense model's row and the students'."""
+        bench = Bench(self._model, self._vae, self._training, self._held_out, self.measure, self._folder)
+        rows: dict[Variant, Row] = {}
+        (self._folder / "rows").mkdir(exist_ok=True)
+        gallery.sheet(bench.images[:SHOWN], SHOWN, self._folder / "rows" / "dense.png")
+        for number, variant in enumerate(variants):
+
+            def measured(variant: Variant = variant) -> Row:
+                row, images = bench.row(variant, say)
+                gallery.sheet(images[:SHOWN], SHOWN, self._folder / "rows" / f"{variant.name}.png")
+                return row
+
+            rows[variant] = _kept(self._folder / "rows" / f"{variant.name}.json", measured)
+            found = ", ".join(f"{name} {rows[variant][name]:.4g}" for name in ("loss", "psnr", "coherence", "right"))
+            say(f"{number + 1} of {len(variants)}, {variant.name}: {found}")
+        return bench.dense(), rows
+
+    def beyond(self, amount: beyond.Amount) -> report.Further:
+        """What goes beyond the training, of the student that the demo uses; its weights join the model's files."""
+        weights = self._models / files.CLEAR
+        weights.parent.mkdir(exist_ok=True)
+        with written_whole(weights) as part:
+            shutil.copyfile(self._folder / "students" / f"{Variant(3).name}.safetensors", part)
+        descriptions, texts = self._held_out
+        student = beyond.Beyond(
+            self._model, pack_module("clear_core.weights").read_weights(weights), self._vae, descriptions, texts, amount
+        )
+        folder = self._folder / "beyond"
+        folder.mkdir(exist_ok=True)
+        sizes: dict[str, Row] = {}
+        for name, measured in student.sizes(folder):
+            sizes[name] = _kept(folder / f"{name.replace(', ', '_')}.json", measured)
+            say(f"{name}: right {sizes[name]['right']:.2f}, coherence {sizes[name]['coherence']:.3f}")
+        bands = _kept(folder / "bands.json", student.bands)
+        say(f"bands: {bands['difference']:.2g}, {bands['psnr']:.1f} dB")
+        transfer = _kept(folder / "transfer.json", lambda: student.transfer(self._models, *self._training, folder))
+        return report.Further(sizes, bands, transfer)
+
+    def sheet(self, path: Path) -> None:
+        """Pictures of the dense model and of students, a row each."""
+        names = {"dense": "dense"}
+        for radius in (2, 3, 4):
+            names |= {Variant(radius, UNTRAINED).name: f"radius {radius}, untrained"}
+            names |= {Variant(radius).name: f"radius {radius}, distilled"}
+        rows = {label: self._folder / "rows" / f"{name}.png" for name, label in names.items()}
+        report.sheet(path, {label: file for label, file in rows.items() if file.is_file()})
 
 
-_INTRODUCTION = (
-    "The small FLUX of the demo (small_flux.md) generates scenes that a program can judge: `right` is the share of "
-    "pictures that show everything the prompt says, `coherence` how well distant parts agree, `loss` the mean squared "
-    "distance of a student's velocity from the dense model's, PSNR that of its pictures from the dense model's with "
-    "the same noise. Made by `python dev.py prove`.",
-    "",
-    "![loss and coherence of each student](images/proof.png)",
-)
+def _kept(file: Path, measure: Callable[[], Any]) -> Any:
+    """What a file has, measured where it is not there."""
+    if not file.is_file():
+        found = measure()
+        with written_whole(file) as part:
+            part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

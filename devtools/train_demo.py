@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -135,7 +136,11 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--score", action="store_true", help="only score what is there, or what --from names")
     parser.add_argument(
-        "--from", dest="start", type=Path, metavar="DIR", help="train only the stages that this folder's model lacks"
+        "--from",
+        dest="start",
+        type=Path,
+        metavar="DIR",
+        help="train only the stages that this folder's model lacks, with its autoencoder",
     )
     parser.add_argument(
         "--bfloat16", action="store_true", help="compute in bfloat16: faster on a CPU with AVX512-BF16 or AMX"
@@ -175,7 +180,11 @@ def _train(work: Work, plan: Plan, folder: Path, start: Path | None, *, bfloat16
     training = work.flux(start, bfloat16=bfloat16)
     metadata = {_KEY: json.dumps({"sizes": dict(SIZES), "recipe": asdict(plan.recipe), "on": processor_name()})}
     files.save_flux(training.averaged, folder / "models", metadata)
-    files.save_vae(work.autoencoder(), folder / "models", metadata)
+    if start is None:
+        files.save_vae(work.autoencoder(), folder / "models", metadata)
+    else:  # its latents are what the model has learnt
+        with written_whole(folder / "models" / files.VAE) as part:
+            shutil.copyfile(start / files.VAE, part)
     if training.state.losses:
         say(f"loss at the end: {training.state.losses[-1][2]:.4f}")
 

@@ -19,6 +19,8 @@ FOLDER = Path(__file__).resolve().parent / "models"
 """A models folder: ComfyUI finds its files by --extra-model-paths-config."""
 FLUX = "diffusion_models/small_flux.safetensors"
 VAE = "vae/small_flux_ae.safetensors"
+CLEAR = "clear/small_flux_local_3.safetensors"
+"""The distilled weights that the demo uses; `dev.py prove` makes them."""
 
 
 def save_flux(weights: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:

@@ -17,21 +17,44 @@ from .scorer import Score, score
 from .text import Texts
 
 STEPS = 20
-_BATCH = 10
+_BATCH = 10  # of 256 pixels; of larger ones as many as have that many pixels
 
 
 def latents(
-    model: Any, texts: Texts, chosen: Sequence[int], *, side: int = 256, seed: int = 0, steps: int = STEPS
+    model: Any,
+    texts: Texts,
+    chosen: Sequence[int],
+    *,
+    side: int = 256,
+    seed: int = 0,
+    steps: int = STEPS,
+    start: Tensor | None = None,
+    denoise: float = 1.0,
 ) -> Tensor:
-    """One for each chosen prompt: [chosen, 16, side / 8, side / 8]. Euler, no CFG, noise from `seed` + the prompt."""
+    """One for each chosen prompt: [chosen, 16, side / 8, side / 8]. Euler, no CFG, noise from `seed` + the prompt.
+
+    start: latents of that shape to be sampled again, of which `denoise` is noised.
+    """
     out = []
-    for at in range(0, len(chosen), _BATCH):
-        part = torch.tensor(chosen[at : at + _BATCH])
+    size = max(1, _BATCH * 256**2 // side**2)
+    for at in range(0, len(chosen), size):
+        part = torch.tensor(chosen[at : at + size])
+        given = None if start is None else start[at : at + size]
         noise = torch.stack([_noise(seed, int(number), side) for number in part])
         context, pooled = texts.features(part)
         prompt = {"context": context, "pooled_text": pooled}
         with torch.inference_mode():
-            found = sample(model, side // 8, side // 8, steps=steps, seed=seed, prompt=prompt, noise=noise)
+            found = sample(
+                model,
+                side // 8,
+                side // 8,
+                steps=steps,
+                seed=seed,
+                prompt=prompt,
+                noise=noise,
+                start=given,
+                denoise=denoise,
+            )
         out.append(found.cpu())
     return torch.cat(out)
 

@@ -69,7 +69,8 @@ FULL = Recipe(
         Stage(128, 3500, 32, 20000, 24),
         Stage(SIDE, 700, 16, 6000, 24),
         Stage(SIDE, 900, 16, 6000, 77, cooldown=0.3),
-        Stage(SIDE, 5000, 32, 40000, 77, optimizer="muon", cooldown=0.3, unconditional=0.1),
+        Stage(SIDE, 4200, 32, 40000, 77, optimizer="muon", cooldown=0.3, unconditional=0.1),
+        Stage(SIDE, 500, 16, 40000, 77, optimizer="muon", cooldown=0.5, guidance=3.0),
     )
 )
 QUICK = Recipe(stages=(Stage(128, 60, 16, 256, 24, cooldown=0.3),), warmup=10)

@@ -316,16 +316,20 @@ def test_the_quick_commands_train_a_model_and_measure_a_student(clip_l: Path, tm
 
     arguments = ("--quick", "--models", trained / "models", "--clip", clip_l, "--folder", proof, "--docs", tmp_path)
     assert "2 of 2" in _command("prove", *arguments)
-    rows = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((proof / "rows").glob("*.json"))]
-    assert [row["variant"]["method"] for row in rows] == ["untrained", "both"]
-    assert all(row["row"]["loss"] > 0 and 5 < row["row"]["psnr"] < 100 for row in rows)
+    files_of_rows = [proof / "rows" / f"r3_{name}_seed_0.json" for name in ("untrained", "full_both")]
+    rows = [json.loads(file.read_text(encoding="utf-8")) for file in files_of_rows]
+    assert all(row["loss"] > 0 and 5 < row["psnr"] < 100 for row in rows)
+    assert rows[0]["loss"] != rows[1]["loss"]
     page = (tmp_path / "proof.md").read_text(encoding="utf-8")
-    assert "| 2 |  | untrained |" in page and "| 3 |  | both, weights |" in page
-    assert (tmp_path / "images" / "proof.png").is_file()
+    assert "| 3 |  | untrained |" in page and "| 3 |  | both, weights |" in page
+    assert "| 512 | ntk, proportional | 1 |" in page and "| distilled | " in page
+    for name in ("proof.png", "proof_pictures.jpg"):
+        assert (tmp_path / "images" / name).is_file()
+    bands = json.loads((proof / "beyond" / "bands.json").read_text(encoding="utf-8"))
+    assert bands["difference"] < 1e-4
+    assert (trained / "models" / files.CLEAR).is_file()
     # What is there is not measured again.
-    changed = proof / "rows" / "r2_untrained_seed_0.json"
-    rows[0]["row"]["loss"] = 0.125
-    changed.write_text(json.dumps(rows[0]), encoding="utf-8")
+    files_of_rows[0].write_text(json.dumps({**rows[0], "loss": 0.125}), encoding="utf-8")
     assert "loss 0.125," in _command("prove", *arguments)
 
 

@@ -1,0 +1,174 @@
+"""What goes beyond the training: larger pictures, bands, and a LoRA of the dense model on the distilled one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clear_core.weights import LARGEST_RADIUS
+
+from ..inprocess import node_class, run_node
+from ..small_flux import files, gallery, scenes
+from ..small_flux.lora import LoraRecipe, exchanged, trained_lora
+from ..small_flux.model import new_model
+from ..small_flux.pool import draw_scene
+from ..small_flux.text import Texts
+from ..small_flux.train import SIDE
+
+Row = dict[str, float]
+_AXIS = 14  # of RoPE, per head: height's and width's
+_DENOISE = 0.6  # of a staged upscale
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """pictures: of held-out prompts by side, in pixels. lora: of the LoRA. lora_scenes: that it is trained on.
+    transfer: pictures with it. bands_side: of the picture in bands."""
+
+    pictures: dict[int, int]
+    lora: LoraRecipe
+    lora_scenes: int
+    transfer: int
+    bands_side: int
+    steps: int = gallery.STEPS
+
+
+FULL = Amount({512: 20, 1024: 6}, LoraRecipe(), lora_scenes=192, transfer=40, bands_side=512)
+QUICK = Amount({512: 1}, LoraRecipe(steps=2, batch=1), lora_scenes=2, transfer=1, bands_side=256, steps=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Beyond:
+    """The dense model and the student that are compared, on held-out prompts."""
+
+    model: Any
+    weights: Any
+    """ClearWeights of the student."""
+    vae: Any
+    descriptions: Sequence[scenes.Description]
+    texts: Texts
+    amount: Amount
+
+    def applied(self, model: Any, weights: Any, **inputs: Any) -> Any:
+        """After CLEAR Apply. weights: None for the model's own."""
+        return run_node(node_class("apply", "CLEARApply"), model=model, weights=weights, **inputs)[0]
+
+    def sizes(self, folder: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
+        """Names and measurements: both models at each side, plain, with ntk, with proportional attention, staged."""
+        for side in self.amount.pictures:
+            ratio = side / SIDE
+            # NTK-aware scaling: the slowest of an axis's frequencies is stretched by the ratio of the sides.
+            ntk = round(ratio ** (_AXIS / (_AXIS - 2)), 2)
+            for name, inputs in (
+                ("plain", {"ntk_factor": 1.0}),
+                ("ntk", {"ntk_factor": ntk}),
+                ("ntk, proportional", {"ntk_factor": ntk, "proportional_attention": True}),
+                ("staged", {"ntk_factor": ntk, "proportional_attention": True}),
+            ):
+                for which in ("dense", "distilled"):
+                    yield (
+                        f"{side}, {which}, {name}",
+                        lambda side=side, which=which, inputs=inputs, name=name: self._size(
+                            side, which, inputs, folder, staged=name == "staged"
+                        ),
+                    )
+
+    def _size(self, side: int, which: str, inputs: dict[str, Any], folder: Path, *, staged: bool) -> Row:
+        chosen = range(self.amount.pictures[side])
+        model = (
+            # Covers every picture here: the model stays dense.
+            self.applied(self.model, None, radius=LARGEST_RADIUS, **inputs)
+            if which == "dense"
+            else self.applied(self.model, self.weights, **inputs)
+        )
+        if staged:
+            samples = self._staged(model, which, chosen, side)
+        else:
+            samples = gallery.latents(model, self.texts, chosen, side=side, steps=self.amount.steps)
+        images = gallery.decoded(self.vae, samples).float()
+        kind = "staged" if staged else "_".join(f"{value:g}" for value in inputs.values())
+        gallery.sheet(images[:4], 4, folder / f"{side}_{which}_{kind}.png")
+        return gallery.Summary.of(gallery.scores(images, [self.descriptions[i] for i in chosen])).values()
+
+    def _staged(self, large: Any, which: str, chosen: Sequence[int], side: int) -> Tensor:
+        """At the model's own size, then each time at twice the side, noised in part."""
+        small = self.model if which == "dense" else self.applied(self.model, self.weights)
+        samples = gallery.latents(small, self.texts, chosen, steps=self.amount.steps)
+        reached = SIDE
+        while reached < side:
+            reached *= 2
+            images = gallery.decoded(self.vae, samples).float().movedim(-1, 1)
+            images = torch.nn.functional.interpolate(images, (reached, reached), mode="bicubic").clamp(0, 1)
+            with torch.inference_mode():
+                start = torch.cat([self.vae.encode(one.movedim(0, -1)[None]) for one in images])
+            samples = gallery.latents(
+                large,
+                self.texts,
+                chosen,
+                side=reached,
+                steps=max(1, round(self.amount.steps * _DENOISE)),
+                start=start,
+                denoise=_DENOISE,
+            )
+        return samples
+
+    def bands(self) -> Row:
+        """One picture in two bands of rows against the same in one piece. difference: the largest, of latents."""
+        whole = self.applied(self.model, self.weights)
+        cut = run_node(
+            node_class("multi_gpu", "CLEARMultiGPU"), model=whole, devices="cpu,cpu", bands=2, text_merge="exact"
+        )[0]
+        first, second = (
+            gallery.latents(one, self.texts, [0], side=self.amount.bands_side, steps=self.amount.steps)
+            for one in (whole, cut)
+        )
+        images = [gallery.decoded(self.vae, one).float() for one in (first, second)]
+        return {"difference": float((first - second).abs().max()), "psnr": psnr(*images)}
+
+    def transfer(
+        self, models: Path, training: Sequence[scenes.Description], texts: Texts, folder: Path
+    ) -> dict[str, Row]:
+        """A LoRA of the dense model on the dense, the distilled and the untrained window's model.
+
+        Scores are of pictures with their colours exchanged back; psnr is to the dense model's with the LoRA.
+        """
+        import comfy.sd
+
+        amount = self.amount
+        prompts = [i % len(training) for i in range(amount.lora_scenes)]
+        images = [exchanged(draw_scene(training[p], 8, i, SIDE).movedim(0, -1)) for i, p in enumerate(prompts)]
+        with torch.inference_mode():
+            latents = torch.cat([self.vae.encode(one[None]) for one in images]).clone()
+        flux = new_model(0).requires_grad_(False)
+        flux.load_state_dict(files.read_flux(models)[0])
+        lora = trained_lora(flux, self.model.model.process_latent_in(latents).clone(), prompts, texts, amount.lora)
+        with_lora, _ = comfy.sd.load_lora_for_models(self.model, None, lora, 1.0, 0.0)
+        variant = self.weights.variant
+        found: dict[str, Row] = {}
+        expected = None
+        chosen = range(amount.transfer)
+        for name, model in (
+            ("dense", with_lora),
+            ("distilled", self.applied(with_lora, self.weights)),
+            ("untrained", self.applied(with_lora, None, radius=variant.radius, down_factor=variant.down_factor)),
+        ):
+            samples = gallery.latents(model, self.texts, chosen, steps=amount.steps)
+            pictures = gallery.decoded(self.vae, samples).float()
+            expected = pictures if expected is None else expected
+            gallery.sheet(pictures[:4], 4, folder / f"lora_{name}.png")
+            scores = gallery.scores(exchanged(pictures), [self.descriptions[i] for i in chosen])
+            found[name] = gallery.Summary.of(scores).values()
+            if name != "dense":
+                found[name]["psnr"] = psnr(pictures, expected)
+        return found
+
+
+def psnr(images: Tensor, others: Tensor) -> float:
+    """The mean over pictures, dB. images, others: [batch, height, width, 3], 0 to 1."""
+    error = (images - others).square().mean((1, 2, 3)).clamp_min(1e-10)
+    return float((-10 * error.log10()).mean())
