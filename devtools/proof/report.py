@@ -114,7 +114,8 @@ def _bands(found: Row) -> list[str]:
         "## In bands",
         "",
         "The student's picture in two bands of rows (CLEAR Multi-GPU on two lanes of the CPU) against the same picture "
-        f"in one piece: latents differ by {found['difference']:.1e} at most, the pictures by {found['psnr']:.0f} dB.",
+        f"in one piece: the latents differ by {found['difference']:.1e} at most, and the PSNR of the pictures is "
+        f"{found['psnr']:.0f} dB (100 is the most that is counted).",
     ]
 
 
