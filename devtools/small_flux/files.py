@@ -19,6 +19,11 @@ FOLDER = Path(__file__).resolve().parent / "models"
 """A models folder: ComfyUI finds its files by --extra-model-paths-config."""
 FLUX = "diffusion_models/small_flux.safetensors"
 VAE = "vae/small_flux_ae.safetensors"
+RADIUS = 3
+CLEAR = f"clear/small_flux_local_{RADIUS}.safetensors"
+"""Distilled weights in the format of the released ones."""
+CUSTOM_NODES = Path(__file__).resolve().parent / "custom_nodes"
+"""What ComfyUI must load to open FLUX: `--extra-model-paths-config` takes it too."""
 
 
 def save_flux(weights: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
