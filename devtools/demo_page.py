@@ -9,6 +9,7 @@ from devtools import workflow
 from devtools.client import ComfyClient
 from devtools.demo_run import Task
 from devtools.demo_small import SHOWN, TASK
+from devtools.small_flux import files as small
 from devtools.small_flux import scenes
 
 PROMPT = SHOWN[0].prompt
@@ -49,9 +50,9 @@ def small_note() -> str:
     names = ("how many", "colour", "what", "where", "sky", "light")
     words = "\n".join(f"- {name}: {', '.join(words)}" for name, words in zip(names, choices, strict=True))
     return f"""## The small FLUX, node by node
-ComfyUI's own FLUX class with 3 million parameters, trained on drawn scenes: it generates pictures within seconds on a \
-CPU. CLEAR stands between the model and the sampler: every image token attends to a circular window around it, here of \
-radius 3, with weights that were distilled for it.
+ComfyUI's own FLUX class, thin and shallow, trained on drawn scenes: it generates pictures within seconds on a CPU. \
+CLEAR stands between the model and the sampler: every image token attends to a circular window around it, here of \
+radius {small.RADIUS}, with weights that were distilled for it.
 
 **Prompts** say one thing from each line, in this order, and nothing else means anything to it:
 
@@ -64,7 +65,7 @@ saves nothing in so small an image; what it does to the picture is what there is
 
 **Try**
 - *Compare with full attention* on **Apply CLEAR Attention**: both pictures under a slider.
-- Take the weights' wire away and set the radius to 3: the window untrained.
+- Take the weights' wire away and set the radius to {small.RADIUS}: the window untrained.
 - Other seeds, and a prompt with three objects by a lake: do they stay alike, and does the lake mirror them?
 
 For the real FLUX, start with `python dev.py run --models DIR`, or take a template of this pack.
