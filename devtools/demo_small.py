@@ -33,7 +33,7 @@ TASK = Task(256, 256, STEPS)
 SEED = 1
 # Of the descriptions that training never sees (`scenes.split`): distant parts of the picture must agree in each.
 SHOWN = (
-    Description("two", "purple", "tower", "by a lake", "pink sky", "the sun on the left"),
+    Description("two", "purple", "tower", "by a lake", "pink sky", "the sun on the right"),
     Description("three", "orange", "tower", "by a lake", "dark sky", "the sun on the right"),
     Description("three", "purple", "house", "in a striped field", "blue sky", "the sun on the left"),
 )
