@@ -102,6 +102,7 @@ def test_the_pages_workflow_runs_on_the_small_model(user: Path, base: OwnBase, t
     options += [*base.options, "--use-pytorch-cross-attention", "--disable-all-custom-nodes"]
     options += ["--whitelist-custom-nodes", demo.PACK_FOLDER, "small_flux_loader"]
     for name in ("output", "input", "temp", "user"):
+        (tmp_path / name).mkdir(exist_ok=True)
         options += [f"--{name}-directory", str(tmp_path / name)]
     with ComfyServer(tmp_path / "server.log", options=options, base=base.path, cpu=True) as server:
         client = ComfyClient(server.address)
