@@ -2,7 +2,7 @@
 """For developers: one command to run the pack in a real ComfyUI, one to test it, one to measure it.
 
     python dev.py run               start ComfyUI with this pack in it and print its address
-    python dev.py run --headless    run the shipped workflow without a page: dense, then with CLEAR
+    python dev.py run --headless    generate pictures without a page: dense, with a window, with distilled weights
     python dev.py test              style, imports, types, all tests
     python dev.py bench             the benchmarks
     python dev.py card              everything that only a real card can answer
@@ -110,8 +110,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
-    run = command("run", "Start ComfyUI with this pack, on a demo checkpoint where there is no real FLUX.")
+    run = command("run", "Start ComfyUI with this pack, on a small trained FLUX where there is no real one.")
     run.add_argument("--headless", action="store_true", help="no page: queue the shipped workflow and report")
+    run.add_argument("--full-width", action="store_true", help="FLUX.1-dev's shape, random weights: arithmetic at size")
     run.add_argument("--output", metavar="DIR", help="where --headless saves its images (default .dev/output)")
     run.add_argument("--port", type=int, metavar="N", help="the server's port (default 8188, or the next free one)")
     run.add_argument("--size", metavar="WxH", help="image size for --headless, such as 1024x1024")
@@ -175,7 +176,8 @@ def main(arguments: list[str]) -> int:
     if options.command == "run":
         values = {name: getattr(options, name) for name in ("output", "port", "size", "steps", "models")}
         flags = [f"--{name}={value}" for name, value in values.items() if value is not None]
-        return call("-m", "devtools.demo", *(["--headless"] if options.headless else []), *flags, python=python)
+        flags += [f"--{name}" for name in ("headless", "full-width") if getattr(options, name.replace("-", "_"))]
+        return call("-m", "devtools.demo", *flags, python=python)
     if options.command == "test":
         return test(rest, options.soak, python)
     if options.command == "lint":

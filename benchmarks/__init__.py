@@ -1,1 +1,1 @@
-"""What the pack costs: `python dev.py bench` and `python dev.py run --headless`."""
+"""What the pack costs: `python dev.py bench` and `python dev.py run --headless --full-width`."""

@@ -14,7 +14,7 @@ import json
 import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -82,19 +82,20 @@ Recipes = Mapping[str, Callable[[], tuple[Tensors, dict[str, str]]]]
 """File below the models folder -> what makes its tensors and metadata, in the order in which they need each other."""
 
 
-def missing_demo_files(models: Path) -> list[str]:
-    """The demo files that are absent, cut short, or of an older recipe. Quick: reads headers only."""
-    return [name for name in ALL if not _is_current(models / name)]
+def missing_demo_files(models: Path, names: Sequence[str] = ALL) -> list[str]:
+    """Those of the demo files that are absent, cut short, or of an older recipe. Quick: reads headers only."""
+    return [name for name in names if not _is_current(models / name)]
 
 
-def make_demo_files(models: Path, say: Callable[[str], None] = print) -> None:
-    """Put every demo file that is missing, or of an older recipe, below `models`."""
-    make_files(models, _recipes(models), say)
+def make_demo_files(models: Path, say: Callable[[str], None] = print, names: Sequence[str] = ALL) -> None:
+    """Put those of the demo files that are missing, or of an older recipe, below `models`."""
+    recipes = _recipes(models)
+    make_files(models, {name: recipes[name] for name in names}, say)
 
 
 def make_clip_l(models: Path, say: Callable[[str], None] = print) -> None:
     """Put CLIP-L below `models`, and nothing else."""
-    make_files(models, {CLIP_L: lambda: (_clip_l(), {})}, say)
+    make_demo_files(models, say, (CLIP_L,))
 
 
 def make_files(models: Path, recipes: Recipes, say: Callable[[str], None] = print) -> None:
@@ -119,8 +120,8 @@ def _recipes(models: Path) -> Recipes:
         FLUX: lambda: (flux(), {}),
         VAE: lambda: (autoencoder(), {}),
         CLIP_L: lambda: (_clip_l(), {}),
-        CLEAR: lambda: (_clear(models / FLUX), _variant(1)),
-        CLEAR_DOWN: lambda: (_clear(models / FLUX) | _spatial_weights(), _variant(DOWN_FACTOR)),
+        CLEAR: lambda: (nudged_attention(models / FLUX), variant(RADIUS)),
+        CLEAR_DOWN: lambda: (nudged_attention(models / FLUX) | _spatial_weights(), variant(RADIUS, DOWN_FACTOR)),
         LORA: lambda: (_lora(models / FLUX), {}),
     }
 
@@ -189,18 +190,22 @@ def _clip_l() -> Tensors:
     return random_like(model.state_dict())
 
 
-def _clear(flux: Path) -> Tensors:
-    """The base model's own image attention, one tenth of it replaced by noise: as if distilled, a little."""
+def nudged_attention(flux: Path) -> Tensors:
+    """CLEAR weights for a FLUX's file: its own image attention, one tenth of it replaced by noise, as if distilled."""
     out: Tensors = {}
     with safe_open(str(flux), framework="pt") as base:
-        for kind in ("weight", "bias"):
-            qkv = base.get_tensor(f"double_blocks.0.img_attn.qkv.{kind}").chunk(3)
-            single = base.get_tensor(f"single_blocks.0.linear1.{kind}")[: 3 * HIDDEN].chunk(3)
-            proj = base.get_tensor(f"double_blocks.0.img_attn.proj.{kind}")
-            for name, first, second in zip(("to_q", "to_k", "to_v"), qkv, single, strict=True):
-                out[f"transformer_blocks.0.attn.{name}.{kind}"] = first
-                out[f"single_transformer_blocks.0.attn.{name}.{kind}"] = second
-            out[f"transformer_blocks.0.attn.to_out.0.{kind}"] = proj
+        blocks = sorted({tuple(key.split(".")[:2]) for key in base.keys() if "_blocks." in key})  # noqa: SIM118
+        for block, index in blocks:
+            for kind in ("weight", "bias"):
+                if block == "double_blocks":
+                    key = f"transformer_blocks.{index}.attn"
+                    qkv = base.get_tensor(f"{block}.{index}.img_attn.qkv.{kind}").chunk(3)
+                    out[f"{key}.to_out.0.{kind}"] = base.get_tensor(f"{block}.{index}.img_attn.proj.{kind}")
+                else:
+                    key = f"single_transformer_blocks.{index}.attn"
+                    hidden = base.get_slice(f"{block}.{index}.linear2.bias").get_shape()[0]
+                    qkv = base.get_tensor(f"{block}.{index}.linear1.{kind}")[: 3 * hidden].chunk(3)
+                out |= {f"{key}.{name}.{kind}": part for name, part in zip(("to_q", "to_k", "to_v"), qkv, strict=True)}
     return {key: _nudged(key, tensor) for key, tensor in out.items()}
 
 
@@ -235,8 +240,9 @@ def _lora(flux: Path) -> Tensors:
     return out
 
 
-def _variant(down_factor: int) -> dict[str, str]:
-    return {"clear.radius": str(RADIUS), "clear.down_factor": str(down_factor)}
+def variant(radius: int, down_factor: int = 1) -> dict[str, str]:
+    """The metadata of a file of CLEAR weights."""
+    return {"clear.radius": str(radius), "clear.down_factor": str(down_factor)}
 
 
 # ---- random numbers and files ------------------------------------------------------------------------
@@ -291,4 +297,5 @@ if __name__ == "__main__":
     from comfy.cli_args import args
 
     args.cpu = True  # only shapes are asked of the host: no need to wake a GPU
-    make_demo_files(Path(sys.argv[1]))
+    # The models folder, then the files to make; all without any.
+    make_demo_files(Path(sys.argv[1]), names=sys.argv[2:] or ALL)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoints
+from .small_flux import files as small
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = tuple(sorted(path.stem for path in (ROOT / "workflows").glob("*.json")))
@@ -33,10 +34,12 @@ class Files:
     vae: str
     clear: str
     radius: int  # of the CLEAR file
+    weight_dtype: str | None = None  # in which FLUX is loaded; None for the workflow's own
 
     def changes(self) -> Changes:
+        dtype = {} if self.weight_dtype is None else {"weight_dtype": self.weight_dtype}
         return {
-            "UNETLoader": {"unet_name": self.flux},
+            "UNETLoader": {"unet_name": self.flux, **dtype},
             "DualCLIPLoader": {"clip_name1": self.clip_l, "clip_name2": self.t5xxl, "type": self.clip_type},
             "VAELoader": {"vae_name": self.vae},
             "CLEARWeightsLoader": {"weights_name": self.clear},
@@ -58,6 +61,17 @@ DEMO = Files(
     vae=Path(checkpoints.VAE).name,
     clear=Path(checkpoints.CLEAR).name,
     radius=checkpoints.RADIUS,
+)
+# Trained, for 256 x 256. Its text is the demo's CLIP-L too.
+SMALL = Files(
+    flux=Path(small.FLUX).name,
+    clip_l=Path(checkpoints.CLIP_L).name,
+    t5xxl=Path(checkpoints.CLIP_L).name,
+    clip_type="sd3",
+    vae=Path(small.VAE).name,
+    clear=Path(small.CLEAR).name,
+    radius=small.RADIUS,
+    weight_dtype="default",
 )
 SHIPPED = Files(
     flux="flux1-dev.safetensors",
@@ -126,6 +140,16 @@ def without_clear(prompt: Prompt) -> Prompt:
         for key, value in node["inputs"].items():
             if is_link(value) and value[0] not in prompt:
                 node["inputs"][key] = removed["inputs"]["model"]
+    return prompt
+
+
+def without_weights(prompt: Prompt, radius: int) -> Prompt:
+    """A copy with a window of that radius on the model's own weights: Apply CLEAR Attention without a weights file."""
+    prompt = copy.deepcopy(prompt)
+    prompt.pop(node_id(prompt, "CLEARWeightsLoader"))
+    apply = prompt[node_id(prompt, "CLEARApply")]["inputs"]
+    del apply["weights"]
+    apply["radius"] = radius
     return prompt
 
 

@@ -19,8 +19,11 @@ FOLDER = Path(__file__).resolve().parent / "models"
 """A models folder: ComfyUI finds its files by --extra-model-paths-config."""
 FLUX = "diffusion_models/small_flux.safetensors"
 VAE = "vae/small_flux_ae.safetensors"
-CLEAR = "clear/small_flux_local_3.safetensors"
-"""The distilled weights that the demo uses; `dev.py prove` makes them."""
+RADIUS = 3
+CLEAR = f"clear/small_flux_local_{RADIUS}.safetensors"
+"""Distilled weights in the format of the released ones; `dev.py prove` makes them."""
+CUSTOM_NODES = Path(__file__).resolve().parent / "custom_nodes"
+"""What ComfyUI must load to open FLUX: `--extra-model-paths-config` takes it too."""
 
 
 def save_flux(weights: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:
@@ -50,7 +53,7 @@ def load(folder: Path = FOLDER) -> tuple[Any, Any]:
     import comfy.sd
     import comfy.utils
 
-    from .plugin import install
+    from .custom_nodes.small_flux_loader import install
 
     install()
     model = comfy.sd.load_diffusion_model(str(folder / FLUX))

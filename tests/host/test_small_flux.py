@@ -126,7 +126,7 @@ def test_the_decoder_learns_and_goes_on_bit_for_bit(coefficients: Coefficients, 
 def test_a_small_flux_loads_through_the_hosts_loader(tmp_path: Path, texts: text.Texts, host: Any) -> None:
     import comfy.sd
 
-    from devtools.small_flux.plugin import install
+    from devtools.small_flux.custom_nodes.small_flux_loader import install
 
     install()
     install()
@@ -151,7 +151,7 @@ def test_a_small_flux_loads_through_the_hosts_loader(tmp_path: Path, texts: text
 def test_a_checkpoint_of_full_width_is_detected_as_before(host: Any) -> None:
     import comfy.model_detection
 
-    from devtools.small_flux.plugin import install
+    from devtools.small_flux.custom_nodes.small_flux_loader import install
 
     tensors = checkpoints.flux_shapes()
     before = comfy.model_detection.detect_unet_config(tensors, "")

@@ -1,5 +1,7 @@
 """Teaches ComfyUI's loaders the small FLUX. The demo's server loads this as a custom node; it is no part of the pack.
 
+That server knows none of this repository's modules: nothing of them is imported here.
+
 The host takes FLUX.1's 24 heads of 128 for granted. The size of a head is in every file: the length of its norms.
 """
 
