@@ -12,21 +12,13 @@ from host.executing import Graph, Machine, load_core_nodes
 from host.pictures.studio import Studio, own_weights, psnr, scenery
 
 SIDE, STAGES = 512, 2
+STEPS, DENOISE = 2, 0.1
 KEPT = 18.0
-"""Of the enlarged picture, seen at the first one's size, to the first one. In dB."""
-GAINED = 45.0
-"""At most, to the first one as Lanczos enlarges it: it went through the model."""
+"""Of each stage, seen at the first picture's size, to the first picture, in dB. Measured: 27.4 and 21.8; with denoise
+0.3, three steps and radius 8, 21.2 and 16.4."""
 
 
-def enlarged(pictures: Tensor, side: int) -> Tensor:
-    """As ImageScale does it."""
-    import comfy.utils
-
-    planes = pictures.movedim(-1, 1)
-    return comfy.utils.common_upscale(planes, side, side, "lanczos", "disabled").movedim(1, -1)
-
-
-def upscale(machine: Machine, denoise: float) -> list[Tensor]:
+def upscale(machine: Machine) -> list[Tensor]:
     """The picture of each stage."""
     graph = Graph()
     given = {name.lower(): graph.add(f"Give{name}") for name in ("MODEL", "VAE", "WEIGHTS", "IMAGE")}
@@ -36,8 +28,8 @@ def upscale(machine: Machine, denoise: float) -> list[Tensor]:
         positive=graph.add("GiveCONDITIONING"),
         target_megapixels=SIDE**2 / 1e6,
         stages=STAGES,
-        denoise=denoise,
-        steps=2,
+        denoise=DENOISE,
+        steps=STEPS,
         guidance=3.5,
         ntk_factor=0.0,
         proportional_attention=True,
@@ -50,6 +42,7 @@ def upscale(machine: Machine, denoise: float) -> list[Tensor]:
     graph.add("Keep", images=[node, 1], name="stages")
     run = machine.run(graph)
     assert run.ended == "execution_success"
+    assert run.steps == [1, 2] * STAGES
     return run.images["stages"]
 
 
@@ -66,13 +59,11 @@ def test_the_stages_keep_the_scene(host: Any, studio: Studio, dense: Tensor, nod
         ),
         "GiveIMAGE": ("IMAGE", dense[:1]),
     }
-    stages = upscale(Machine(host, given), 0.1)
+    stages = upscale(Machine(host, given))
     assert [stage.shape[1] for stage in stages] == [368, SIDE]
     for stage in stages:
         small = torch.nn.functional.interpolate(
             stage.movedim(-1, 1), (256, 256), mode="bilinear", antialias=True
         ).movedim(1, -1)
         assert psnr(small, dense[:1]) > KEPT
-        scores = studio.scores(stage)[:1]
-        assert scenery(scores) == scenery(studio.scores(dense[:1]))
-    assert psnr(stages[-1], enlarged(dense[:1], SIDE)) < GAINED
+        assert scenery(studio.scores(stage)) == scenery(studio.scores(dense[:1]))
