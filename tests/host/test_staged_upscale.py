@@ -7,11 +7,7 @@ the core's nodes, is the host's.
 
 from __future__ import annotations
 
-import asyncio
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,15 +19,13 @@ from torch import Tensor
 from devtools.models import clear_tensors, flux_model, inputs
 
 from host.comparing import error
-from host.giving import giving
+from host.executing import Graph, Machine, Prompt, Run, load_core_nodes
 
 RADIUS, SEED = 4, 5
 STEPS, DENOISE = 2, 0.5  # with so few steps the core rounds 0.7 up to 1, and the image would not matter
 SIDE, FIRST, SECOND = 1024, 2048, 4096  # pixels
 MEGAPIXELS, SMALL = SECOND**2 / 1e6, 512**2 / 1e6
 TILE = {"tile_size": 1024, "overlap": 128, "temporal_size": 64, "temporal_overlap": 8}
-
-Prompt = dict[str, dict[str, Any]]
 
 
 class Patches(torch.nn.Module):
@@ -78,115 +72,8 @@ def picture(side: int) -> Tensor:
     return torch.nn.functional.interpolate(small, (side, side), mode="bicubic").clamp(0, 1).movedim(1, -1)
 
 
-def keeping(keep: Callable[[str, list[Tensor]], None]) -> type:
-    """An output node that passes on the images it gets, one or a list, with a name."""
-
-    class Keeping:
-        INPUT_IS_LIST = True
-        OUTPUT_NODE = True
-        RETURN_TYPES = ()
-        FUNCTION = "keep"
-        CATEGORY = "tests"
-
-        @classmethod
-        def INPUT_TYPES(cls) -> dict[str, Any]:
-            return {"required": {"images": ("IMAGE",), "name": ("STRING", {})}}
-
-        def keep(self, images: list[Tensor], name: list[str]) -> dict[str, Any]:
-            keep(name[0], images)
-            return {}
-
-    return Keeping
-
-
-@dataclass
-class Run:
-    """What came of one prompt. ran: the nodes that were executed, by type, in order; those from the cache are not."""
-
-    images: dict[str, list[Tensor]] = field(default_factory=dict)
-    ran: list[str] = field(default_factory=list)
-    shown_on: list[str] = field(default_factory=list)  # the node on the page that each of them lights up
-    steps: list[int] = field(default_factory=list)  # the samplers' progress, as it was reported
-    bar: list[float] = field(default_factory=list)  # of the upscale's node, as the page draws it
-    ended: str = ""
-
-
-class Machine:
-    """The host's executor, over the part of a server that it talks to, with models of its own."""
-
-    client_id: str | None = None
-    last_node_id: str | None = None
-
-    def __init__(self, host: Any, nodes_api: Any, folder: Path, cache: str = "CLASSIC") -> None:
-        import execution
-
-        self._host = host
-        self._execution: Any = execution
-        # Limits of caches that are not used here; hosts have different ones.
-        limits: dict[str, float] = defaultdict(float)
-        self._executor = self._execution.PromptExecutor(self, execution.CacheType.CLASSIC, limits)
-        model, given = flux_model(), inputs(2, 2)
-        weights = folder / f"clear_local_{RADIUS}.safetensors"
-        save_file(clear_tensors(model), weights)
-        self._nodes = {
-            "GiveMODEL": giving("MODEL", model),
-            "GiveVAE": giving("VAE", patch_vae()),
-            "GiveCONDITIONING": giving("CONDITIONING", [[given["context"], {"pooled_output": given["pooled_text"]}]]),
-            "GiveWEIGHTS": giving("CLEAR_WEIGHTS", nodes_api.weights(weights)),
-            "GiveIMAGE": giving("IMAGE", picture(SIDE)),
-            "Keep": keeping(lambda name, images: self._now.images.update({name: images})),
-        }
-
-    def run(self, prompt: Prompt, at_step: Callable[[int], None] = lambda steps: None) -> Run:
-        """Check a prompt and run it, as the host does. at_step: called after each sampling step with their number."""
-        import comfy.utils
-
-        self._now, self._at_step = Run(), at_step
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(comfy.utils, "PROGRESS_BAR_HOOK", self._progress)
-            for name, node in self._nodes.items():
-                patched.setitem(self._host.NODE_CLASS_MAPPINGS, name, node)
-            valid, problem, outputs, details = asyncio.run(self._execution.validate_prompt("test", prompt, None))
-            assert valid, (problem, details)
-            self._executor.execute(prompt, "test", {"client_id": "test"}, outputs)
-        return self._now
-
-    def send_sync(self, event: str, data: dict[str, Any], sid: str | None = None) -> None:
-        from comfy_execution.progress import get_progress_state
-
-        if event == "executing":
-            self._now.ran.append(get_progress_state().dynprompt.get_node(data["node"])["class_type"])
-            self._now.shown_on.append(data["display_node"])
-        if event == "progress_state":
-            prompt = get_progress_state().dynprompt
-            states = [state for state in data["nodes"].values() if state["state"] == "running"]
-            of_node = [s for s in states if prompt.get_node(s["display_node_id"])["class_type"] == "CLEARHighRes"]
-            if of_node:
-                self._now.bar.append(min(state["value"] / state["max"] for state in of_node))
-        if event in ("execution_success", "execution_interrupted", "execution_error"):
-            self._now.ended = data.get("exception_message", event)
-
-    def _progress(self, value: int, total: int, preview: Any, node_id: str | None = None) -> None:
-        """What the host's `main.py` puts here: cancels, and tells the page."""
-        import comfy.model_management
-        from comfy_execution.progress import get_progress_state
-        from comfy_execution.utils import get_executing_context
-
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        get_progress_state().update_progress(get_executing_context().node_id, value, total, preview)
-        if self._now.ran[-1] == "CLEARTiledSampler":
-            self._now.steps.append(value)
-            self._at_step(len(self._now.steps))
-
-
-class Graph(dict[str, dict[str, Any]]):
-    """A prompt, node by node."""
-
-    def add(self, kind: str, **values: Any) -> list[Any]:
-        """A node; the link to its first output."""
-        key = str(len(self) + 1)
-        self[key] = {"class_type": kind, "inputs": values}
-        return [key, 0]
+class UpscaleGraph(Graph):
+    """With the one node."""
 
     def upscale(self, image: list[Any], megapixels: float, **values: Any) -> list[Any]:
         """The one node, with everything it needs."""
@@ -217,7 +104,7 @@ class Graph(dict[str, dict[str, Any]]):
 
 
 def one_node(megapixels: float = MEGAPIXELS, **values: Any) -> Prompt:
-    graph = Graph()
+    graph = UpscaleGraph()
     upscaled, _ = graph.upscale(graph.add("GiveIMAGE"), megapixels, **values)
     graph.add("Keep", images=[upscaled, 0], name="image")
     graph.add("Keep", images=[upscaled, 1], name="stages")
@@ -267,10 +154,22 @@ def by_hand(sides: Sequence[int] = (FIRST, SECOND), tile: dict[str, int] | None 
 @pytest.fixture(scope="module")
 def machine(host: Any, nodes_api: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Machine]:
     """Makes machines that have done nothing yet."""
-    for name in ("nodes_custom_sampler", "nodes_flux", "nodes_images", "nodes_model_advanced"):
-        path = Path(host.__file__).parent / "comfy_extras" / f"{name}.py"
-        assert asyncio.run(host.load_custom_node(str(path), module_parent="comfy_extras"))
-    return lambda **options: Machine(host, nodes_api, tmp_path_factory.mktemp("weights"), **options)
+    load_core_nodes(host, ("nodes_custom_sampler", "nodes_flux", "nodes_images", "nodes_model_advanced"))
+
+    def make(**options: Any) -> Machine:
+        model, prompt = flux_model(), inputs(2, 2)
+        file = tmp_path_factory.mktemp("weights") / f"clear_local_{RADIUS}.safetensors"
+        save_file(clear_tensors(model), file)
+        given = {
+            "GiveMODEL": ("MODEL", model),
+            "GiveVAE": ("VAE", patch_vae()),
+            "GiveCONDITIONING": ("CONDITIONING", [[prompt["context"], {"pooled_output": prompt["pooled_text"]}]]),
+            "GiveWEIGHTS": ("CLEAR_WEIGHTS", nodes_api.weights(file)),
+            "GiveIMAGE": ("IMAGE", picture(SIDE)),
+        }
+        return Machine(host, given, **options)
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -379,7 +278,7 @@ def test_cancelled_anywhere_only_finished_stages_are_kept(
 
 def test_what_is_found_again_is_of_the_same_image_and_settings(machine: Callable[..., Machine]) -> None:
     used = machine()
-    inverted = Graph()
+    inverted = UpscaleGraph()
     image = inverted.add("ImageInvert", image=inverted.add("GiveIMAGE"))
     inverted.add("Keep", images=inverted.upscale(image, SMALL), name="image")
     for prompt in (one_node(SMALL), one_node(SMALL, guidance=2.0), inverted, one_node(SMALL)):
@@ -401,7 +300,7 @@ def test_a_host_that_keeps_nothing_runs_what_is_before_the_node_once(
 
 
 def test_a_list_of_images_is_carried_up_one_by_one(machine: Callable[..., Machine]) -> None:
-    graph = Graph()
+    graph = UpscaleGraph()
     first, _ = graph.upscale(graph.add("GiveIMAGE"), SMALL, stages=2)
     for slot, name in ((0, "the last"), (1, "both")):
         graph.add("Keep", images=graph.upscale([first, slot], SMALL), name=name)
@@ -412,7 +311,7 @@ def test_a_list_of_images_is_carried_up_one_by_one(machine: Callable[..., Machin
 
 
 def test_each_image_of_a_batch_comes_out_as_it_would_alone(machine: Callable[..., Machine]) -> None:
-    graph = Graph()
+    graph = UpscaleGraph()
     image = graph.add("GiveIMAGE")
     first, second = (graph.upscale(one, SMALL, stages=2) for one in (image, graph.add("ImageInvert", image=image)))
     batch = graph.add("ImageBatch", image1=image, image2=graph.add("ImageInvert", image=image))
@@ -428,7 +327,7 @@ def test_each_image_of_a_batch_comes_out_as_it_would_alone(machine: Callable[...
 
 
 def test_more_stages_than_the_node_offers_come_in_order(machine: Callable[..., Machine]) -> None:
-    graph = Graph()
+    graph = UpscaleGraph()
     dot = graph.add(
         "ImageScale", image=graph.add("GiveIMAGE"), upscale_method="area", width=1, height=1, crop="disabled"
     )
