@@ -189,8 +189,9 @@ def _sentences(
     return (
         f"Dense: every token attends to every other. {dense.right} of {pictures} pictures show all that the prompt "
         f"says; coherence {dense.coherence:.2f} (1: a straight horizon, objects alike, a lake that mirrors).",
-        f"Window of radius {files.radius} on the same weights: no token sees further than {sight} pixels; {broken}. "
-        f"{window.right} of {pictures} right, coherence {window.coherence:.2f}, PSNR to dense {window.psnr:.1f} dB.",
+        f"Window of radius {files.radius} on the same weights: in a layer no token sees further than {sight} pixels; "
+        f"{broken}. {window.right} of {pictures} right, coherence {window.coherence:.2f}, PSNR to dense "
+        f"{window.psnr:.1f} dB.",
         f"The same window, distilled: {distilled.right} of {pictures} right, coherence {distilled.coherence:.2f}, PSNR "
         f"{distilled.psnr:.1f} dB ({distilled.psnr - window.psnr:+.1f}).{back}",
         f"Cost: attention needs {_share(columns, DISTILLED)} of the dense multiply-adds; a step takes "

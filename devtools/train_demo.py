@@ -183,6 +183,7 @@ def _train(work: Work, plan: Plan, folder: Path, start: Path | None, *, bfloat16
     if start is None:
         files.save_vae(work.autoencoder(), folder / "models", metadata)
     else:  # its latents are what the model has learnt
+        (folder / "models" / files.VAE).parent.mkdir(exist_ok=True)
         with written_whole(folder / "models" / files.VAE) as part:
             shutil.copyfile(start / files.VAE, part)
     if training.state.losses:

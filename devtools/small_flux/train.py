@@ -70,7 +70,7 @@ FULL = Recipe(
         Stage(SIDE, 700, 16, 6000, 24),
         Stage(SIDE, 900, 16, 6000, 77, cooldown=0.3),
         Stage(SIDE, 4200, 32, 40000, 77, optimizer="muon", cooldown=0.3, unconditional=0.1),
-        Stage(SIDE, 500, 16, 40000, 77, optimizer="muon", cooldown=0.5, guidance=3.0),
+        Stage(SIDE, 600, 16, 40000, 77, optimizer="muon", cooldown=0.5, guidance=3.0),
     )
 )
 QUICK = Recipe(stages=(Stage(128, 60, 16, 256, 24, cooldown=0.3),), warmup=10)
@@ -166,8 +166,8 @@ class Training:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self._optimizers:
             optimizer.step()
-        done = self.state.step + sum(earlier.steps for earlier in self.recipe.stages[: self.state.stage])
-        keep = min(self.recipe.average, (1 + done) / (10 + done))
+        # A short stage has to forget what it began with.
+        keep = min(self.recipe.average, (1 + self.state.step) / (10 + self.state.step))
         with torch.no_grad():
             for name, tensor in self.model.state_dict().items():
                 self.averaged[name].lerp_(tensor, 1 - keep)
