@@ -109,7 +109,10 @@ class Proof:
             say(f"{name}: right {sizes[name]['right']:.2f}, coherence {sizes[name]['coherence']:.3f}")
         bands = _kept(folder / "bands.json", student.bands)
         say(f"bands: {bands['difference']:.2g}, {bands['psnr']:.1f} dB")
-        transfer = _kept(folder / "transfer.json", lambda: student.transfer(self._models, *self._training, folder))
+        training, training_texts = self._training
+        transfer = _kept(
+            folder / "transfer.json", lambda: student.transfer(self._models, training, training_texts, folder)
+        )
         return report.Further(sizes, bands, transfer)
 
     def sheet(self, path: Path) -> None:
