@@ -20,8 +20,8 @@ from clear_core.whole_file import written_whole
 from .inprocess import pack_module
 from .machine import processor_name
 from .proof import beyond, report
-from .proof.measure import FULL, QUICK, Bench, Measure, Row
-from .proof.variants import UNTRAINED, Variant, grid
+from .proof.measure import FULL, QUICK, Bench, Measure, Row, student_file
+from .proof.variants import MAIN, UNTRAINED, Variant, grid
 from .small_flux import files, gallery, scenes, text
 from .small_flux.command import host_with_text, run, say
 
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     if not (options.models / files.FLUX).is_file():
         parser.error(f"there is no {options.models / files.FLUX}; python dev.py train-demo makes it")
     proof = Proof(options.folder, options.models, host_with_text(options.clip), QUICK if options.quick else FULL)
-    variants = [Variant(3, UNTRAINED), Variant(3)] if options.quick else list(grid(options.seeds))
+    variants = [Variant(3, UNTRAINED), MAIN] if options.quick else list(grid(options.seeds))
     dense, rows = proof.students(variants)
     further = proof.beyond(beyond.QUICK if options.quick else beyond.FULL)
     images = options.docs / "images"
@@ -96,7 +96,7 @@ class Proof:
         weights = self._models / files.CLEAR
         weights.parent.mkdir(exist_ok=True)
         with written_whole(weights) as part:
-            shutil.copyfile(self._folder / "students" / f"{Variant(3).name}.safetensors", part)
+            shutil.copyfile(student_file(self._folder, MAIN), part)
         descriptions, texts = self._held_out
         student = beyond.Beyond(
             self._model, pack_module("clear_core.weights").read_weights(weights), self._vae, descriptions, texts, amount
@@ -121,6 +121,7 @@ class Proof:
         for radius in (2, 3, 4):
             names |= {Variant(radius, UNTRAINED).name: f"radius {radius}, untrained"}
             names |= {Variant(radius).name: f"radius {radius}, distilled"}
+        names |= {MAIN.name: "radius 3, longer"}
         rows = {label: self._folder / "rows" / f"{name}.png" for name, label in names.items()}
         report.sheet(path, {label: file for label, file in rows.items() if file.is_file()})
 

@@ -180,7 +180,7 @@ def _by_kind(rows: Mapping[Variant, Row]) -> dict[tuple[int, int, str], list[Row
     """By radius, down factor and what was trained: the rows of all seeds."""
     kinds: dict[tuple[int, int, str], list[Row]] = {}
     for variant, row in rows.items():
-        what = UNTRAINED if not variant.trained else f"{variant.method}, {_trained(variant)}"
+        what = UNTRAINED if not variant.trained else f"{variant.method}, {_trained(variant)}{', long' * variant.long}"
         kinds.setdefault((variant.radius, variant.down_factor, what), []).append(row)
     return kinds
 
