@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,11 +20,33 @@ from ..small_flux.lora import LoraRecipe, exchanged, trained_lora
 from ..small_flux.model import new_model
 from ..small_flux.pool import draw_scene
 from ..small_flux.text import Texts
-from ..small_flux.train import SIDE
+from ..small_flux.train import SIDE, spread
 
 Row = dict[str, float]
 _AXIS = 14  # of RoPE, per head: height's and width's
 _DENOISE = 0.6  # of a staged upscale
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How a model is told that its image is larger. interpolated: the whole image lies within the positions of training,
+    as core's ScaleROPE sets them."""
+
+    ntk: bool = False
+    proportional: bool = False
+    interpolated: bool = False
+
+
+SETTINGS: Mapping[str, Setting] = MappingProxyType(
+    {
+        "plain": Setting(),
+        "ntk": Setting(ntk=True),
+        "ntk, proportional": Setting(ntk=True, proportional=True),
+        "interpolated": Setting(interpolated=True),
+        "staged, ntk, proportional": Setting(ntk=True, proportional=True),
+        "staged, interpolated": Setting(interpolated=True),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +62,7 @@ class Amount:
     steps: int = gallery.STEPS
 
 
-FULL = Amount({512: 20, 1024: 6}, LoraRecipe(), lora_scenes=192, transfer=40, bands_side=512)
+FULL = Amount({512: 20, 1024: 4}, LoraRecipe(), lora_scenes=192, transfer=40, bands_side=512)
 QUICK = Amount({512: 1}, LoraRecipe(steps=2, batch=1), lora_scenes=2, transfer=1, bands_side=256, steps=2)
 
 
@@ -59,43 +83,40 @@ class Beyond:
         return run_node(node_class("apply", "CLEARApply"), model=model, weights=weights, **inputs)[0]
 
     def sizes(self, folder: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
-        """Names and measurements: both models at each side, plain, with ntk, with proportional attention, staged."""
+        """Names and measurements: both models at each side, in each setting."""
         for side in self.amount.pictures:
-            ratio = side / SIDE
-            # NTK-aware scaling: the slowest of an axis's frequencies is stretched by the ratio of the sides.
-            ntk = round(ratio ** (_AXIS / (_AXIS - 2)), 2)
-            for name, inputs in (
-                ("plain", {"ntk_factor": 1.0}),
-                ("ntk", {"ntk_factor": ntk}),
-                ("ntk, proportional", {"ntk_factor": ntk, "proportional_attention": True}),
-                ("staged", {"ntk_factor": ntk, "proportional_attention": True}),
-            ):
+            for name in SETTINGS:
                 for which in ("dense", "distilled"):
-                    yield (
-                        f"{side}, {which}, {name}",
-                        lambda side=side, which=which, inputs=inputs, name=name: self._size(
-                            side, which, inputs, folder, staged=name == "staged"
-                        ),
-                    )
+                    yield f"{side}, {which}, {name}", partial(self._size, side, which, name, folder)
 
-    def _size(self, side: int, which: str, inputs: dict[str, Any], folder: Path, *, staged: bool) -> Row:
+    def _size(self, side: int, which: str, name: str, folder: Path) -> Row:
         chosen = range(self.amount.pictures[side])
-        model = (
-            # Covers every picture here: the model stays dense.
-            self.applied(self.model, None, radius=LARGEST_RADIUS, **inputs)
-            if which == "dense"
-            else self.applied(self.model, self.weights, **inputs)
-        )
-        if staged:
-            samples = self._staged(model, which, chosen, side)
+        if name.startswith("staged"):
+            samples = self._staged(which, name, chosen, side)
         else:
-            samples = gallery.latents(model, self.texts, chosen, side=side, steps=self.amount.steps)
+            samples = gallery.latents(
+                self._at(side, which, name), self.texts, chosen, side=side, steps=self.amount.steps
+            )
         images = gallery.decoded(self.vae, samples).float()
-        kind = "staged" if staged else "_".join(f"{value:g}" for value in inputs.values())
-        gallery.sheet(images[:4], 4, folder / f"{side}_{which}_{kind}.png")
+        gallery.sheet(images[:4], 4, folder / f"{side}_{which}_{name.replace(', ', '_')}.png")
         return gallery.Summary.of(gallery.scores(images, [self.descriptions[i] for i in chosen])).values()
 
-    def _staged(self, large: Any, which: str, chosen: Sequence[int], side: int) -> Tensor:
+    def _at(self, side: int, which: str, name: str) -> Any:
+        """The model in a setting for a side."""
+        setting, ratio = SETTINGS[name], side / SIDE
+        # NTK-aware scaling: the slowest of an axis's frequencies is stretched by the ratio of the sides.
+        ntk = round(ratio ** (_AXIS / (_AXIS - 2)), 2) if setting.ntk else 1.0
+        inputs = {"ntk_factor": ntk, "proportional_attention": setting.proportional}
+        if which == "dense":  # under a window that covers every picture here
+            model = self.applied(self.model, None, radius=LARGEST_RADIUS, **inputs)
+        else:
+            model = self.applied(self.model, self.weights, **inputs)
+        if setting.interpolated:
+            model = model.clone()
+            model.model_options.setdefault("transformer_options", {}).update(spread(1 / ratio))
+        return model
+
+    def _staged(self, which: str, name: str, chosen: Sequence[int], side: int) -> Tensor:
         """At the model's own size, then each time at twice the side, noised in part."""
         small = self.model if which == "dense" else self.applied(self.model, self.weights)
         samples = gallery.latents(small, self.texts, chosen, steps=self.amount.steps)
@@ -107,7 +128,7 @@ class Beyond:
             with torch.inference_mode():
                 start = torch.cat([self.vae.encode(one.movedim(0, -1)[None]) for one in images])
             samples = gallery.latents(
-                large,
+                self._at(reached, which, name),
                 self.texts,
                 chosen,
                 side=reached,

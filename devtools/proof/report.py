@@ -93,10 +93,10 @@ def _sizes(found: Mapping[str, Row]) -> list[str]:
     lines = [
         "## Larger than it was trained for",
         "",
-        "The model was trained at 256 pixels; the student is the one of radius 3. ntk: `ntk_factor` of NTK-aware "
-        "scaling, the ratio of the sides to the power 14/12. proportional: `proportional_attention` too. staged: "
-        "generated at 256, then enlarged to twice the side and sampled again from 60 % noise, as CLEAR High-Res does, "
-        "until it has the size.",
+        "The model was trained at 256 pixels; the student is the long one of radius 3. ntk: `ntk_factor` of NTK-aware "
+        "scaling, the ratio of the sides to the power 14/12. proportional: `proportional_attention` too. interpolated: "
+        "the whole image lies within the positions of training (core's ScaleROPE). staged: generated at 256, then "
+        "enlarged to twice the side and sampled again from 60 % noise, as CLEAR High-Res does, until it has the size.",
         "",
         "| side | setting | pictures | dense: right | coherence | distilled: right | coherence |",
         "|---|---|---|---|---|---|---|",

