@@ -29,7 +29,7 @@ _DENOISE = 0.6  # of a staged upscale
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a model is told that its image is larger. interpolated: the whole image lies within the positions of training,
+    """How a model is told that its image is larger. interpolated: all positions lie within those of training,
     as core's ScaleROPE sets them."""
 
     ntk: bool = False
