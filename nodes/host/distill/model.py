@@ -181,7 +181,10 @@ class DistilledModel:
 
         def replacement(block: Block) -> Callable[[dict[str, Any], dict[str, Any]], dict[str, Tensor]]:
             def replace(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Tensor]:
-                return dict(zip(block.streams, hook(BlockCall(block, args)), strict=True))
+                # The call lives in the block's graph. With this hook in it, which has the outputs, neither is freed.
+                options = {**args["transformer_options"], "patches_replace": {}}
+                call = BlockCall(block, {**args, "transformer_options": options})
+                return dict(zip(block.streams, hook(call), strict=True))
 
             return replace
 
