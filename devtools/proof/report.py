@@ -71,8 +71,8 @@ def write(
         *_INTRODUCTION,
         "",
         f"{measure.pictures} held-out prompts, {measure.steps} steps of {measure.batch} samples for each student, "
-        f"{seeds} seeds (mean and half the range), on {machine}. The scenes are drawn new; the students see "
-        f"{measure.samples} of them.",
+        f"{seeds} seeds (mean and half the range), on {machine}. The students are "
+        f"trained on {measure.samples} pictures of the dense model, of other prompts.",
         "",
         *table(dense, rows),
         "",
