@@ -110,7 +110,7 @@ def measure(case: Case, device: torch.device, repeats: int, rate: float) -> Iter
     pairs = {name: backend.executed_pairs(call) for name, backend in ours.items()}
     every = call.pattern.query_tokens * call.pattern.key_tokens
     for name, taken in seconds.items():
-        window = None if name.startswith("dense") else call.pattern.window
+        window = None if name.startswith("dense") else call.pattern.circle
         down_factor = 1 if window is None else case.down_factor
         needed = attention_flops(
             call.pattern.layout, window, heads=case.heads, head_dim=HEAD_DIM, down_factor=down_factor
@@ -136,7 +136,7 @@ def measure(case: Case, device: torch.device, repeats: int, rate: float) -> Iter
 def _flex(call: AttentionCall) -> dict[str, Callable[[], Tensor]]:
     # Compiled functions of earlier cases count towards a limit, after which FlexAttention writes out all scores.
     torch.compiler.reset()
-    layout, radius = call.pattern.layout, call.pattern.window.radius
+    layout, radius = call.pattern.layout, call.pattern.circle.radius
     found: dict[str, Callable[[], Tensor]] = {}
     key, value = call.key, call.value
     if call.pooled is None:

@@ -57,7 +57,7 @@ def tuned(
 ) -> Iterator[tuple[KernelConfig, Tuned | str]]:
     """Each configuration over a call's image queries alone; in place of a figure, why one cannot be run."""
     backend, device = TritonBackend(), call.query.device
-    text, radius = call.pattern.text_query_tokens, call.pattern.window.radius
+    text, radius = call.pattern.text_query_tokens, call.pattern.circle.radius
     call = replace(call, query=call.query[:, :, text:], pattern=replace(call.pattern, text_queries=False))
     for config in configs:
         try:

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from .flux import HEAD_DIM, HEADS
-from .layout import Band, GridTokens, TokenLayout, TokenSlices, same_place
+from .layout import Band, GridTokens, TokenLayout, TokenSlices
 from .pooling import pooled_grid
-from .window import Window
+from .window import Window, WindowShape
 
 ReferenceView = Literal["window", "all"]
 Value = TypeVar("Value")
@@ -38,7 +38,8 @@ class LocalPattern:
     """What one call of local attention computes, without its tensors. Hashable, so that plans can be cached by it.
 
     layout: the complete sequence.
-    window: the circle around each image query.
+    window: the circle around each image query. Another shape only where all rows are queries and keys: where it lies
+        may depend on the image's border.
     query_rows: rows of the image among the queries, or None.
     key_rows: rows of the image among the keys, or None; a query's window is clipped to them.
     text_queries, text_keys: whether the text tokens are among the queries, among the keys.
@@ -50,7 +51,7 @@ class LocalPattern:
     """
 
     layout: TokenLayout
-    window: Window
+    window: WindowShape
     query_rows: Band | None
     key_rows: Band | None
     text_queries: bool = True
@@ -70,6 +71,8 @@ class LocalPattern:
                 )
         if self.references not in ("window", "all"):
             raise ValueError(f"references must be 'window' or 'all', got {self.references!r}")
+        if not isinstance(self.window, Window) and not self.query_rows == self.key_rows == self.layout.image.rows:
+            raise ValueError(f"{self.window} is not a circle: it needs all rows of the image, not a band of them")
 
     def __hash__(self) -> int:
         # Plans are looked up by it in every layer where there are no bands; hashing all fields takes four times longer.
@@ -98,7 +101,7 @@ class LocalPattern:
 
     @classmethod
     def whole(
-        cls, layout: TokenLayout, window: Window, *, references: ReferenceView = "window", pooled: int = 0
+        cls, layout: TokenLayout, window: WindowShape, *, references: ReferenceView = "window", pooled: int = 0
     ) -> LocalPattern:
         """Every token is a query and a key: one device, no bands."""
         rows = layout.image.rows
@@ -129,6 +132,13 @@ class LocalPattern:
             reference_keys=replicated_keys,
             pooled=pooled,
         )
+
+    @property
+    def circle(self) -> Window:
+        """The window of a pattern that has the method's own. Raises TypeError for another shape."""
+        if not isinstance(self.window, Window):
+            raise TypeError(f"{self.window} is not a circle")
+        return self.window
 
     @property
     def text_query_tokens(self) -> int:
@@ -200,9 +210,9 @@ class LocalPattern:
         for queries in self.query_grids:
             total += queries.tokens * self.shared_keys
             for keys in self.windowed_key_grids:
-                dys = _axis_distances(queries.rows, queries.grid.height, keys.rows, keys.grid.height, self.window.halo)
+                dys = _axis_distances(queries.rows, queries.grid.height, keys.rows, keys.grid.height, self.window)
                 columns, key_columns = Band(0, queries.grid.width), Band(0, keys.grid.width)
-                dxs = _axis_distances(columns, queries.grid.width, key_columns, keys.grid.width, self.window.halo)
+                dxs = _axis_distances(columns, queries.grid.width, key_columns, keys.grid.width, self.window)
                 total += sum(
                     ny * nx for dy, ny in dys.items() for dx, nx in dxs.items() if self.window.contains(dy, dx)
                 )
@@ -223,8 +233,8 @@ class LocalPattern:
                 if k >= len(self.windowed_key_grids):
                     visible |= both
                     continue
-                dy = same_place(q_y, query_tokens.grid.height, key_tokens.grid.height) - kv_y
-                dx = same_place(q_x, query_tokens.grid.width, key_tokens.grid.width) - kv_x
+                dy = self.window.centre(q_y, query_tokens.grid.height, key_tokens.grid.height) - kv_y
+                dx = self.window.centre(q_x, query_tokens.grid.width, key_tokens.grid.width) - kv_x
                 visible |= both & self.window.contains(dy, dx)
         pooled = (q_grid >= 0).expand(-1, self.pooled)
         return torch.cat((pooled, visible), dim=1)
@@ -251,13 +261,14 @@ def attention_flops(
     return 4 * heads * head_dim * pattern.pairs()
 
 
-def _axis_distances(queries: Band, size: int, keys: Band, key_size: int, reach: int) -> Counter[int]:
-    """For each distance within `reach` along one axis, how many (query, key) pairs lie at it."""
+def _axis_distances(queries: Band, size: int, keys: Band, key_size: int, window: WindowShape) -> Counter[int]:
+    """For each distance within the window's halo along one axis, how many (query, key) pairs lie at it."""
     distances: Counter[int] = Counter()
+    reach = window.halo
     for query in range(queries.start, queries.stop):
-        centre = same_place(query, size, key_size)
+        centre = window.centre(query, size, key_size)
         distances.update(
-            key - centre for key in range(max(keys.start, centre - reach), min(keys.stop, centre + reach + 1))
+            centre - key for key in range(max(keys.start, centre - reach), min(keys.stop, centre + reach + 1))
         )
     return distances
 

@@ -21,9 +21,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isqrt
-from typing import overload
+from typing import Protocol, overload
 
 from torch import Tensor
+
+from .layout import Index, same_place
+
+
+class WindowShape(Protocol):
+    """Which keys a query sees around a centre. `Window` is the method's; `clear_core.strategies` has others.
+
+    A shape is hashable, so that plans can be cached by it, and without holes along an axis: of two keys on a line
+    through the centre the nearer one is visible if the farther one is.
+    """
+
+    @property
+    def halo(self) -> int:
+        """How many rows or columns away from the centre the furthest visible key lies."""
+        ...
+
+    def centre(self, index: Index, size: int, key_size: int) -> Index:
+        """The centre along one axis, a position of the keys' axis. It never decreases with the index.
+
+        index: a position, or an integer tensor of them, of the queries' axis of `size`. key_size: of the keys' axis.
+        """
+        ...
+
+    @overload
+    def contains(self, dy: int, dx: int) -> bool: ...
+    @overload
+    def contains(self, dy: Tensor, dx: Tensor) -> Tensor: ...
+    def contains(self, dy: int | Tensor, dx: int | Tensor) -> bool | Tensor:
+        """Whether a key is visible whose centre lies `dy` rows below and `dx` columns right of it.
+
+        Integers, or integer tensors that broadcast against each other (the result is bool, of their joint shape).
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +93,10 @@ class Window:
             reach = self.half_width(y - row)
             total += min(column + reach + 1, width) - max(column - reach, 0)
         return total
+
+    def centre(self, index: Index, size: int, key_size: int) -> Index:
+        """The query's own place: never shifted at the border."""
+        return same_place(index, size, key_size)
 
     @overload
     def contains(self, dy: int, dx: int) -> bool: ...

@@ -29,7 +29,7 @@ def in_bands(call: AttentionCall, count: int, devices: Sequence[torch.device]) -
     The first call is the first layer of a forward, which looks its plans up; later calls are its later layers.
     """
     image, text = call.pattern.layout.image, call.pattern.layout.text
-    plan = BandPlan.cut(image, count, call.pattern.window, shares=[1.0] * len(devices))
+    plan = BandPlan.cut(image, count, call.pattern.circle, shares=[1.0] * len(devices))
     devices = devices[: plan.lane_count]
     tokens = (call.query, call.key, call.value)
     replicated_tokens = [[torch.cat((x[:, :, :text], x[:, :, :1]), 2).to(device) for x in tokens] for device in devices]

@@ -44,7 +44,7 @@ def _size(scale: Scale, side: int, rate: float) -> Iterator[Row]:
                 seconds = medians({name: run}, scale.device, scale.repeats, patience=10.0)[name]
                 flops = attention_flops(
                     call.pattern.layout,
-                    call.pattern.window,
+                    call.pattern.circle,
                     heads=scale.heads,
                     head_dim=HEAD_DIM,
                     down_factor=factor,
@@ -73,7 +73,7 @@ def _authors(scale: Scale) -> Iterator[Row]:
         yield {"left out": "the authors' way: FlexAttention is not compiled in a rehearsal"}
         return
     call = scale.call(scale.sides[-2], scale.radii[1])
-    layout, radius = call.pattern.layout, call.pattern.window.radius
+    layout, radius = call.pattern.layout, call.pattern.circle.radius
     run = authors_way(call.query, call.key, call.value, layout.text, layout.image, radius, 0, call.scale)
     if run is None:
         return

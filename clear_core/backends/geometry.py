@@ -12,7 +12,7 @@ from math import gcd
 from ..cache import BoundedCache
 from ..layout import Band, Grid
 from ..pattern import LocalPattern
-from ..window import Window
+from ..window import WindowShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Geometry:
     all queries see; references are those without a window.
     """
 
-    window: Window
+    window: WindowShape
     queries: tuple[tuple[int, int], ...]
     keys: int
     pairs: tuple[tuple[GridPair, ...], ...]

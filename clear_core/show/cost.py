@@ -286,4 +286,4 @@ def image_tiles(call: AttentionCall) -> TilePlan:
     """The image with itself, cut as the fused kernel would on the call's device."""
     config = config_for(chip_of(call.query.device), call.query.element_size())
     grid = call.pattern.layout.image
-    return tile_plan(GridPair(grid, grid.rows, grid, grid.rows), call.pattern.window, config.tile, config.box)
+    return tile_plan(GridPair(grid, grid.rows, grid, grid.rows), call.pattern.circle, config.tile, config.box)

@@ -93,7 +93,7 @@ def test_runs_cover_the_queries_and_span_what_they_reach(
     low = data.draw(st.integers(0, key_size - 1))
     keys = Band(low, data.draw(st.integers(low + 1, key_size)))
     seen: list[int] = []
-    for run in axis_runs(queries, size, ((key_size, keys),), reach, tile):
+    for run in axis_runs(queries, size, ((key_size, keys),), Window(reach + 1), tile):
         (span,) = run.keys
         for index in range(run.count):
             first = run.start + index * run.length
@@ -124,7 +124,7 @@ def test_an_image_of_equal_tiles_needs_three_runs_an_axis() -> None:
 
 def test_tiles_that_reach_no_key_are_one_run() -> None:
     """Keys are the last four of 64; tiles of 16 queries reach two positions."""
-    first, last = axis_runs(Band(0, 64), 64, ((64, Band(60, 64)),), 2, 16)
+    first, last = axis_runs(Band(0, 64), 64, ((64, Band(60, 64)),), Window(3), 16)
     assert (first.count, first.keys[0].length, first.stop) == (3, 0, 48)
     assert (last.count, last.keys[0].length, last.stop) == (1, 4, 64)
 

@@ -15,9 +15,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ...layout import Band, same_place
+from ...layout import Band
 from ...pattern import LocalPattern
-from ...window import Window
+from ...window import WindowShape
 from ..on_device import upload
 
 
@@ -78,12 +78,16 @@ class TileGroup:
         """Keys of one tile in each key grid: the window's bounding box, clipped."""
         return tuple(y.length * x.length for y, x in zip(self.rows.keys, self.columns.keys, strict=True))
 
-    def fully_visible(self, window: Window) -> bool:
-        """Whether every query of a tile sees every key of its boxes, so that no mask is needed."""
-        spans = zip(self.rows.keys, self.columns.keys, strict=True)
-        return all(window.contains(y.reach, x.reach) for y, x in spans if y.length and x.length)
+    def fully_visible(self, window: WindowShape) -> bool:
+        """Whether no mask is needed, because every query of a tile sees every key of its boxes.
 
-    def mask(self, window: Window, device: torch.device) -> Tensor:
+        Exact for the circle; of a shape that reaches further on one side than on the other it may say False too often.
+        """
+        spans = zip(self.rows.keys, self.columns.keys, strict=True)
+        reaches = [(y.reach, x.reach) for y, x in spans if y.length and x.length]
+        return all(window.contains(y, x) and window.contains(-y, -x) for y, x in reaches)
+
+    def mask(self, window: WindowShape, device: torch.device) -> Tensor:
         """Which keys of the boxes each query of a tile sees: bool [queries, sum of box_tokens].
 
         The same for every tile of the group.
@@ -101,29 +105,29 @@ def tile_groups(pattern: LocalPattern, tile: tuple[int, int]) -> tuple[tuple[Til
 
 
 def _grid_groups(pattern: LocalPattern, index: int, tile: tuple[int, int]) -> Iterator[TileGroup]:
-    queries, halo = pattern.query_grids[index], pattern.window.halo
+    queries, window = pattern.query_grids[index], pattern.window
     width = queries.grid.width
     key_rows = tuple((keys.grid.height, keys.rows) for keys in pattern.windowed_key_grids)
     key_columns = tuple((keys.grid.width, Band(0, keys.grid.width)) for keys in pattern.windowed_key_grids)
-    row_runs = axis_runs(queries.rows, queries.grid.height, key_rows, halo, tile[0])
-    column_runs = axis_runs(Band(0, width), width, key_columns, halo, tile[1])
+    row_runs = axis_runs(queries.rows, queries.grid.height, key_rows, window, tile[0])
+    column_runs = axis_runs(Band(0, width), width, key_columns, window, tile[1])
     for row_run, column_run in product(row_runs, column_runs):
         yield TileGroup(row_run, column_run)
 
 
 def axis_runs(
-    queries: Band, size: int, keys: tuple[tuple[int, Band], ...], reach: int, tile: int
+    queries: Band, size: int, keys: tuple[tuple[int, Band], ...], window: WindowShape, tile: int
 ) -> tuple[AxisRun, ...]:
     """Cut one axis into tiles and join adjacent ones of the same geometry into runs.
 
     queries: the positions among the queries, of an axis of `size` positions.
     keys: for each key grid, the size of its axis and the positions present.
-    reach: the largest distance at which a query sees a key.
+    window: where the centre of each query lies, and how far from it a key is seen.
     """
     runs: list[AxisRun] = []
     for start in range(queries.start, queries.stop, tile):
         stop = min(start + tile, queries.stop)
-        spans = tuple(_key_span(range(start, stop), size, key_size, band, reach) for key_size, band in keys)
+        spans = tuple(_key_span(range(start, stop), size, key_size, band, window) for key_size, band in keys)
         single = AxisRun(start - queries.start, stop - start, 1, spans)
         joined = _join(runs[-1], single) if runs else None
         if joined is None:
@@ -133,8 +137,8 @@ def axis_runs(
     return tuple(runs)
 
 
-def _key_span(queries: range, size: int, key_size: int, band: Band, reach: int) -> KeySpan:
-    centres = [same_place(query, size, key_size) for query in queries]
+def _key_span(queries: range, size: int, key_size: int, band: Band, window: WindowShape) -> KeySpan:
+    centres, reach = [window.centre(query, size, key_size) for query in queries], window.halo
     start = max(band.start, centres[0] - reach)
     stop = min(band.stop, centres[-1] + reach + 1)
     if stop <= start:

@@ -74,8 +74,11 @@ class TritonBackend:
             return f"head_dim is {call.head_dim}; it has {', '.join(map(str, _HEAD_DIMS))}"
         if call.query.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             return f"the dtype is {call.query.dtype}; it has float32, float16 and bfloat16"
-        if call.pattern.window.radius > _LARGEST_RADIUS:
-            return f"the radius is {call.pattern.window.radius}; it has up to {_LARGEST_RADIUS}"
+        window = call.pattern.window
+        if not isinstance(window, Window):
+            return f"the window is {window}; it has circles"
+        if window.radius > _LARGEST_RADIUS:
+            return f"the radius is {window.radius}; it has up to {_LARGEST_RADIUS}"
         if call.scale < _SMALLEST_SCALE:
             return f"the softmax scale is {call.scale}; it has {_SMALLEST_SCALE} and more"
         if call.mask is not None:
@@ -176,11 +179,13 @@ class TritonBackend:
                 target.lse.copy_(merged.lse)
 
     def _count_pairs(self, pattern: LocalPattern, config: KernelConfig) -> int:
+        if not isinstance(pattern.window, Window):  # asked before `refusal`
+            return pattern.query_tokens * pattern.key_tokens
         lists = (pattern.text_key_tokens, pattern.shared_keys - pattern.text_key_tokens)
         shared = sum(-(-length // config.block) for length in lists) * config.block
         total = pattern.text_query_tokens * pattern.key_tokens
         for pairs in self._geometries.of(pattern).pairs:
-            plans = [self._plan(pair, pattern.window, config) for pair in pairs]
+            plans = [self._plan(pair, pattern.circle, config) for pair in pairs]
             total += sum(plan.executed_pairs() for plan in plans)
             if plans:
                 total += plans[0].tiles * config.tile[0] * config.tile[1] * shared
@@ -191,7 +196,7 @@ class TritonBackend:
         return self.plans.get(key, lambda: tile_plan(*key))
 
     def _plan_on_device(self, pair: GridPair, call: AttentionCall, config: KernelConfig) -> TilePlan:
-        window, device = call.pattern.window, call.query.device
+        window, device = call.pattern.circle, call.query.device
         key = (pair, window, config.tile, config.box)
         return self.uploads.get(key, call.query, lambda: self._plan(pair, window, config).to(device))
 

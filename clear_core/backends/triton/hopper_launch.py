@@ -43,7 +43,7 @@ class HopperKernel(WindowKernel):
                 0 if lse is None else lse.stride(1),
                 *divmod(text, config.block),
                 *divmod(extra, config.block),
-                call.pattern.window.radius,
+                call.pattern.circle.radius,
                 call.scale * LOG2_E,
                 items,
                 call.heads,

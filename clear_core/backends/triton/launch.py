@@ -94,7 +94,7 @@ class WindowKernel:
                 keys.rows.start,
                 queries.grid.height,
                 keys.grid.height,
-                call.pattern.window.radius,
+                call.pattern.circle.radius,
                 call.scale * LOG2_E,
                 call.heads,
                 call.head_dim,
