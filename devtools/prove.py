@@ -20,7 +20,7 @@ from clear_core.whole_file import written_whole
 from .inprocess import pack_module
 from .machine import processor_name
 from .proof import beyond, report
-from .proof.measure import FULL, QUICK, Bench, Measure, Row, student_file
+from .proof.measure import FULL, QUICK, Bench, Measure, Row
 from .proof.variants import MAIN, UNTRAINED, Variant, grid
 from .small_flux import files, gallery, scenes, text
 from .small_flux.command import host_with_text, run, say
@@ -96,7 +96,7 @@ class Proof:
         weights = self._models / files.CLEAR
         weights.parent.mkdir(exist_ok=True)
         with written_whole(weights) as part:
-            shutil.copyfile(student_file(self._folder, MAIN), part)
+            shutil.copyfile(self._folder / "students" / f"{MAIN.name}.safetensors", part)
         descriptions, texts = self._held_out
         student = beyond.Beyond(
             self._model, pack_module("clear_core.weights").read_weights(weights), self._vae, descriptions, texts, amount
@@ -121,7 +121,6 @@ class Proof:
         for radius in (2, 3, 4):
             names |= {Variant(radius, UNTRAINED).name: f"radius {radius}, untrained"}
             names |= {Variant(radius).name: f"radius {radius}, distilled"}
-        names |= {MAIN.name: "radius 3, longer"}
         rows = {label: self._folder / "rows" / f"{name}.png" for name, label in names.items()}
         report.sheet(path, {label: file for label, file in rows.items() if file.is_file()})
 

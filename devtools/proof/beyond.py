@@ -62,7 +62,7 @@ class Amount:
     steps: int = gallery.STEPS
 
 
-FULL = Amount({512: 20, 1024: 4}, LoraRecipe(), lora_scenes=192, transfer=40, bands_side=512)
+FULL = Amount({512: 12, 1024: 2}, LoraRecipe(), lora_scenes=128, transfer=30, bands_side=512)
 QUICK = Amount({512: 1}, LoraRecipe(steps=2, batch=1), lora_scenes=2, transfer=1, bands_side=256, steps=2)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +38,6 @@ class Measure:
 
 FULL = Measure(steps=300, batch=4, samples=400, pictures=60, probes=16)
 QUICK = Measure(steps=4, batch=1, samples=4, pictures=2, probes=2)
-
-
-def student_file(folder: Path, variant: Variant) -> Path:
-    """A student's weights or LoRA, in a folder of rows."""
-    return folder / "students" / f"{variant.name}.safetensors"
 
 
 class Bench:
@@ -94,19 +88,15 @@ class Bench:
     def _distilled(self, variant: Variant, say: Callable[[str], None]) -> Any:
         """CLEAR weights; of a LoRA, the weights with it merged."""
         jobs, settings = pack_module("nodes.host.distill.job"), pack_module("clear_core.distill.settings")
-        weights = None
-        for number, run in enumerate(variant.runs(self._measure.steps, self._measure.batch), 1):
-            asked = settings.Settings(**run)
-            job = jobs.Job(f"{variant.name}_run_{number}", asked, save_every=50, folder=self._folder / "students")
+        asked = settings.Settings(**variant.settings(self._measure.steps, self._measure.batch))
+        job = jobs.Job(variant.name, asked, save_every=50, folder=self._folder / "students")
 
-            def step(session: Any, trained: Any, point: Any, asked: Any = asked) -> None:
-                if point.step % 50 == 0:
-                    say(f"{variant.name}: step {point.step} of {asked.steps}, loss {point.losses['loss']:.4g}")
+        def step(session: Any, trained: Any, point: Any) -> None:
+            if point.step % 50 == 0:
+                say(f"{variant.name}: step {point.step} of {asked.steps}, loss {point.losses['loss']:.4g}")
 
-            result, _, _ = job.run(self._model, self._samples(), weights, step)
-            weights = result.weights
-            shutil.copyfile(result.file, student_file(self._folder, variant))
-        return weights
+        result, _, _ = job.run(self._model, self._samples(), None, step)
+        return result.weights
 
     def _samples(self) -> Any:
         """A training set of the dense model's own pictures, as the authors trained: its guidance is in them."""

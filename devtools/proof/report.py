@@ -93,10 +93,11 @@ def _sizes(found: Mapping[str, Row]) -> list[str]:
     lines = [
         "## Larger than it was trained for",
         "",
-        "The model was trained at 256 pixels; the student is the long one of radius 3. ntk: `ntk_factor` of NTK-aware "
-        "scaling, the ratio of the sides to the power 14/12. proportional: `proportional_attention` too. interpolated: "
-        "the whole image lies within the positions of training (core's ScaleROPE). staged: generated at 256, then "
-        "enlarged to twice the side and sampled again from 60 % noise, as CLEAR High-Res does, until it has the size.",
+        "The model was trained at 256 pixels; the student is the one of radius 3, trained by both methods. ntk: "
+        "`ntk_factor` of NTK-aware scaling, the ratio of the sides to the power 14/12. proportional: "
+        "`proportional_attention` too. interpolated: the whole image lies within the positions of training (core's "
+        "ScaleROPE). staged: generated at 256, then enlarged to twice the side and sampled again from 60 % noise, as "
+        "CLEAR High-Res does, until it has the size.",
         "",
         "| side | setting | pictures | dense: right | coherence | distilled: right | coherence |",
         "|---|---|---|---|---|---|---|",
@@ -180,7 +181,7 @@ def _by_kind(rows: Mapping[Variant, Row]) -> dict[tuple[int, int, str], list[Row
     """By radius, down factor and what was trained: the rows of all seeds."""
     kinds: dict[tuple[int, int, str], list[Row]] = {}
     for variant, row in rows.items():
-        what = UNTRAINED if not variant.trained else f"{variant.method}, {_trained(variant)}{', long' * variant.long}"
+        what = UNTRAINED if not variant.trained else f"{variant.method}, {_trained(variant)}"
         kinds.setdefault((variant.radius, variant.down_factor, what), []).append(row)
     return kinds
 

@@ -13,16 +13,13 @@ UNTRAINED = "untrained"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One student. method: of CLEAR's distillation, or UNTRAINED. rank: of a LoRA; 0 for weights in full.
-    long: trained further than those that are compared with each other.
-    """
+    """One student. method: of CLEAR's distillation, or UNTRAINED. rank: of a LoRA; 0 for weights in full."""
 
     radius: int
     method: str = BOTH
     rank: int = 0
     down_factor: int = 1
     seed: int = 0
-    long: bool = False
 
     @property
     def name(self) -> str:
@@ -32,24 +29,14 @@ class Variant:
             what = UNTRAINED
         down = f"_down_{self.down_factor}" if self.down_factor > 1 else ""
         method = "" if self.method == UNTRAINED else "_" + self.method.replace(" ", "_")
-        return f"r{self.radius}{down}_{what}{method}{'_long' if self.long else ''}_seed_{self.seed}"
+        return f"r{self.radius}{down}_{what}{method}_seed_{self.seed}"
 
     @property
     def trained(self) -> bool:
         return self.method != UNTRAINED
 
-    def runs(self, steps: int, batch: int) -> list[dict[str, Any]]:
-        """Of `clear_core.distill.settings.Settings`, for each run; one after the first starts from its weights.
-
-        A long student takes five times the steps, and three more times end to end at a fifth of the learning rate.
-        """
-        first = self._settings(steps, batch)
-        if not self.long:
-            return [first]
-        slower = {"method": END_TO_END, "steps": 3 * steps, "learning_rate": first["learning_rate"] / 5}
-        return [{**first, "steps": 5 * steps}, {**first, **slower}]
-
-    def _settings(self, steps: int, batch: int) -> dict[str, Any]:
+    def settings(self, steps: int, batch: int) -> dict[str, Any]:
+        """Of `clear_core.distill.settings.Settings`."""
         return {
             "radius": self.radius,
             "down_factor": self.down_factor,
@@ -64,14 +51,13 @@ class Variant:
         }
 
 
-MAIN = Variant(3, long=True)
+MAIN = Variant(3)
 """The student that the demo uses."""
 
 
 def grid(seeds: int) -> Iterator[Variant]:
     """All that the report compares. The untrained window has one seed: nothing in it is drawn at random."""
     middle = 3
-    yield MAIN
     for radius in (2, middle, 4):
         yield Variant(radius, UNTRAINED)
     yield Variant(middle, UNTRAINED, down_factor=4)

@@ -316,12 +316,12 @@ def test_the_quick_commands_train_a_model_and_measure_a_student(clip_l: Path, tm
 
     arguments = ("--quick", "--models", trained / "models", "--clip", clip_l, "--folder", proof, "--docs", tmp_path)
     assert "2 of 2" in _command("prove", *arguments)
-    files_of_rows = [proof / "rows" / f"r3_{name}_seed_0.json" for name in ("untrained", "full_both_long")]
+    files_of_rows = [proof / "rows" / f"r3_{name}_seed_0.json" for name in ("untrained", "full_both")]
     rows = [json.loads(file.read_text(encoding="utf-8")) for file in files_of_rows]
     assert all(row["loss"] > 0 and 5 < row["psnr"] < 100 for row in rows)
     assert rows[0]["loss"] != rows[1]["loss"]
     page = (tmp_path / "proof.md").read_text(encoding="utf-8")
-    assert "| 3 |  | untrained |" in page and "| 3 |  | both, weights, long |" in page
+    assert "| 3 |  | untrained |" in page and "| 3 |  | both, weights |" in page
     assert "| 512 | ntk, proportional | 1 |" in page and "| distilled | " in page
     for name in ("proof.png", "proof_pictures.jpg"):
         assert (tmp_path / "images" / name).is_file()
