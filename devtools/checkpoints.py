@@ -122,7 +122,7 @@ def _recipes(models: Path) -> Recipes:
         CLIP_L: lambda: (_clip_l(), {}),
         CLEAR: lambda: (nudged_attention(models / FLUX), variant(RADIUS)),
         CLEAR_DOWN: lambda: (nudged_attention(models / FLUX) | _spatial_weights(), variant(RADIUS, DOWN_FACTOR)),
-        LORA: lambda: (_lora(models / FLUX), {}),
+        LORA: lambda: (random_lora(models / FLUX), {}),
     }
 
 
@@ -219,8 +219,8 @@ def _spatial_weights() -> Tensors:
     return out
 
 
-def _lora(flux: Path) -> Tensors:
-    """Rank 4 on attention and MLP of both kinds of block, in kohya's names, strong enough to see."""
+def random_lora(flux: Path, seed: str = "") -> Tensors:
+    """Rank 4 on attention and MLP of both kinds of block, in kohya's names, strong enough to see. flux: FLUX's file."""
     rank = 4
     out: Tensors = {}
     with safe_open(str(flux), framework="pt") as base:
@@ -232,8 +232,8 @@ def _lora(flux: Path) -> Tensors:
         ):
             rows, columns = base.get_slice(f"{layer}.weight").get_shape()
             name = "lora_unet_" + layer.replace(".", "_")
-            down = torch.randn(rank, columns, generator=seeded(name + "down")) / columns**0.5
-            up = torch.randn(rows, rank, generator=seeded(name + "up"))
+            down = torch.randn(rank, columns, generator=seeded(name + "down" + seed)) / columns**0.5
+            up = torch.randn(rows, rank, generator=seeded(name + "up" + seed))
             out[f"{name}.lora_down.weight"] = down.to(torch.bfloat16)
             out[f"{name}.lora_up.weight"] = up.to(torch.bfloat16)
             out[f"{name}.alpha"] = torch.tensor(float(rank))

@@ -35,13 +35,18 @@ def choose_files(user: Path | None, *, full_width: bool) -> workflow.Files:
     if full_width:
         _make("the demo checkpoint (FLUX.1-dev's shape, 1 + 1 blocks, random weights)", checkpoints.ALL)
         return workflow.DEMO
-    _make("the small FLUX's text encoder", (checkpoints.CLIP_L,))
+    make_text_encoder()
     for path in _missing(workflow.SMALL, [*folders, small.FOLDER]):
         raise OSError(
             f"{small.FOLDER / path} is missing: a file of the small FLUX, which python dev.py {_MADE_BY[path]} makes. "
             "With --full-width the demo does without."
         )
     return workflow.SMALL
+
+
+def make_text_encoder() -> None:
+    """The small FLUX's, among the server's own models, if it is not there."""
+    _make("the small FLUX's text encoder", (checkpoints.CLIP_L,))
 
 
 def extra_models(user: Path | None, files: workflow.Files, config: Path = DEV / "extra_model_paths.yaml") -> list[str]:

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from playwright.sync_api import Page
 
 from . import workflow
+from .gallery_inset import QUALITY
 from .page import RENDERERS, open_workflow, put_after, set_setting, shipped, use_renderer
 
 THEMES = ("dark", "light")
@@ -149,7 +150,7 @@ def take_workflow(page: Page, name: str) -> None:
     page.mouse.move(5, 500)
     page.wait_for_timeout(1500)
     data = page.screenshot(style=_GRAPH_ALONE)
-    Image.open(io.BytesIO(data)).convert("RGB").save(workflow_file(name), quality=72, optimize=True)
+    Image.open(io.BytesIO(data)).convert("RGB").save(workflow_file(name), quality=QUALITY, optimize=True)
 
 
 def save_small(data: bytes, path: Path) -> None:

@@ -35,9 +35,12 @@ runpy.run_path("main.py", run_name="__main__")
 """
 
 
-def only_this_pack(folder: Path) -> list[str]:
-    """Options of a server without any other pack, whose output, input, temp and user folders are made in `folder`."""
-    options = ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_FOLDER]
+def only_this_pack(folder: Path, *others: str) -> list[str]:
+    """Options of a server whose output, input, temp and user folders are made in `folder`.
+
+    It has no pack but this one and `others`, the names of their folders.
+    """
+    options = ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK_FOLDER, *others]
     for name in ("output", "input", "temp", "user"):
         (folder / name).mkdir()
         options += [f"--{name}-directory", str(folder / name)]

@@ -24,6 +24,8 @@ CLEAR = f"clear/small_flux_local_{RADIUS}.safetensors"
 """Distilled weights in the format of the released ones; `dev.py prove` makes them."""
 CUSTOM_NODES = Path(__file__).resolve().parent / "custom_nodes"
 """What ComfyUI must load to open FLUX: `--extra-model-paths-config` takes it too."""
+LOADER = "small_flux_loader"
+"""The one pack in there."""
 
 
 def save_flux(weights: Mapping[str, Tensor], folder: Path, metadata: Mapping[str, str]) -> Path:

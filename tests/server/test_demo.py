@@ -100,7 +100,7 @@ def test_the_pages_workflow_runs_on_the_small_model(user: Path, base: OwnBase, t
     older.write_text("{}", encoding="utf-8")
     options = extra_models(user, workflow.SMALL, tmp_path / "paths.yaml")
     options += [*base.options, "--use-pytorch-cross-attention", "--disable-all-custom-nodes"]
-    options += ["--whitelist-custom-nodes", demo.PACK_FOLDER, "small_flux_loader"]
+    options += ["--whitelist-custom-nodes", demo.PACK_FOLDER, files.LOADER]
     for name in ("output", "input", "temp", "user"):
         (tmp_path / name).mkdir(exist_ok=True)
         options += [f"--{name}-directory", str(tmp_path / name)]

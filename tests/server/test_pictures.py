@@ -1,7 +1,7 @@
 """The pictures of the help pages and of the template browser: there, small, and shown by the page.
 
 CLEAR_WRITE_PICTURES=1 python dev.py test tests/server/test_pictures.py   takes them anew; with names of nodes and
-workflows (CLEAR_WRITE_PICTURES=CLEARApply,09_lora) only theirs.
+workflows (CLEAR_WRITE_PICTURES=CLEARApply,09_lora) only theirs. Those of workflows get what the small FLUX generates.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import pytest
 from PIL import Image, ImageFilter
 from playwright.sync_api import Page, expect
 
-from devtools import pictures, workflow
+from devtools import gallery, pictures, workflow
+from devtools.own_base import OwnBase
 from devtools.page import RENDERERS, cards, set_setting
 from devtools.server import PACK_FOLDER
 
@@ -29,7 +30,14 @@ WORKFLOW_FILES = [pictures.workflow_file(name) for name in workflow.NAMES]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def written(page: Page, client: Any, nodes_api: Any, demo_prompt: Callable[..., Any]) -> None:
+def written(
+    page: Page,
+    client: Any,
+    nodes_api: Any,
+    demo_prompt: Callable[..., Any],
+    base: OwnBase,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     """The pictures, taken anew where that is asked for."""
     asked = os.environ.get("CLEAR_WRITE_PICTURES", "")
     if not asked:
@@ -52,6 +60,10 @@ def written(page: Page, client: Any, nodes_api: Any, demo_prompt: Callable[..., 
         pictures.run(page, kind, prompt, size)
         pictures.take_node(page, kind)
     page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+    if run := names.intersection(gallery.CASES):
+        folder = tmp_path_factory.mktemp("small_flux")
+        with gallery.served(folder, base=base.path, options=base.options) as small:
+            gallery.write(small, run, pictures.WORKFLOWS)
 
 
 def shown_nodes(client: Any, demo_prompt: Callable[..., Any]) -> dict[str, tuple[Any, tuple[int, int]]]:
