@@ -78,6 +78,11 @@ def write(
         "",
         "![four prompts, a row for each model](images/proof_pictures.jpg)",
         "",
+        "The loss comes back sooner than the coherence. What distant parts of a picture share is a small part of a "
+        "velocity's error, it is decided in the first steps of sampling, and a student has only the attention's "
+        "projections to carry it over several windows. A larger radius or down-sampled tokens (`down`) leave less to "
+        "carry.",
+        "",
         *_sizes(further.sizes),
         "",
         *_bands(further.bands),
