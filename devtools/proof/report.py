@@ -71,7 +71,7 @@ def write(
         *_INTRODUCTION,
         "",
         f"{measure.pictures} held-out prompts, {measure.steps} steps of {measure.batch} samples for each student, "
-        f"{seeds} seeds (mean and half the range), on {machine}. The students are "
+        f"{'one seed' if seeds == 1 else f'{seeds} seeds (mean and half the range)'}, on {machine}. The students are "
         f"trained on {measure.samples} pictures of the dense model, of other prompts.",
         "",
         *table(dense, rows),
