@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from .layout import TokenLayout
 from .pattern import LocalPattern
 from .strategies import Parameters, Strategy
+from .strategies.base import softmax_rows
 from .window import Window
 
 _ENERGY = 0.99  # of the sum of the squared singular values
@@ -80,7 +81,7 @@ def measure(
 ) -> Factors:
     """All factors of a strategy in one layer; arguments as those of `Strategy.attend`."""
     image = layout.slices().image
-    dense = _dense_rows(query, key, layout)
+    dense = softmax_rows(query[:, :, image], key)
     weights = strategy.weights(query, key, layout, parameters, layer)[:, :, image].expand_as(dense)
     out = strategy.attend(query, key, value, layout, parameters, layer)
     return Factors(
@@ -141,7 +142,7 @@ def output_error(out: Tensor, dense: Tensor) -> Tensor:
 def radius_curve(query: Tensor, key: Tensor, value: Tensor, layout: TokenLayout, radii: Sequence[int]) -> RadiusCurve:
     """How much circles of some radii capture of one layer's softmax, and how far they change its output."""
     image = layout.slices().image
-    dense = _dense_rows(query, key, layout)
+    dense = softmax_rows(query[:, :, image], key)
     expected = dense @ value.to(dense.dtype)
     masses, errors = [], []
     for radius in radii:
@@ -171,13 +172,6 @@ def recommended_radius(curves: Sequence[RadiusCurve], *, least_mass: float, most
         )
     ]
     return min(passing, default=None)
-
-
-def _dense_rows(query: Tensor, key: Tensor, layout: TokenLayout) -> Tensor:
-    """The softmax of the image's queries over all keys, in float32 or better."""
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    rows = query[:, :, layout.slices().image].to(dtype) @ key.to(dtype).transpose(2, 3)
-    return (rows / query.shape[-1] ** 0.5).softmax(dim=-1)
 
 
 def _integrity(

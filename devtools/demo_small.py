@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from clear_core.flux import PIXELS_PER_TOKEN, token_grid
@@ -24,7 +25,7 @@ from devtools import workflow
 from devtools.client import ComfyClient
 from devtools.demo_run import Asked, Task, device_name, seconds_per_step, text_tokens
 from devtools.demo_sheet import Cell, sheet
-from devtools.small_flux.gallery import STEPS
+from devtools.small_flux.gallery import STEPS, psnr
 from devtools.small_flux.model import SIZES
 from devtools.small_flux.scenes import Description
 from devtools.small_flux.scorer import Score, score
@@ -121,14 +122,15 @@ def _row(client: ComfyClient, options: Asked, task: Task, number: int) -> dict[s
         pixels = _pixels(picture)
         dense = _pixels(row[DENSE].picture) if row else pixels
         said = run.texts[-1][1] if run.texts else ""
-        row[name] = Shown(picture, seconds, score(pixels, one), psnr(dense, pixels), said)
+        row[name] = Shown(
+            picture,
+            seconds,
+            score(pixels, one),
+            psnr(torch.from_numpy(dense)[None], torch.from_numpy(pixels)[None]),
+            said,
+        )
         print(f"  {name}: {seconds:.3f} s a step, coherence {row[name].score.coherence:.2f}", flush=True)
     return row
-
-
-def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Of pictures from 0 to 1, dB; 100 at most."""
-    return float(-10 * np.log10(max(1e-10, float(np.square(one - other).mean()))))
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:

@@ -12,7 +12,6 @@ PYTHONPATH=.dev/host:. PYTHONSAFEPATH=1 .dev/venv/bin/python -m devtools.gallery
 from __future__ import annotations
 
 import io
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -172,9 +171,7 @@ def _shown(client: ComfyClient, name: str) -> list[Image.Image]:
 
 def _stand_ins(models: Path) -> Path:
     """A models folder with what the small FLUX has no file of its own for."""
-    weights = models / _PRESET_WEIGHTS
-    weights.parent.mkdir(parents=True)
-    shutil.copyfile(small.FOLDER / small.CLEAR, weights)
+    small.put(small.FOLDER / small.CLEAR, models / _PRESET_WEIGHTS)
     (models / "loras").mkdir()
     for seed, name in enumerate(_LORAS):
         save_file(checkpoints.random_lora(small.FOLDER / small.FLUX, str(seed)), models / "loras" / name)

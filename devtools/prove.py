@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def main(arguments: list[str]) -> int:
     if not (options.models / files.FLUX).is_file():
         parser.error(f"there is no {options.models / files.FLUX}; python dev.py train-demo makes it")
     proof = Proof(options.folder, options.models, host_with_text(options.clip), QUICK if options.quick else FULL)
-    variants = [Variant(3, UNTRAINED), MAIN] if options.quick else list(grid(options.seeds))
+    variants = [Variant(files.RADIUS, UNTRAINED), MAIN] if options.quick else list(grid(options.seeds))
     dense, rows = proof.students(variants)
     further = proof.beyond(beyond.QUICK if options.quick else beyond.FULL)
     images = options.docs / "images"
@@ -78,7 +77,12 @@ class Proof:
         bench = Bench(self._model, self._vae, self._training, self._held_out, self.measure, self._folder)
         rows: dict[Variant, Row] = {}
         (self._folder / "rows").mkdir(exist_ok=True)
-        gallery.sheet(bench.images[:SHOWN], SHOWN, self._folder / "rows" / "dense.png")
+
+        def dense() -> Row:
+            gallery.sheet(bench.images[:SHOWN], SHOWN, self._folder / "rows" / "dense.png")
+            return bench.dense()
+
+        whole = _kept(self._folder / "rows" / "dense.json", dense)
         for number, variant in enumerate(variants):
 
             def measured(variant: Variant = variant) -> Row:
@@ -89,14 +93,12 @@ class Proof:
             rows[variant] = _kept(self._folder / "rows" / f"{variant.name}.json", measured)
             found = ", ".join(f"{name} {rows[variant][name]:.4g}" for name in ("loss", "psnr", "coherence", "right"))
             say(f"{number + 1} of {len(variants)}, {variant.name}: {found}")
-        return bench.dense(), rows
+        return whole, rows
 
     def beyond(self, amount: beyond.Amount) -> report.Further:
         """What goes beyond the training, of the student that the demo uses; its weights join the model's files."""
         weights = self._models / files.CLEAR
-        weights.parent.mkdir(exist_ok=True)
-        with written_whole(weights) as part:
-            shutil.copyfile(self._folder / "students" / f"{MAIN.name}.safetensors", part)
+        files.put(self._folder / "students" / f"{MAIN.name}.safetensors", weights)
         descriptions, texts = self._held_out
         student = beyond.Beyond(
             self._model, pack_module("clear_core.weights").read_weights(weights), self._vae, descriptions, texts, amount

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -123,8 +122,7 @@ class Work:
             coded = vae.encode(drawn.permute(0, 2, 3, 1))
         again = gallery.decoded(vae, coded)
         error = (again - drawn.permute(0, 2, 3, 1)).square().mean()
-        summary = gallery.Summary.of(gallery.scores(images, self.held_out))
-        return {**summary.values(), "autoencoder_psnr": float(-10 * error.log10())}
+        return {**gallery.judged(images, self.held_out), "autoencoder_psnr": float(-10 * error.log10())}
 
 
 def main(arguments: list[str]) -> int:
@@ -183,9 +181,7 @@ def _train(work: Work, plan: Plan, folder: Path, start: Path | None, *, bfloat16
     if start is None:
         files.save_vae(work.autoencoder(), folder / "models", metadata)
     else:  # its latents are what the model has learnt
-        (folder / "models" / files.VAE).parent.mkdir(exist_ok=True)
-        with written_whole(folder / "models" / files.VAE) as part:
-            shutil.copyfile(start / files.VAE, part)
+        files.put(start / files.VAE, folder / "models" / files.VAE)
     if training.state.losses:
         say(f"loss at the end: {training.state.losses[-1][2]:.4f}")
 

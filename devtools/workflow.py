@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,9 @@ DEMO = Files(
     radius=checkpoints.RADIUS,
 )
 # Trained, for 256 x 256. Its text is the demo's CLIP-L too.
-SMALL = Files(
+SMALL = replace(
+    DEMO,
     flux=Path(small.FLUX).name,
-    clip_l=Path(checkpoints.CLIP_L).name,
-    t5xxl=Path(checkpoints.CLIP_L).name,
-    clip_type="sd3",
     vae=Path(small.VAE).name,
     clear=Path(small.CLEAR).name,
     radius=small.RADIUS,

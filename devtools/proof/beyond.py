@@ -21,8 +21,8 @@ from ..small_flux.model import new_model
 from ..small_flux.pool import draw_scene
 from ..small_flux.text import Texts
 from ..small_flux.train import SIDE, spread
+from .measure import Row, applied
 
-Row = dict[str, float]
 _AXIS = 14  # of RoPE, per head: height's and width's
 _DENOISE = 0.6  # of a staged upscale
 
@@ -78,10 +78,6 @@ class Beyond:
     texts: Texts
     amount: Amount
 
-    def applied(self, model: Any, weights: Any, **inputs: Any) -> Any:
-        """After CLEAR Apply. weights: None for the model's own."""
-        return run_node(node_class("apply", "CLEARApply"), model=model, weights=weights, **inputs)[0]
-
     def sizes(self, folder: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
         """Names and measurements: both models at each side, in each setting."""
         for side in self.amount.pictures:
@@ -99,7 +95,7 @@ class Beyond:
             )
         images = gallery.decoded(self.vae, samples).float()
         gallery.sheet(images[:4], 4, folder / f"{side}_{which}_{name.replace(', ', '_')}.png")
-        return gallery.Summary.of(gallery.scores(images, [self.descriptions[i] for i in chosen])).values()
+        return gallery.judged(images, [self.descriptions[i] for i in chosen])
 
     def _at(self, side: int, which: str, name: str) -> Any:
         """The model in a setting for a side."""
@@ -108,9 +104,9 @@ class Beyond:
         ntk = round(ratio ** (_AXIS / (_AXIS - 2)), 2) if setting.ntk else 1.0
         inputs = {"ntk_factor": ntk, "proportional_attention": setting.proportional}
         if which == "dense":  # under a window that covers every picture here
-            model = self.applied(self.model, None, radius=LARGEST_RADIUS, **inputs)
+            model = applied(self.model, None, radius=LARGEST_RADIUS, **inputs)
         else:
-            model = self.applied(self.model, self.weights, **inputs)
+            model = applied(self.model, self.weights, **inputs)
         if setting.interpolated:
             model = model.clone()
             model.model_options.setdefault("transformer_options", {}).update(spread(1 / ratio))
@@ -118,7 +114,7 @@ class Beyond:
 
     def _staged(self, which: str, name: str, chosen: Sequence[int], side: int) -> Tensor:
         """At the model's own size, then each time at twice the side, noised in part."""
-        small = self.model if which == "dense" else self.applied(self.model, self.weights)
+        small = self.model if which == "dense" else applied(self.model, self.weights)
         samples = gallery.latents(small, self.texts, chosen, steps=self.amount.steps)
         reached = SIDE
         while reached < side:
@@ -140,7 +136,7 @@ class Beyond:
 
     def bands(self) -> Row:
         """One picture in two bands of rows against the same in one piece. difference: the largest, of latents."""
-        whole = self.applied(self.model, self.weights)
+        whole = applied(self.model, self.weights)
         cut = run_node(
             node_class("multi_gpu", "CLEARMultiGPU"), model=whole, devices="cpu,cpu", bands=2, text_merge="exact"
         )[0]
@@ -149,7 +145,7 @@ class Beyond:
             for one in (whole, cut)
         )
         images = [gallery.decoded(self.vae, one).float() for one in (first, second)]
-        return {"difference": float((first - second).abs().max()), "psnr": psnr(*images)}
+        return {"difference": float((first - second).abs().max()), "psnr": gallery.psnr(*images)}
 
     def transfer(
         self, models: Path, training: Sequence[scenes.Description], texts: Texts, folder: Path
@@ -175,21 +171,14 @@ class Beyond:
         chosen = range(amount.transfer)
         for name, model in (
             ("dense", with_lora),
-            ("distilled", self.applied(with_lora, self.weights)),
-            ("untrained", self.applied(with_lora, None, radius=variant.radius, down_factor=variant.down_factor)),
+            ("distilled", applied(with_lora, self.weights)),
+            ("untrained", applied(with_lora, None, radius=variant.radius, down_factor=variant.down_factor)),
         ):
             samples = gallery.latents(model, self.texts, chosen, steps=amount.steps)
             pictures = gallery.decoded(self.vae, samples).float()
             expected = pictures if expected is None else expected
             gallery.sheet(pictures[:4], 4, folder / f"lora_{name}.png")
-            scores = gallery.scores(exchanged(pictures), [self.descriptions[i] for i in chosen])
-            found[name] = gallery.Summary.of(scores).values()
+            found[name] = gallery.judged(exchanged(pictures), [self.descriptions[i] for i in chosen])
             if name != "dense":
-                found[name]["psnr"] = psnr(pictures, expected)
+                found[name]["psnr"] = gallery.psnr(pictures, expected)
         return found
-
-
-def psnr(images: Tensor, others: Tensor) -> float:
-    """The mean over pictures, dB. images, others: [batch, height, width, 3], 0 to 1."""
-    error = (images - others).square().mean((1, 2, 3)).clamp_min(1e-10)
-    return float((-10 * error.log10()).mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from .variants import Variant
 _TOGETHER = 20  # samples, between one that is stopped and what it has kept
 _SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 Row = dict[str, float]
+Probe = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Of a velocity: noisy latents, sigma, context, pooled text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,11 @@ FULL = Measure(steps=300, batch=4, samples=400, pictures=60, probes=16)
 QUICK = Measure(steps=4, batch=1, samples=4, pictures=2, probes=2)
 
 
+def applied(model: Any, weights: Any, **inputs: Any) -> Any:
+    """A MODEL after Apply CLEAR Attention. weights: None for the model's own."""
+    return run_node(node_class("apply", "CLEARApply"), model=model, weights=weights, **inputs)[0]
+
+
 class Bench:
     """One dense model with its pictures; students are measured on the same prompts and the same noise."""
 
@@ -55,9 +63,17 @@ class Bench:
         self._model, self._vae, self._measure, self._folder = model, vae, measure, folder
         self._training, self._held_out = training, held_out
         self._chosen = range(min(measure.pictures, len(held_out[0])))
-        self.images = self._pictures(model)
-        self._probes = [self._probe(index) for index in range(measure.probes)]
-        self._velocities = [self._velocity(model, *probe) for probe in self._probes]
+
+    @cached_property
+    def images(self) -> Tensor:
+        """Of the dense model: [pictures, height, width, 3]."""
+        return self._pictures(self._model)
+
+    @cached_property
+    def _probes(self) -> list[tuple[Probe, Tensor]]:
+        """Each with the dense model's velocity."""
+        probes = [self._probe(index) for index in range(self._measure.probes)]
+        return [(probe, self._velocity(self._model, *probe)) for probe in probes]
 
     def dense(self) -> Row:
         """The scores of the dense model itself."""
@@ -68,22 +84,15 @@ class Bench:
         model = self._student(variant, say)
         images = self._pictures(model)
         row = self._scores(images)
-        error = (images - self.images).square().mean((1, 2, 3)).clamp_min(1e-10)
-        row["psnr"] = float((-10 * error.log10()).mean())
-        pairs = zip(self._probes, self._velocities, strict=True)
-        row["loss"] = float(
-            torch.stack([(self._velocity(model, *probe) - wanted).square().mean() for probe, wanted in pairs]).mean()
-        )
+        row["psnr"] = gallery.psnr(images, self.images)
+        errors = [(self._velocity(model, *probe) - wanted).square().mean() for probe, wanted in self._probes]
+        row["loss"] = float(torch.stack(errors).mean())
         return row, images
 
     def _student(self, variant: Variant, say: Callable[[str], None]) -> Any:
-        apply = node_class("apply", "CLEARApply")
-        if not variant.trained:
-            return run_node(
-                apply, model=self._model, weights=None, radius=variant.radius, down_factor=variant.down_factor
-            )[0]
-        weights = self._distilled(variant, say)
-        return run_node(apply, model=self._model, weights=weights)[0]
+        if variant.trained:
+            return applied(self._model, self._distilled(variant, say))
+        return applied(self._model, None, radius=variant.radius, down_factor=variant.down_factor)
 
     def _distilled(self, variant: Variant, say: Callable[[str], None]) -> Any:
         """CLEAR weights; of a LoRA, the weights with it merged."""
@@ -130,9 +139,9 @@ class Bench:
         return gallery.decoded(self._vae, samples).float()
 
     def _scores(self, images: Tensor) -> Row:
-        return gallery.Summary.of(gallery.scores(images, [self._held_out[0][i] for i in self._chosen])).values()
+        return gallery.judged(images, [self._held_out[0][i] for i in self._chosen])
 
-    def _probe(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _probe(self, index: int) -> Probe:
         """Noisy latents of one held-out scene at each sigma, with its text."""
         descriptions, texts = self._held_out
         clean = self._model.model.process_latent_in(self._latent(descriptions[index], 6, index))

@@ -8,6 +8,8 @@ from typing import Any
 
 from clear_core.distill.settings import BOTH, END_TO_END, LAYER_BY_LAYER, LORA, WEIGHTS
 
+from ..small_flux.files import RADIUS
+
 UNTRAINED = "untrained"
 
 
@@ -51,13 +53,13 @@ class Variant:
         }
 
 
-MAIN = Variant(3)
+MAIN = Variant(RADIUS)
 """The student that the demo uses."""
 
 
 def grid(seeds: int) -> Iterator[Variant]:
     """All that the report compares. The untrained window has one seed: nothing in it is drawn at random."""
-    middle = 3
+    middle = MAIN.radius
     for radius in (2, middle, 4):
         yield Variant(radius, UNTRAINED)
     yield Variant(middle, UNTRAINED, down_factor=4)

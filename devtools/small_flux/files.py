@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,13 @@ def read_flux(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def save_vae(vae: Any, folder: Path, metadata: Mapping[str, str]) -> Path:
     """In half precision. vae: a `comfy.taesd.taesd.TAESD`."""
     return _save({name: tensor.half() for name, tensor in vae.state_dict().items()}, folder / VAE, metadata)
+
+
+def put(source: Path, path: Path) -> None:
+    """A copy of a file in a models folder, there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as part:
+        shutil.copyfile(source, part)
 
 
 def load(folder: Path = FOLDER) -> tuple[Any, Any]:

@@ -71,6 +71,17 @@ def scores(images: Tensor, descriptions: Sequence[Description]) -> list[Score]:
     return [score(image, description) for image, description in pairs]
 
 
+def psnr(images: Tensor, others: Tensor) -> float:
+    """The mean over pictures, in dB; of each, 100 at most. images, others: [batch, height, width, 3], 0 to 1."""
+    error = (images - others).square().mean((1, 2, 3)).clamp_min(1e-10)
+    return float((-10 * error.log10()).mean())
+
+
+def judged(images: Tensor, descriptions: Sequence[Description]) -> dict[str, float]:
+    """The values of their `Summary`. images: [batch, height, width, 3], one for each description."""
+    return asdict(Summary.of(scores(images, descriptions)))
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Of many pictures: shares of those that are right, and the mean coherence."""
@@ -89,9 +100,6 @@ class Summary:
     def of(cls, found: Sequence[Score]) -> Summary:
         names = ("right", "count", "colour", "thing", "ground", "sky", "light", "coherence")
         return cls(len(found), **{name: float(np.mean([getattr(one, name) for one in found])) for name in names})
-
-    def values(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def sheet(images: Tensor, columns: int, path: Path) -> None:

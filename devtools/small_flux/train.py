@@ -1,7 +1,8 @@
 """`dev.py train-demo`: the small FLUX from nothing.
 
-First at 128 pixels, where a step costs a third, with positions spread to those of 256; then at 256. Rectified flow as
-FLUX.1's: x = (1 - sigma) image + sigma noise, and the model is asked for noise - image.
+First at 128 pixels, where a step costs a third, with positions spread to those of 256; then at 256; last, guidance is
+distilled into it. Rectified flow as FLUX.1's: x = (1 - sigma) image + sigma noise, and the model is asked for noise -
+image.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -57,21 +58,40 @@ class Run:
     ended: str = ""
 
 
-class Machine:
-    """The host's executor, over the part of a server that it talks to, with models of its own."""
+class Executor(ABC):
+    """The host's executor, over the part of a server that it talks to. cache: a name of the host's `CacheType`."""
 
     client_id: str | None = None
     last_node_id: str | None = None
 
-    def __init__(self, host: Any, given: Mapping[str, tuple[str, Any]], cache: str = "CLASSIC") -> None:
-        """given: what stands for loaders, by the node's name: the kind of its output, and the value."""
+    def __init__(self, cache: str = "CLASSIC") -> None:
         import execution
 
-        self._host = host
         self._execution: Any = execution
         # Limits of caches that are not used here; hosts have different ones.
         limits: dict[str, float] = defaultdict(float)
-        self._executor = self._execution.PromptExecutor(self, execution.CacheType.CLASSIC, limits)
+        self._executor = self._execution.PromptExecutor(self, self._execution.CacheType[cache], limits)
+
+    def execute(self, prompt: Prompt) -> tuple[Any, Any] | None:
+        """Check a prompt and run it, as the host does; where it is refused, why, and each node's errors."""
+        valid, problem, outputs, details = asyncio.run(self._execution.validate_prompt("test", prompt, None))
+        if not valid:
+            return problem, details
+        self._executor.execute(prompt, "test", {"client_id": "test"}, outputs)
+        return None
+
+    @abstractmethod
+    def send_sync(self, event: str, data: dict[str, Any], sid: str | None = None) -> None:
+        """What the server would tell the page."""
+
+
+class Machine(Executor):
+    """An executor with models of its own."""
+
+    def __init__(self, host: Any, given: Mapping[str, tuple[str, Any]], cache: str = "CLASSIC") -> None:
+        """given: what stands for loaders, by the node's name: the kind of its output, and the value."""
+        super().__init__(cache)
+        self._host = host
         self._nodes = {
             **{name: giving(kind, value) for name, (kind, value) in given.items()},
             "Keep": keeping(lambda name, images: self._now.images.update({name: images})),
@@ -86,9 +106,8 @@ class Machine:
             patched.setattr(comfy.utils, "PROGRESS_BAR_HOOK", self._progress)
             for name, node in self._nodes.items():
                 patched.setitem(self._host.NODE_CLASS_MAPPINGS, name, node)
-            valid, problem, outputs, details = asyncio.run(self._execution.validate_prompt("test", prompt, None))
-            assert valid, (problem, details)
-            self._executor.execute(prompt, "test", {"client_id": "test"}, outputs)
+            refused = self.execute(prompt)
+            assert refused is None, refused
         return self._now
 
     def send_sync(self, event: str, data: dict[str, Any], sid: str | None = None) -> None:

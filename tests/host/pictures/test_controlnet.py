@@ -46,7 +46,7 @@ def _input(own: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def pictures(studio: Studio, dense: Tensor) -> Any:
-    """Of a MODEL with a ControlNet that looks at a picture."""
+    """Samples a MODEL with a ControlNet applied, whose control image is the first dense picture."""
     with torch.inference_mode():
         hint = studio.vae.encode(dense[:1]).clone()
 

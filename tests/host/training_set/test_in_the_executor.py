@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import defaultdict
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,8 @@ from PIL import Image
 
 from devtools.models import flux_model, inputs
 
+from host.executing import Executor, Prompt
 from host.giving import giving
-
-Prompt = dict[str, dict[str, Any]]
 
 
 class Clip:
@@ -38,29 +35,19 @@ class Vae:
         return pixels.movedim(-1, 1).mean(1, keepdim=True)[..., ::8, ::8].repeat(1, 16, 1, 1)
 
 
-class Machine:
-    """The host's executor, over the part of a server that it talks to."""
+class Machine(Executor):
+    """Keeps what the training set's node gave."""
 
-    client_id: str | None = None
-    last_node_id: str | None = None
-
-    def __init__(self, host: Any) -> None:
-        import execution
-
-        self._execution: Any = execution
-        # Limits of caches that are not used here; hosts have different ones.
-        limits: dict[str, float] = defaultdict(float)
-        self._executor = self._execution.PromptExecutor(self, execution.CacheType.CLASSIC, limits)
+    def __init__(self) -> None:
+        super().__init__()
         self.kept: list[tuple[Any, str]] = []
         self.ended = ""
 
     def queue(self, prompt: Prompt) -> str:
         """Run a prompt; why it was refused or what it ended with."""
-        prompt = deepcopy(prompt)  # the host writes into it
-        valid, _, outputs, problems = asyncio.run(self._execution.validate_prompt("test", prompt, None))
-        if not valid:
-            return "; ".join(error["details"] for node in problems.values() for error in node["errors"])
-        self._executor.execute(prompt, "test", {"client_id": "test"}, outputs)
+        refused = self.execute(deepcopy(prompt))  # the host writes into it
+        if refused is not None:
+            return "; ".join(error["details"] for node in refused[1].values() for error in node["errors"])
         return self.ended
 
     def send_sync(self, event: str, data: dict[str, Any], sid: str | None = None) -> None:
@@ -70,7 +57,7 @@ class Machine:
 
 @pytest.fixture
 def machine(host: Any, pack: dict[str, Any], output: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    made = Machine(host)
+    made = Machine()
 
     class Keep:
         OUTPUT_NODE = True
