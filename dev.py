@@ -26,7 +26,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT))  # `python -I` leaves the script's folder out
+if str(ROOT) not in sys.path:
+    # `python -I` leaves the script's folder out. Where it is present, its position stays: in front of the host, our
+    # `nodes/` would hide the host's `nodes.py`.
+    sys.path.insert(0, str(ROOT))
 
 from devtools import card_bundle
 from devtools.environment import (

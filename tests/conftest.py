@@ -60,6 +60,7 @@ def host() -> Any:
 
     import nodes
 
+    assert Path(str(nodes.__file__)).parent == HOST, f"this repository hides the host's `nodes`: {sys.path[:3]}"
     return nodes
 
 
