@@ -10,6 +10,7 @@ from ..clear_core.distill.settings import (
     ADAMW,
     BOTH,
     LARGEST_RANK,
+    LARGEST_SHIFT,
     METHODS,
     OPTIMIZERS,
     OUTPUTS,
@@ -24,7 +25,20 @@ from .options.clear import MAX_DOWN_FACTOR, MAX_RADIUS
 from .schema import CATEGORY, CLEAR_TRAINING_SET, CLEAR_WEIGHTS, make
 
 _USUAL = Settings()
-_KEYS = ("radius", "down_factor", "method", "output", "rank", "steps", "batch", "learning_rate", "optimizer", "seed")
+_KEYS = (
+    "radius",
+    "down_factor",
+    "method",
+    "output",
+    "rank",
+    "steps",
+    "batch",
+    "learning_rate",
+    "optimizer",
+    "seed",
+    "cooldown",
+    "timestep_shift",
+)
 
 
 class CLEARDistill(io.ComfyNode):
@@ -61,11 +75,14 @@ class CLEARDistill(io.ComfyNode):
         seed: int | None = None,
         name: str | None = None,
         save_every: int | None = None,
+        cooldown: float | None = None,
+        timestep_shift: float | None = None,
     ) -> bool | str:
         # None comes through a link and is not known yet; `execute` checks it.
         given = (radius, down_factor, method, output, rank, steps, batch, learning_rate, optimizer, seed)
+        schedule = (cooldown, timestep_shift)
         try:
-            known: dict[str, Any] = {key: v for key, v in zip(_KEYS, given, strict=True) if v is not None}
+            known: dict[str, Any] = {k: v for k, v in zip(_KEYS, given + schedule, strict=True) if v is not None}
             host.DistillJob("unknown" if name is None else name, Settings(**known), save_every or 1)
         except ValueError as error:
             return str(error)
@@ -201,5 +218,29 @@ def _inputs() -> list[io.Input]:
             tooltip="The model that the weights of start_from were made for: FLUX.1-dev for the released ones. What "
             "your model has changed of it is then added to them as a third start to choose from. It is read, layer by "
             "layer in main memory, and not loaded.",
+        ),
+        make(
+            io.Float.Input,
+            "cooldown",
+            optional=True,  # workflows saved before it was there have no value for it
+            default=_USUAL.cooldown,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            advanced=True,
+            tooltip="The last share of the steps, in which the learning rate falls to zero: less noise in the result. "
+            "0: a constant rate, as CLEAR's authors trained.",
+        ),
+        make(
+            io.Float.Input,
+            "timestep_shift",
+            optional=True,
+            default=_USUAL.timestep_shift,
+            min=1 / LARGEST_SHIFT,
+            max=LARGEST_SHIFT,
+            step=0.05,
+            advanced=True,
+            tooltip="Over 1, more of the training is at high noise, where an image's composition is decided. 1: all "
+            "noise levels alike, as CLEAR's authors trained.",
         ),
     ]

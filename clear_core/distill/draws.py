@@ -18,7 +18,8 @@ _MIX = 0x9E3779B97F4A7C15
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """image: of the training set. sigma: of the noise, 0.001 to 1. noise, spread: normal, of the latent's shape."""
+    """image: of the training set. sigma: of the noise, over 0 and up to 1. noise, spread: normal, of the latent's
+    shape."""
 
     image: int
     sigma: float
@@ -26,14 +27,18 @@ class Draw:
     spread: Tensor
 
 
-def draw(seed: int, number: int, images: int, shape: tuple[int, ...]) -> Draw:
-    """For sample `number` of a run over so many images; each epoch goes through all of them in another order."""
+def draw(seed: int, number: int, images: int, shape: tuple[int, ...], shift: float = 1.0) -> Draw:
+    """For sample `number` of a run over so many images; each epoch goes through all of them in another order.
+
+    shift: moves sigma, which is uniform, to shift sigma / (1 + (shift - 1) sigma).
+    """
     epoch, position = divmod(number, images)
     order = torch.randperm(images, generator=_generator(seed, -1 - epoch))
     generator = _generator(seed, number)
     index = int(torch.rand((), generator=generator, dtype=torch.float64) * _STEPS)
     noise, spread = (torch.randn(shape, generator=generator) for _ in range(2))
-    return Draw(int(order[position]), (_STEPS - index) / _STEPS, noise, spread)
+    sigma = (_STEPS - index) / _STEPS
+    return Draw(int(order[position]), shift * sigma / (1 + (shift - 1) * sigma), noise, spread)
 
 
 def _generator(seed: int, number: int) -> torch.Generator:

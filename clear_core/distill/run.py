@@ -135,6 +135,8 @@ class Run:
         if self.step and stage != self._settings.stage(self.step - 1):
             self._optimizer = self._new_optimizer()  # the losses have another scale, and so have their moments
         parameters = self._trained.parameters
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._settings.rate(self.step)
         self._optimizer.zero_grad()
         try:
             losses = self._losses(stage)

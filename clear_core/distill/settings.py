@@ -11,6 +11,7 @@ LAYER_BY_LAYER, END_TO_END, BOTH = METHODS = ("layer by layer", "end to end", "b
 WEIGHTS, LORA = OUTPUTS = ("weights", "LoRA")
 ADAMW, ADAMW_8BIT, PRODIGY = OPTIMIZERS = ("AdamW", "AdamW 8-bit", "Prodigy")
 LARGEST_RANK: Final = 1024
+LARGEST_SHIFT: Final = 100.0
 GUIDANCE: Final = 3.5
 """Of teacher, student and generated samples, as the authors trained."""
 
@@ -20,7 +21,9 @@ class Settings:
     """down_factor: of the down-sampled keys and values, 1 for none. rank: of a LoRA. batch: samples of a step.
 
     method: layer by layer trains each block on its own error, end to end on the authors' loss; both: half the steps
-    each.
+    each. cooldown: share of the steps, at the end, in which the learning rate falls linearly to zero; the authors' is
+    constant. timestep_shift: of the noise's share, as in ComfyUI's model sampling: 1 draws all alike, as the authors,
+    more than 1 draws more of the noisy ones, where an image's composition is decided.
     Raises ValueError for a value that is not allowed.
     """
 
@@ -35,6 +38,8 @@ class Settings:
     optimizer: str = ADAMW
     guidance: float = GUIDANCE
     seed: int = 0
+    cooldown: float = 0.0
+    timestep_shift: float = 1.0
 
     def __post_init__(self) -> None:
         for name, choices in (("method", METHODS), ("output", OUTPUTS), ("optimizer", OPTIMIZERS)):
@@ -47,6 +52,12 @@ class Settings:
                 raise ValueError(f"{name} is {value}; 1 to {most} is allowed")
         if not 0 < self.learning_rate <= 10:
             raise ValueError(f"learning_rate is {self.learning_rate:g}; it must be over 0 and at most 10")
+        if not 0 <= self.cooldown <= 1:
+            raise ValueError(f"cooldown is {self.cooldown:g}; 0 to 1 is allowed")
+        if not 1 / LARGEST_SHIFT <= self.timestep_shift <= LARGEST_SHIFT:
+            raise ValueError(
+                f"timestep_shift is {self.timestep_shift:g}; {1 / LARGEST_SHIFT:g} to {LARGEST_SHIFT:g} is allowed"
+            )
 
     def stage(self, step: int) -> str:
         """How a step, counted from 0, trains: `LAYER_BY_LAYER` or `END_TO_END`."""
@@ -54,7 +65,13 @@ class Settings:
             return self.method
         return LAYER_BY_LAYER if step < self.steps // 2 else END_TO_END
 
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        cooling = self.cooldown * self.steps
+        return self.learning_rate * min(1.0, (self.steps - step) / cooling if cooling else 1.0)
+
     def identity(self) -> dict[str, str]:
-        """What must be equal for a run to go on where another stopped. More steps may follow, but for `BOTH`, where
-        their number decides when the second half begins."""
-        return {name: str(value) for name, value in asdict(self).items() if name != "steps" or self.method == BOTH}
+        """What must be equal for a run to go on where another stopped. More steps may follow, but not where their
+        number decides when the second half of `BOTH` or a cooldown begins."""
+        fixed = self.method == BOTH or self.cooldown > 0
+        return {name: str(value) for name, value in asdict(self).items() if name != "steps" or fixed}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def test_the_student_starts_as_the_teacher_and_without_a_gradient_it_is_told() -
     assert torch.equal(weights[first], before * (1 - 1e-3 * 1e-4))  # decay alone
 
 
-def small_run(folder: Path, gradient: float | None) -> Run:
+def small_run(folder: Path, gradient: float | None, settings: Settings | None = None) -> Run:
     """Of one weight, whose gradient is always the same; None for none."""
     key = "transformer_blocks.0.attn.to_q.weight"
     trained = FullWeights({key: torch.ones(2, 2)})
@@ -131,7 +132,7 @@ def small_run(folder: Path, gradient: float | None) -> Run:
             trained.parameters[key].grad = torch.full((2, 2), gradient)
         return {"loss": 1.0}
 
-    return Run(trained, Settings(steps=3), gradients, folder / "state.pt", {})
+    return Run(trained, settings or Settings(steps=3), gradients, folder / "state.pt", {})
 
 
 def test_a_first_step_that_would_move_nothing_stops(tmp_path: Path) -> None:
@@ -157,6 +158,45 @@ def test_draws_depend_on_the_sample_alone() -> None:
     assert 0.001 <= min(sigmas) < 0.01
     assert 0.99 < max(sigmas) <= 1
     assert abs(sum(sigmas) / len(sigmas) - 0.5) < 0.02
+    shifted = [draw(0, number, 1, (1,), shift=3.0) for number in range(2000)]
+    assert [one.sigma for one in shifted] == pytest.approx([3 * sigma / (1 + 2 * sigma) for sigma in sigmas])
+    assert torch.equal(shifted[7].noise, draw(0, 7, 1, (1,)).noise)
+
+
+def test_a_cooldown_lowers_the_rate_of_the_last_steps(tmp_path: Path) -> None:
+    """AdamW's step has the size of its rate where the gradient stays the same."""
+    settings = Settings(steps=4, cooldown=0.5, learning_rate=0.1)
+    assert [settings.rate(step) for step in range(4)] == pytest.approx([0.1, 0.1, 0.1, 0.05])
+    run = small_run(tmp_path, 1.0, settings)
+    weight = run._trained.parameters["transformer_blocks.0.attn.to_q.weight"]
+    values = [float(weight.detach()[0, 0])]
+    for _ in range(4):
+        run.advance()
+        values.append(float(weight.detach()[0, 0]))
+    moved = [before - after for before, after in pairwise(values)]
+    assert moved == pytest.approx([0.1, 0.1, 0.1, 0.05], rel=1e-3)
+
+
+def test_more_steps_follow_only_where_none_of_the_former_depends_on_their_number() -> None:
+    for options, same in (
+        ({"method": "end to end"}, True),
+        ({"method": "both"}, False),
+        ({"method": "end to end", "cooldown": 0.1}, False),
+    ):
+        short, longer = (Settings(steps=steps, **options).identity() for steps in (10, 20))
+        assert (short == longer) == same
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"cooldown": 1.5}, "cooldown is 1.5; 0 to 1 is allowed"),
+        ({"timestep_shift": 0.0}, "timestep_shift is 0; 0.01 to 100 is allowed"),
+    ],
+)
+def test_a_schedule_out_of_range_is_refused(given: dict[str, float], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Settings(**given)
 
 
 def test_optimizers_that_cannot_be_had_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,12 @@ def test_out_of_memory_says_what_is_kept_and_what_needs_less(
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"radius": 0}, "radius is 0"), ({"name": "a/b"}, "name is 'a/b'"), ({"learning_rate": 0.0}, "must be over 0")],
+    [
+        ({"radius": 0}, "radius is 0"),
+        ({"name": "a/b"}, "name is 'a/b'"),
+        ({"learning_rate": 0.0}, "must be over 0"),
+        ({"cooldown": -0.5}, "cooldown is -0.5; 0 to 1 is allowed"),
+    ],
     ids=str,
 )
 def test_values_are_refused_when_they_are_queued(nodes_api: Any, changed: dict[str, Any], said: str) -> None:
@@ -108,4 +113,4 @@ def test_values_are_refused_when_they_are_queued(nodes_api: Any, changed: dict[s
     given = {**SMALL, **changed}
     del given["resume"]
     assert said in node.validate_inputs(**given)
-    assert node.validate_inputs(**{**given, **{key: SMALL[key] for key in changed}}) is True
+    assert node.validate_inputs(**{**given, **{key: SMALL.get(key) for key in changed}}) is True

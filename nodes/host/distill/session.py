@@ -107,7 +107,8 @@ class Session:
 
     def inputs(self, number: int) -> tuple[Inputs, Tensor]:
         """The transformer's inputs for a sample of the run, and the target noise - x0."""
-        drawn = draw(self.settings.seed, number, len(self.samples), self.shape)
+        settings = self.settings
+        drawn = draw(settings.seed, number, len(self.samples), self.shape, settings.timestep_shift)
         sample = self.samples.read(drawn.image)
         latent = self.model.model.process_latent_in((sample.mean + sample.std * drawn.spread)[None])
         noise = drawn.noise[None]
