@@ -1,14 +1,16 @@
 """`python dev.py prove`: what CLEAR's window costs the small FLUX, and what distillation gives back.
 
 Students are trained with the pack's own distillation and compared with the dense model on prompts that neither has been
-trained on; then the main student at larger sizes, in bands, and with a LoRA of the dense model. Each row is kept in
---folder (default .dev/proof) as soon as it is measured: run again, it goes on. With all rows there, docs/proof.md and
-its figures are written, and the main student's weights join the model's files.
+trained on; then the main student at larger sizes, in bands, and with a LoRA of the dense model. Each row is kept below
+--folder (default .dev/proof), with those of the same model and amounts, as soon as it is measured: run again, it goes
+on. With all rows there, docs/proof.md and its figures are written, and the main student's weights join the model's
+files.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,9 +60,11 @@ def main(arguments: list[str]) -> int:
 
 
 class Proof:
-    """A folder of rows: what it has is read, what it lacks is measured."""
+    """Rows of one model and one `Measure`, in a folder of their own below `folder`: what is there is read, what is not
+    is measured."""
 
     def __init__(self, folder: Path, models: Path, clip_l: Path, measure: Measure) -> None:
+        folder /= _identity(models, measure)
         self._folder, self._models, self.measure = folder, models, measure
         folder.mkdir(parents=True, exist_ok=True)
         training, held_out = scenes.split()
@@ -125,6 +129,14 @@ class Proof:
             names |= {Variant(radius).name: f"radius {radius}, distilled"}
         rows = {label: self._folder / "rows" / f"{name}.png" for name, label in names.items()}
         report.sheet(path, {label: file for label, file in rows.items() if file.is_file()})
+
+
+def _identity(models: Path, measure: Measure) -> str:
+    """Of the model's files and of how students are trained and measured."""
+    digest = hashlib.sha256(repr((measure, MAIN.settings(measure.steps, measure.batch))).encode())
+    for name in (files.FLUX, files.VAE):
+        digest.update((models / name).read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _kept(file: Path, measure: Callable[[], Any]) -> Any:
