@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _CHART, _HEADING = 470, 84  # pixels: of the curves, and of a panel around what it holds
 _CELL, _LOWEST_CELL, _TALLEST = 34, 14, 620  # of the heat map
 _NUMBERED = 34  # pixels of a cell, from which its number has room
+_FEW = 20  # layers
 _LABELS, _BAR = 150, 90  # left and right of the heat map
 _COLOURS = "viridis_r"
 _NOTE = "above: the mean of the heads at each timestep; below: each head, at all timesteps; grey: no radius passes"
@@ -62,14 +63,17 @@ def _curves(study: RadiusStudy) -> list[tuple[str, Tensor, float]]:
 def _chart(page: Page, box: Box, study: RadiusStudy, name: str, values: Tensor, bound: float) -> None:
     theme, axes = page.theme, page.axes(box, name)
     colours = {"double": theme.blue, "single": theme.orange}
+    alpha = 0.75 if len(values) <= _FEW else 0.4  # lines that lie over each other
     for block, line in zip(study.blocks, values, strict=True):
-        axes.plot(study.radii, line, color=colours[block.kind], lw=1.6, alpha=0.75)
-    axes.axhline(bound, color=theme.muted, lw=1.5, ls="--")
+        axes.plot(
+            study.radii, line, color=colours[block.kind], lw=1.6, alpha=alpha, zorder=2 + (block.kind == "double")
+        )
+    axes.axhline(bound, color=theme.muted, lw=1.5, ls="--", zorder=4)
     marks = [] if study.recommended is None else [(study.recommended, theme.ink, "recommended")]
     if study.request.radius and study.judged != study.recommended:
         marks.append((study.judged, theme.muted, "judged"))
     for radius, colour, _ in marks:
-        axes.axvline(radius, color=colour, lw=2.0)
+        axes.axvline(radius, color=colour, lw=2.0, zorder=4)
     axes.set(xlim=(study.radii[0], max(2, study.radii[-1], *(radius for radius, _, _ in marks))))
     axes.set_ylim(min(0.0, float(values.min())), max(1.0, min(2.0, float(values.max()))) * 1.02)
     axes.grid(visible=True, color=theme.grid, lw=0.6)

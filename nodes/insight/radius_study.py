@@ -97,10 +97,15 @@ class RadiusStudy:
         """The recommendation, in sentences."""
         bounds = f"at least {self.request.least_mass:g} of the attention and an error of {self.request.most_error:g}"
         if self.recommended is None:
+            never = [layer for layer in self.layers if self.needed([layer]) is None]
+            output = f"The radius output is {NONE}, which Apply CLEAR Attention refuses."
+            if never:
+                first = f"{never[0].name} at sigma {never[0].sigma:.3g}"
+                output = f"{first} is the first of {len(never)} that pass with none. {output}"
             return [
                 f"No radius passes: none of {self.radii[0]} to {self.radii[-1]}, which leave some of the image out, "
                 f"keeps {bounds} at most in every layer and timestep.",
-                f"The radius output is {NONE}, which Apply CLEAR Attention refuses.",
+                output,
             ]
         last = max(self.layers, key=lambda layer: self.needed([layer]) or 0)
         return [

@@ -149,7 +149,7 @@ def test_where_no_radius_passes_the_node_says_so(model: Any, show: Any, shown: A
     assert radius == -1
     for text in (table, shown["CLEARFactors"][-1]):
         assert text.startswith("No radius passes: none of 1 to 8")
-        assert "The radius output is -1, which Apply CLEAR Attention refuses." in text
+        assert "is the first of 3 that pass with none. The radius output is -1, which Apply CLEAR Attention" in text
     assert "Factors of the circle of radius 8, the largest that was measured" in table
     assert picture.shape[0] == 1 and picture.shape[-1] == 3
 
