@@ -12,12 +12,12 @@ queries:
 | integrity | 1 - |K - U P K| / |K|, the same for V; where nothing is merged, the share of image tokens ever read |
 
 P merges tokens (`Strategy.maps`), and U, its pseudo-inverse, expands them back as well as a linear map can. All
-matrices are written out: 4 * heads * tokens^2 bytes each, 2 GB for FLUX.1 at 1024 px with all heads.
+matrices are written out: 4 * heads * tokens^2 bytes each, 2 GB for FLUX.1 at 1024 px with all heads. `radius` has the
+circle's factors in bounded memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,10 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .layout import TokenLayout
-from .pattern import LocalPattern
 from .strategies import Parameters, Strategy
 from .strategies.base import softmax_rows
-from .window import Window
 
 _ENERGY = 0.99  # of the sum of the squared singular values
 
@@ -58,14 +56,6 @@ class Factors(NamedTuple):
     rank: Rank
     dense_rank: Rank
     integrity: Integrity
-    error: Tensor
-
-
-class RadiusCurve(NamedTuple):
-    """Mass and output error of circles, each [radii, heads]."""
-
-    radii: tuple[int, ...]
-    mass: Tensor
     error: Tensor
 
 
@@ -114,7 +104,11 @@ def formulation_distance(weights: Tensor, dense: Tensor) -> Tensor:
 
 def effective_rank(matrix: Tensor) -> Rank:
     """The effective ranks of [batch, heads, queries, keys]."""
-    energy = torch.linalg.svdvals(matrix.double()).square()
+    return rank_of_energy(torch.linalg.svdvals(matrix.double()).square())
+
+
+def rank_of_energy(energy: Tensor) -> Rank:
+    """The effective ranks from squared singular values [batch, heads, values], the largest first."""
     share = energy / energy.sum(-1, keepdim=True)
     entropy = -torch.special.xlogy(share, share).sum(-1)
     # Singular values descend. One more than those after which less than 99% is reached.
@@ -136,42 +130,6 @@ def output_error(out: Tensor, dense: Tensor) -> Tensor:
     """|out - dense| / |dense| in the Frobenius norm: [heads]. Both [batch, heads, queries, head_dim]."""
     out, dense = out.double(), dense.double()
     return ((out - dense).norm(dim=(2, 3)) / dense.norm(dim=(2, 3))).mean(0)
-
-
-@torch.no_grad()
-def radius_curve(query: Tensor, key: Tensor, value: Tensor, layout: TokenLayout, radii: Sequence[int]) -> RadiusCurve:
-    """How much circles of some radii capture of one layer's softmax, and how far they change its output."""
-    image = layout.slices().image
-    dense = softmax_rows(query[:, :, image], key)
-    expected = dense @ value.to(dense.dtype)
-    masses, errors = [], []
-    for radius in radii:
-        visible = LocalPattern.whole(layout, Window(radius)).mask(query.device, image)
-        seen = dense * visible
-        masses.append(captured_mass(dense, visible))
-        errors.append(output_error(seen / seen.sum(-1, keepdim=True) @ value.to(dense.dtype), expected))
-    return RadiusCurve(tuple(radii), torch.stack(masses), torch.stack(errors))
-
-
-def recommended_radius(curves: Sequence[RadiusCurve], *, least_mass: float, most_error: float) -> int | None:
-    """The smallest radius whose mass and output error, means over heads, pass their bounds in every curve.
-
-    curves: of the layers and timesteps that shall share a radius, all with the same radii. None where none passes.
-    Raises ValueError without curves, or where their radii differ.
-    """
-    if not curves or any(curve.radii != curves[0].radii for curve in curves):
-        raise ValueError(
-            f"curves have radii {[curve.radii for curve in curves]}; allowed is one curve or more, all alike"
-        )
-    passing = [
-        radius
-        for index, radius in enumerate(curves[0].radii)
-        if all(
-            float(curve.mass[index].mean()) >= least_mass and float(curve.error[index].mean()) <= most_error
-            for curve in curves
-        )
-    ]
-    return min(passing, default=None)
 
 
 def _integrity(

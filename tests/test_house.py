@@ -112,6 +112,7 @@ def test_every_node_has_a_help_page() -> None:
         "CLEARBatch",
         "CLEARCompare",
         "CLEARControlNet",
+        "CLEARFactors",
         "CLEARHighRes",
         "CLEARItem",
         "CLEARLoadLarge",

@@ -5,7 +5,7 @@ import { app } from "../../scripts/app.js";
 /** @typedef {import("./types").Node} Node */
 
 // Nodes that show a picture of 1600 pixels: in the page's own width no word of it can be read.
-const PICTURES = ["CLEARReport", "CLEARAttentionMap"];
+const PICTURES = ["CLEARReport", "CLEARAttentionMap", "CLEARFactors"];
 const PICTURE_SIZE = [560, 720];
 
 // Words for which users search, by node: pages that know no search aliases, such as 1.32.9, search the names alone.

@@ -19,6 +19,7 @@ from .bands.forward import NO_CLEAR, apply_bands, sample_in_bands
 from .distill.job import Job as DistillJob
 from .distill.watch import distill
 from .downloads import download
+from .factors import measure_factors
 from .files import absent_release, download_folder, file_fingerprint, weights_files, weights_path
 from .flux_model import FLUX_1, model_info, model_kind
 from .large_images.read import check_region, image_fingerprint, input_images, load_region
@@ -71,6 +72,7 @@ __all__ = [
     "input_images",
     "keeps_outputs",
     "load_region",
+    "measure_factors",
     "model_info",
     "model_kind",
     "no_clear_after",

@@ -6,18 +6,8 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
-from clear_core.factors import (
-    Factors,
-    RadiusCurve,
-    effective_rank,
-    measure,
-    merged_integrity,
-    radius_curve,
-    recommended_radius,
-)
-from clear_core.layout import Grid, TokenLayout
+from clear_core.factors import Factors, effective_rank, measure, merged_integrity
 from clear_core.strategies import (
     BigBird,
     Circle,
@@ -31,25 +21,9 @@ from clear_core.strategies import (
     Swin,
 )
 
-HEADS, HEAD_DIM = 2, 16
-LAYOUT = TokenLayout(5, Grid(12, 20))
+from core.local_layer import HEAD_DIM, HEADS, LAYOUT, local_layer
+
 IMAGE = slice(LAYOUT.text, LAYOUT.tokens)
-
-
-def local_layer(batch: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and keys as RoPE makes them: products fall with the distance, in head 1 more slowly than in head 0."""
-    generator = torch.Generator().manual_seed(0)
-    y, x = torch.meshgrid(torch.arange(12.0), torch.arange(20.0), indexing="ij")
-    place = torch.stack((y, x), dim=2).flatten(0, 1)
-    heads = []
-    for speed in (1.0, 0.2):
-        turned = place[:, :, None] * speed * torch.tensor([1.0, 0.6, 0.35, 0.2])
-        heads.append(torch.cat((turned.cos(), turned.sin()), dim=2).flatten(1))
-    image = 1.6 * torch.stack(heads).expand(batch, -1, -1, -1)
-    text = 0.3 * torch.randn(batch, HEADS, LAYOUT.text, HEAD_DIM, generator=generator)
-    both = torch.cat((text, image), dim=2)
-    noise = 0.1 * torch.randn(2, *both.shape, generator=generator)
-    return both + noise[0], both + noise[1], torch.randn(both.shape, generator=generator)
 
 
 def factors(strategy: Strategy) -> Factors:
@@ -163,36 +137,3 @@ def test_integrity_of_a_mask_is_the_share_of_tokens_ever_read() -> None:
     assert (share < 1).all()
     found = measure(strategy, query, key, value, LAYOUT, parameters).integrity
     assert torch.equal(found.key, share) and torch.equal(found.value, share)
-
-
-def test_the_error_falls_with_the_radius_and_vanishes() -> None:
-    query, key, value = local_layer(batch=2)
-    radii = (1, 2, 3, 5, 8, 99)
-    curve = radius_curve(query, key, value, LAYOUT, radii)
-    assert curve.radii == radii and curve.mass.shape == curve.error.shape == (6, HEADS)
-    assert (curve.mass.diff(dim=0) > 0).all() and (curve.error.diff(dim=0) < 0).all()
-    assert float(curve.error[-1].max()) < 1e-6
-    for index, radius in enumerate(radii):
-        alone = measure(Circle(radius), query, key, value, LAYOUT, {})
-        torch.testing.assert_close(curve.mass[index], alone.mass)
-        torch.testing.assert_close(curve.error[index], alone.error, rtol=1e-4, atol=1e-6)
-
-
-def curve(mass: list[float], error: list[float]) -> RadiusCurve:
-    """Of radii 4, 8 and 16; head 1 has .1 more of both than head 0."""
-    apart = torch.tensor([-0.05, 0.05])
-    return RadiusCurve((4, 8, 16), torch.tensor(mass)[:, None] + apart, torch.tensor(error)[:, None] + apart)
-
-
-def test_the_smallest_radius_that_passes_both_bounds_everywhere() -> None:
-    early, late = curve([0.5, 0.8, 0.9], [0.3, 0.2, 0.1]), curve([0.7, 0.75, 0.95], [0.2, 0.15, 0.05])
-    assert recommended_radius([early], least_mass=0.79, most_error=0.25) == 8
-    assert recommended_radius([early], least_mass=0.4, most_error=0.25) == 8, "the error decides"
-    assert recommended_radius([early], least_mass=0.85, most_error=0.9) == 16, "the mass decides"
-    assert recommended_radius([early], least_mass=0.4, most_error=0.4) == 4
-    assert recommended_radius([early, late], least_mass=0.79, most_error=0.25) == 16, "the later one decides"
-    assert recommended_radius([early, late], least_mass=0.99, most_error=0.25) is None
-    with pytest.raises(ValueError, match="allowed is one curve or more, all alike"):
-        recommended_radius([], least_mass=0.5, most_error=0.5)
-    with pytest.raises(ValueError, match=r"curves have radii \[\(4, 8, 16\), \(4, 8\)\]"):
-        recommended_radius([early, late._replace(radii=(4, 8))], least_mass=0.5, most_error=0.5)

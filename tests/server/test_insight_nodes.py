@@ -1,4 +1,4 @@
-"""CLEAR Report and CLEAR Attention Map on the real server: pictures and text on the node, and handed on."""
+"""CLEAR Report, CLEAR Factors and CLEAR Attention Map on the real server: pictures and text, shown and handed on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from devtools import workflow
 
 
-def test_both_nodes_show_their_picture_and_their_text(client: Any, demo_prompt: Any) -> None:
+def test_the_nodes_show_their_picture_and_their_text(client: Any, demo_prompt: Any) -> None:
     prompt = demo_prompt({"CLEARApply": {"radius": 4}}, width=256, height=192)
     loaders = ("UNETLoader", "CLEARWeightsLoader", "DualCLIPLoader", "CLEARApply", "Prompt", "FluxGuidance", "Width")
     kept = [workflow.node_id(prompt, name) for name in (*loaders, "Height", "EmptySD3LatentImage")]
@@ -31,6 +31,21 @@ def test_both_nodes_show_their_picture_and_their_text(client: Any, demo_prompt: 
             "y": 0.5,
         },
     }
+    nodes["factors"] = {
+        "class_type": "CLEARFactors",
+        "inputs": {
+            "model": model,
+            "positive": [workflow.node_id(prompt, "FluxGuidance"), 0],
+            "latent_image": [workflow.node_id(prompt, "EmptySD3LatentImage"), 0],
+            "seed": 3,
+            "percents": "0.5",
+            "least_mass": 0.9,
+            "largest_error": 0.1,
+            "radius": 4,
+            "blocks": "all",
+            "queries": 16,
+        },
+    }
     run = client.run(nodes)
     words = {
         "report": (
@@ -39,6 +54,13 @@ def test_both_nodes_show_their_picture_and_their_text(client: Any, demo_prompt: 
             "  1024 x 1536: dense",
             "Backend on this machine: ",
         ),
+        "factors": (
+            "2 layers of 24 heads",
+            "queries: 16 of 192 image tokens, drawn with seed 3",
+            "This model has CLEAR (radius 4",
+            "Radius 4, as asked: ",
+            "| s0 | ",
+        ),
         "map": (
             "FLUX.1, single block 0, mean of 24 heads",
             "of 12 x 16 image tokens",
@@ -46,7 +68,7 @@ def test_both_nodes_show_their_picture_and_their_text(client: Any, demo_prompt: 
         ),
     }
     # The page draws "images" itself; the pack's own panel draws the maps, and the page must not draw them again.
-    pictures = {"report": "images", "map": "clear_map"}
+    pictures = {"report": "images", "map": "clear_map", "factors": "images"}
     assert "images" not in run.outputs["map"]
     for node, said in words.items():
         (text,) = run.outputs[node]["text"]

@@ -403,7 +403,7 @@ def test_aliases_of_the_server_leave_the_names_alone(browser: Browser, server: A
     page.close()
 
 
-@pytest.mark.parametrize("kind", ["CLEARReport", "CLEARAttentionMap"])
+@pytest.mark.parametrize("kind", ["CLEARReport", "CLEARAttentionMap", "CLEARFactors"])
 def test_a_node_with_a_picture_is_made_wide(page: Page, kind: str) -> None:
     use_renderer(page, "classic")  # the other changes sizes of its own accord
     page.evaluate("(kind) => { app.graph.clear(); app.graph.add(LiteGraph.createNode(kind)) }", kind)

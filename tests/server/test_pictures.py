@@ -78,7 +78,7 @@ def shown_nodes(client: Any, demo_prompt: Callable[..., Any]) -> dict[str, tuple
     kept = [workflow.node_id(prompt, name) for name in loaders.split()]
     info = client.object_info()
     nodes = {key: prompt[key] for key in kept}
-    *_, vae, apply, _, guidance = kept
+    flux, *_, vae, apply, _, guidance = kept
 
     def made(kind: str, **inputs: Any) -> Any:
         return {"class_type": kind, "inputs": inputs, "_meta": {"title": info[kind]["display_name"]}}
@@ -98,10 +98,24 @@ def shown_nodes(client: Any, demo_prompt: Callable[..., Any]) -> dict[str, tuple
         x=0.4,
         y=0.6,
     )
+    factors = made(
+        "CLEARFactors",
+        model=[flux, 0],
+        positive=[guidance, 0],
+        latent_image=["latent", 0],
+        seed=3,
+        percents="0.5",
+        least_mass=0.9,
+        largest_error=0.1,
+        radius=0,
+        blocks="all",
+        queries=256,
+    )
     compared = made("CLEARCompare", image_a=["image", 0], image_b=["soft", 0], gain=4.0)
     return {
         "CLEARReport": (nodes | {"report": report}, (760, 960)),
         "CLEARAttentionMap": (nodes | {"image": image, "latent": latent, "map": looked}, (760, 960)),
+        "CLEARFactors": (nodes | {"image": image, "latent": latent, "factors": factors}, (760, 960)),
         "CLEARCompare": (
             {"image": image, "soft": made("LoadImage", image=names[1]), "compare": compared},
             (420, 120),
