@@ -166,7 +166,7 @@ OTHERS: list[tuple[str, dict[str, Any], str]] = [
     ("CLEARFactors", {"least_mass": NAN}, "least_mass is nan; allowed is 0 to 1"),
     ("CLEARFactors", {"percents": MEGABYTES}, "percents is .s0, s0.{40,56}; write 1 to 8 numbers"),
     ("CLEARFactors", {"blocks": MEGABYTES}, "blocks is 10,000,000 characters long"),
-    ("CLEARFactors", {"radius": 10**9}, "bigger than max.*: radius"),
+    ("CLEARFactors", {"radius": 10**9}, "radius is 1000000000; allowed is 0 to 128"),
     ("CLEARHighRes", {"target_megapixels": NAN}, "target_megapixels is nan; allowed is 0.1 to 268.5"),
     ("CLEARHighRes", {"target_megapixels": 10**9}, "target_megapixels is 1000000000.0; allowed is 0.1 to 268.5"),
     ("CLEARHighRes", {"denoise": NAN}, "denoise is nan; allowed is 0.05 to 1"),
