@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Final
+from typing import Any, Final
 
 from ..proof.measure import Measure, Row
 from .paper import PUBLISHED
@@ -56,7 +56,8 @@ def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
         return None
     from scipy.stats import spearmanr
 
-    return float(spearmanr(one, other).statistic)
+    found: Any = spearmanr(one, other)
+    return float(found.statistic)
 
 
 def page(found: Results, measure: Measure, scenes: int, machine: str) -> str:
