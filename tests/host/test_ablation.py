@@ -95,7 +95,7 @@ def test_gradients_through_the_hosts_blocks_are_those_of_finite_differences(name
                 weight.data.view(-1)[place] += sign * step
                 ends.append(loss())
                 weight.data.view(-1)[place] -= sign * step
-            assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(float(gradient.view(-1)[place]), rel=0.03), key
+            assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(float(gradient.flatten()[place]), rel=0.03), key
 
 
 @pytest.mark.parametrize("name", sizes.SIZES)
