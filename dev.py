@@ -9,6 +9,7 @@
     python dev.py distill           distill weights, or replay a recorded step of the authors' training
     python dev.py train-demo        train the demo's small FLUX from nothing, and score it
     python dev.py prove             what the window costs that model, and what distillation gives back
+    python dev.py ablate            other strategies in the window's place, at equal cost
     python dev.py pack DIR          try another node pack beside this one
 
 The first start makes everything it needs below .dev (about five minutes, 4 GB); later starts take seconds.
@@ -129,13 +130,15 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     command("distill", "Distill weights by a configuration, or replay a recorded step (--replay).")
     command("train-demo", "Train the demo's small FLUX from nothing, and score it; all arguments go to it.")
     command("prove", "Measure the window and distillation on the small FLUX; all arguments go to it.")
+    command("ablate", "Compare other strategies with the window on the small FLUX; all arguments go to it.")
     pack = command("pack", "Try another node pack beside CLEAR: is the image the one that both should give?")
     pack.add_argument("folder", type=Path, nargs="?", help="the pack's folder (default: ComfyUI's own nodes)")
     pack.add_argument("--node", metavar="ID", help="a node of it that takes a MODEL (default: see devtools/packs.py)")
     pack.add_argument("--inputs", metavar="JSON", help="its widgets that are not at their defaults")
     command("setup", "Make the environment and stop.")
 
-    passed_on = 1 if arguments[:1] in (["bench"], ["card"], ["distill"], ["train-demo"], ["prove"]) else len(arguments)
+    whole = arguments[:1] in (["bench"], ["card"], ["distill"], ["train-demo"], ["prove"], ["ablate"])
+    passed_on = 1 if whole else len(arguments)
     options, rest = parser.parse_known_args(arguments[:passed_on])
     if rest and options.command != "test":
         parser.error(f"unknown arguments: {' '.join(rest)}")
@@ -195,7 +198,7 @@ def main(arguments: list[str]) -> int:
     if options.command == "distill":
         module = "distill_replay" if "--replay" in rest else "distill_run"
         return call("-m", f"devtools.{module}", *rest, python=python)
-    if options.command in ("train-demo", "prove"):
+    if options.command in ("train-demo", "prove", "ablate"):
         return call("-m", f"devtools.{options.command.replace('-', '_')}", *rest, python=python)
     if options.command == "card":
         return call("-m", "benchmarks.card", *rest, python=python)

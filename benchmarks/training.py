@@ -96,11 +96,12 @@ def measure(case: Case, depth: tuple[int, int] = (19, 38)) -> Row:
     import_host()
     model_module, trained_module = pack_module("nodes.host.distill.model"), pack_module("clear_core.distill.trained")
     window = pack_module("clear_core.window").Window(RADIUS)
+    attention = pack_module("clear_core.distill.attention").WindowAttention(window)
     # allow_mutation_on_saved_tensors knows tensors by their address, which is 0 for all that have no content.
     by_storage = mock.patch("torch.autograd.graph._get_sid", lambda t: (t.untyped_storage()._cdata, t._version))
     with by_storage, FakeTensorMode(allow_non_fake_inputs=True):
         flux = _base(case.base, depth)
-        student = model_module.DistilledModel(flux, window)
+        student = model_module.DistilledModel(flux, attention)
         base = sum(p.nbytes for p in flux.parameters())
         with _Card(iter([*flux.parameters(), *flux.buffers()])) as card, FlopCounterMode(display=False) as flops:
             if case.output == "LoRA":

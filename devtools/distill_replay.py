@@ -67,7 +67,8 @@ class _Replay:
         self._add_gradients = host.add_gradients
         self._golden = golden
         self._first = int(golden.metadata.get("attn_first_token", "0"))
-        self._model = host.DistilledModel(golden.model().model.diffusion_model, window, golden.down_factor)
+        attention = pack_module("clear_core.distill.attention").WindowAttention(window, golden.down_factor)
+        self._model = host.DistilledModel(golden.model().model.diffusion_model, attention)
         of = golden.tensors
         given = {"context": of["context"], "y": of["y"], "guidance": of["guidance"]}
         self._inputs = host.Inputs(unpacked(of["x"], golden.height), of["t"], given)

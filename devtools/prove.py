@@ -10,20 +10,16 @@ files.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from clear_core.whole_file import written_whole
 
 from .inprocess import pack_module
 from .machine import processor_name
 from .proof import beyond, report
 from .proof.measure import FULL, QUICK, Bench, Measure, Row
+from .proof.rows import identity, kept, prompts
 from .proof.variants import MAIN, UNTRAINED, Variant, grid
-from .small_flux import files, gallery, scenes, text
+from .small_flux import files, gallery
 from .small_flux.command import host_with_text, run, say
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,16 +60,10 @@ class Proof:
     is measured."""
 
     def __init__(self, folder: Path, models: Path, clip_l: Path, measure: Measure) -> None:
-        folder /= _identity(models, measure)
+        folder /= identity(models, (measure, MAIN.settings(measure.steps, measure.batch)))
         self._folder, self._models, self.measure = folder, models, measure
         folder.mkdir(parents=True, exist_ok=True)
-        training, held_out = scenes.split()
-        sets = []
-        for name, chosen in (("training", training[: measure.samples]), ("held_out", held_out[: measure.pictures])):
-            prompts = [one.prompt for one in chosen]
-            texts = text.cached(folder / f"text_{name}.safetensors", lambda: text.load_clip(clip_l), prompts)
-            sets.append((chosen, texts))
-        self._training, self._held_out = sets
+        self._training, self._held_out = prompts(folder, clip_l, measure.samples, measure.pictures)
         self._model, self._vae = files.load(models)
 
     def students(self, variants: Sequence[Variant]) -> tuple[Row, dict[Variant, Row]]:
@@ -86,7 +76,7 @@ class Proof:
             gallery.sheet(bench.images[:SHOWN], SHOWN, self._folder / "rows" / "dense.png")
             return bench.dense()
 
-        whole = _kept(self._folder / "rows" / "dense.json", dense)
+        whole = kept(self._folder / "rows" / "dense.json", dense)
         for number, variant in enumerate(variants):
 
             def measured(variant: Variant = variant) -> Row:
@@ -94,7 +84,7 @@ class Proof:
                 gallery.sheet(images[:SHOWN], SHOWN, self._folder / "rows" / f"{variant.name}.png")
                 return row
 
-            rows[variant] = _kept(self._folder / "rows" / f"{variant.name}.json", measured)
+            rows[variant] = kept(self._folder / "rows" / f"{variant.name}.json", measured)
             found = ", ".join(f"{name} {rows[variant][name]:.4g}" for name in ("loss", "psnr", "coherence", "right"))
             say(f"{number + 1} of {len(variants)}, {variant.name}: {found}")
         return whole, rows
@@ -111,12 +101,12 @@ class Proof:
         folder.mkdir(exist_ok=True)
         sizes: dict[str, Row] = {}
         for name, measured in student.sizes(folder):
-            sizes[name] = _kept(folder / f"{name.replace(', ', '_')}.json", measured)
+            sizes[name] = kept(folder / f"{name.replace(', ', '_')}.json", measured)
             say(f"{name}: right {sizes[name]['right']:.2f}, coherence {sizes[name]['coherence']:.3f}")
-        bands = _kept(folder / "bands.json", student.bands)
+        bands = kept(folder / "bands.json", student.bands)
         say(f"bands: {bands['difference']:.2g}, {bands['psnr']:.1f} dB")
         training, training_texts = self._training
-        transfer = _kept(
+        transfer = kept(
             folder / "transfer.json", lambda: student.transfer(self._models, training, training_texts, folder)
         )
         return report.Further(sizes, bands, transfer)
@@ -129,23 +119,6 @@ class Proof:
             names |= {Variant(radius).name: f"radius {radius}, distilled"}
         rows = {label: self._folder / "rows" / f"{name}.png" for name, label in names.items()}
         report.sheet(path, {label: file for label, file in rows.items() if file.is_file()})
-
-
-def _identity(models: Path, measure: Measure) -> str:
-    """Of the model's files and of how students are trained and measured."""
-    digest = hashlib.sha256(repr((measure, MAIN.settings(measure.steps, measure.batch))).encode())
-    for name in (files.FLUX, files.VAE):
-        digest.update((models / name).read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _kept(file: Path, measure: Callable[[], Any]) -> Any:
-    """What a file has, measured where it is not there."""
-    if not file.is_file():
-        found = measure()
-        with written_whole(file) as part:
-            part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Distillation: the loss of CLEAR's authors, and all of a training run that needs no ComfyUI.
 
 attention   the student's windowed attention, with gradients for queries, keys, values and the pooling weight
+strategy    another strategy in the window's place, for comparisons; what it learns is trained beside the projections
 loss        flow matching, distillation of the output, distillation of attention outputs
 weights     which tensors are trained, and how they start
 rebase      weights of one model, carried over to a fine-tune of it

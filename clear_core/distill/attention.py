@@ -1,11 +1,13 @@
-"""The student's attention in training: exact, under a dense mask, differentiable in everything it is given.
+"""What a student attends with in training: CLEAR's window, exact, under a dense mask, or whatever is put in its place.
 
-The backends serve inference. The kernels have no backward, and their pooling takes its weight as numbers.
+Differentiable in everything it is given. The backends serve inference: the kernels have no backward, and their pooling
+takes its weight as numbers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +16,43 @@ from torch.nn import functional as F
 from ..layout import Grid, TokenLayout
 from ..pattern import LocalPattern
 from ..pooling import in_cells, pooled_grid
+from ..weights import BlockId
 from ..window import Window
+from .trained import Trained
+
+
+class BlockAttention(Protocol):
+    """A student's attention, in place of the dense one."""
+
+    def __call__(
+        self, block: BlockId, query: Tensor, key: Tensor, value: Tensor, layout: TokenLayout, trained: Trained
+    ) -> Tensor:
+        """One block's. query, key, value: [batch, heads, tokens, head_dim] after RoPE, text first, in the layout.
+
+        trained: has what this attention learns besides the projections, if anything, by names that `block_of_key`
+        understands. Returns [batch, tokens, heads * head_dim], with gradients for all of it; the same for the same
+        arguments, since a block is computed again in the backward.
+        """
+        ...
+
+
+class WindowAttention:
+    """CLEAR's: a window and, with down_factor > 1, tokens pooled by the trained weight of each block."""
+
+    def __init__(self, window: Window, down_factor: int = 1) -> None:
+        self._window, self._factor = window, down_factor
+        self._last: tuple[StudentAttention, Tensor] | None = None
+
+    def __call__(
+        self, block: BlockId, query: Tensor, key: Tensor, value: Tensor, layout: TokenLayout, trained: Trained
+    ) -> Tensor:
+        """As `BlockAttention`."""
+        if self._last is None or self._last[0].layout != layout or self._last[1].device != query.device:
+            attention = StudentAttention(layout, self._window, self._factor)
+            self._last = attention, attention.mask(query.device)
+        attention, mask = self._last
+        weight = trained.pooling(block)
+        return attention(query, key, value, mask, None if weight is None else weight.to(query.device))
 
 
 @dataclass(frozen=True, slots=True)

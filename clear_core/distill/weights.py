@@ -11,10 +11,15 @@ from ..pooling import mean_weight
 from ..weights import BlockId, attention_keys, block_of_key
 
 
+def processor_key(block: BlockId, name: str) -> str:
+    """Name of a tensor that a block's attention has beside its projections."""
+    prefix = "transformer_blocks" if block.kind == "double" else "single_transformer_blocks"
+    return f"{prefix}.{block.index}.attn.processor.{name}"
+
+
 def spatial_key(block: BlockId) -> str:
     """Name of the pooling weight of a block."""
-    prefix = "transformer_blocks" if block.kind == "double" else "single_transformer_blocks"
-    return f"{prefix}.{block.index}.attn.processor.spatial_weight"
+    return processor_key(block, "spatial_weight")
 
 
 def start_from(teacher: Mapping[str, Tensor], blocks: tuple[int, int], down_factor: int) -> dict[str, Tensor]:

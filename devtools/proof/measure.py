@@ -72,8 +72,8 @@ class Bench:
     @cached_property
     def _probes(self) -> list[tuple[Probe, Tensor]]:
         """Each with the dense model's velocity."""
-        probes = [self._probe(index) for index in range(self._measure.probes)]
-        return [(probe, self._velocity(self._model, *probe)) for probe in probes]
+        probes = [self.probe(index) for index in range(self._measure.probes)]
+        return [(probe, self.velocity(self._model, *probe)) for probe in probes]
 
     def dense(self) -> Row:
         """The scores of the dense model itself."""
@@ -81,11 +81,14 @@ class Bench:
 
     def row(self, variant: Variant, say: Callable[[str], None]) -> tuple[Row, Tensor]:
         """The student's scores, and its pictures: [pictures, height, width, 3]."""
-        model = self._student(variant, say)
+        return self.compared(self._student(variant, say))
+
+    def compared(self, model: Any) -> tuple[Row, Tensor]:
+        """The scores of any MODEL beside the dense one, and its pictures: [pictures, height, width, 3]."""
         images = self._pictures(model)
         row = self._scores(images)
         row["psnr"] = gallery.psnr(images, self.images)
-        errors = [(self._velocity(model, *probe) - wanted).square().mean() for probe, wanted in self._probes]
+        errors = [(self.velocity(model, *probe) - wanted).square().mean() for probe, wanted in self._probes]
         row["loss"] = float(torch.stack(errors).mean())
         return row, images
 
@@ -104,10 +107,10 @@ class Bench:
             if point.step % 50 == 0:
                 say(f"{variant.name}: step {point.step} of {asked.steps}, loss {point.losses['loss']:.4g}")
 
-        result, _, _ = job.run(self._model, self._samples(), None, step)
+        result, _, _ = job.run(self._model, self.samples(), None, step)
         return result.weights
 
-    def _samples(self) -> Any:
+    def samples(self) -> Any:
         """A training set of the dense model's own pictures, as the authors trained: its guidance is in them."""
         module = pack_module("clear_core.distill.samples")
         folder = self._folder / "samples"
@@ -141,7 +144,7 @@ class Bench:
     def _scores(self, images: Tensor) -> Row:
         return gallery.judged(images, [self._held_out[0][i] for i in self._chosen])
 
-    def _probe(self, index: int) -> Probe:
+    def probe(self, index: int) -> Probe:
         """Noisy latents of one held-out scene at each sigma, with its text."""
         descriptions, texts = self._held_out
         clean = self._model.model.process_latent_in(self._latent(descriptions[index], 6, index))
@@ -152,5 +155,6 @@ class Bench:
         noisy = (1 - part) * clean + part * noise
         return noisy, sigma, context.expand(len(sigma), -1, -1), pooled.expand(len(sigma), -1)
 
-    def _velocity(self, model: Any, noisy: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+    def velocity(self, model: Any, noisy: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+        """Of a MODEL for a probe."""
         return run_forward(model, noisy, sigma, context, pooled, torch.full_like(sigma, GUIDANCE)).float().cpu()

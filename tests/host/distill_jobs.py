@@ -47,5 +47,12 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+def student_of(nodes_api: Any, transformer: Any, radius: int = 2) -> Any:
+    """A `DistilledModel` with CLEAR's window."""
+    window = nodes_api.module("clear_core.window").Window(radius)
+    attention = nodes_api.module("clear_core.distill.attention").WindowAttention(window)
+    return nodes_api.module("nodes.host.distill.model").DistilledModel(transformer, attention)
+
+
 class Stop(BaseException):
     """What Cancel and Ctrl-C are to a run; like KeyboardInterrupt, it is no Exception."""

@@ -10,12 +10,14 @@ import torch
 
 from devtools.models import flux_model
 
+from host.distill_jobs import student_of
+
 
 def test_the_students_outputs_are_freed_after_the_backward(nodes_api: Any) -> None:
     """They were kept through the hooks in the options that each block's graph has: 10 MB a step of the small FLUX."""
     model, trained = (nodes_api.module(name) for name in ("nodes.host.distill.model", "clear_core.distill.trained"))
     transformer = flux_model(depth=2, depth_single_blocks=3).model.diffusion_model
-    student = model.DistilledModel(transformer, nodes_api.module("clear_core.window").Window(2))
+    student = student_of(nodes_api, transformer)
     values = trained.FullWeights(dict(student.own_weights(torch.float32, torch.device("cpu"))))
     generator = torch.Generator().manual_seed(1)
     given = {

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from devtools.models import flux_model
 
+from host.distill_jobs import student_of
+
 
 class Copies:
     """The host's copying of weights, all into one buffer for each shape: a copy lives until the next is made."""
@@ -35,7 +37,7 @@ def gradients(nodes_api: Any, transformer: Any, output: str) -> dict[str, Tensor
     model, trained = (
         nodes_api.module(f"{name}") for name in ("nodes.host.distill.model", "clear_core.distill.trained")
     )
-    student = model.DistilledModel(transformer, nodes_api.module("clear_core.window").Window(2))
+    student = student_of(nodes_api, transformer)
     generator = torch.Generator().manual_seed(1)
     if output == "LoRA":
         values = trained.Lora(student.projections, transformer.hidden_size, 4, 1, 0)

@@ -16,7 +16,7 @@ from clear_core.distill.rebase import rebased
 from clear_core.distill.samples import TrainingSet
 from devtools.models import chroma_model, clear_tensors, flux2_model, flux_model
 
-from host.distill_jobs import Stop, equal, job, run, samples, weights_of
+from host.distill_jobs import Stop, equal, job, run, samples, student_of, weights_of
 from host.distill_samples import folders, one_thread
 from host.distill_worker import SCALED, model_of
 
@@ -80,9 +80,7 @@ def test_re_based_on_their_own_model_weights_are_what_they_were(
 ) -> None:
     """Bit for bit; but for weights with a scale, of which the host's layer gives weight + bias."""
     read = nodes_api.module("nodes.host.distill.stored_weights").StoredWeights(model_of(2, stored), "start_base")
-    student = nodes_api.module("nodes.host.distill.model").DistilledModel(
-        model_of(2, stored).model.diffusion_model, nodes_api.module("clear_core.window").Window(2)
-    )
+    student = student_of(nodes_api, model_of(2, stored).model.diffusion_model)
     own = dict(student.own_weights(torch.float32, torch.device("cpu")))
     assert set(read.names) == own.keys()
     made = rebased(random.attention, own.items(), read)

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ....clear_core.distill.attention import StudentAttention
+from ....clear_core.distill.attention import BlockAttention
 from ....clear_core.distill.loss import Losses, Prediction, compared_blocks, losses
 from ....clear_core.distill.recompute import in_place_allowed, recomputed
 from ....clear_core.distill.trained import Trained, by_block
 from ....clear_core.layout import TokenLayout
 from ....clear_core.weights import BlockId, attention_keys, block_of_key
-from ....clear_core.window import Window
 from ..attention_call import frame_of
 from ..patching.weight_patches import host_keys
 from .blocks import Attend, Block, BlockCall, Projection, TrainedLinear, own_forward, with_forwards
@@ -51,16 +50,14 @@ def _as_it_is(module: Any) -> AbstractContextManager[None]:
 
 
 class DistilledModel:
-    """transformer: the host's module, frozen. window, down_factor: of the student. gathered: for a sharded base."""
+    """transformer: the host's module, frozen. attention: of the student. gathered: for a sharded base."""
 
-    def __init__(self, transformer: Any, window: Window, down_factor: int = 1, gathered: Gathered = _as_it_is) -> None:
-        self.transformer, self._window, self._factor = transformer, window, down_factor
-        self._gathered = gathered
+    def __init__(self, transformer: Any, attention: BlockAttention, gathered: Gathered = _as_it_is) -> None:
+        self.transformer, self._attention, self._gathered = transformer, attention, gathered
         self.depth = len(transformer.double_blocks), len(transformer.single_blocks)
         self.compared = compared_blocks(*self.depth)
         self._blocks = {block.block: block for block in _blocks(transformer)}
         self._outside = tuple(_layers_outside(transformer))
-        self._student: tuple[StudentAttention, Tensor] | None = None
 
     @property
     def blocks(self) -> tuple[BlockId, ...]:
@@ -102,7 +99,7 @@ class DistilledModel:
         parameters = by_block(trained)
 
         def hook(call: BlockCall) -> tuple[Tensor, ...]:
-            attend = self._windowed(trained, call.block.block, inputs)
+            attend = self._students(trained, call.block.block, inputs)
 
             def run(*activations: Tensor) -> tuple[Tensor, ...]:
                 out = call.run(activations, attend, trained)
@@ -148,7 +145,7 @@ class DistilledModel:
             with self._gathered(call.block.module):
                 wanted = call.run(tuple(tensor.clone() for tensor in before), _dense, None)[:-1]
                 with in_place_allowed():
-                    attend = self._windowed(trained, block, inputs)
+                    attend = self._students(trained, block, inputs)
                     made = call.run(tuple(tensor.clone() for tensor in before), attend, trained)[:-1]
                     error = torch.stack([*map(_relative_error, made, wanted, before)]).mean()
                     add_gradients(error * share, list(parameters[block].values()))
@@ -160,19 +157,15 @@ class DistilledModel:
             self._forward(inputs, hook)
         return errors
 
-    def _windowed(self, trained: Trained, block: BlockId, inputs: Inputs) -> Attend:
+    def _students(self, trained: Trained, block: BlockId, inputs: Inputs) -> Attend:
+        """The student's attention in a block."""
         image = frame_of(self.transformer, inputs.latent, None, {}).image
 
         def attend(function: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if kwargs.get("mask") is not None:
                 raise ValueError("The conditioning carries an attention mask, which distillation does not support.")
             layout = TokenLayout(query.shape[-2] - image.tokens, image)
-            if self._student is None or self._student[0].layout != layout or self._student[1].device != query.device:
-                student = StudentAttention(layout, self._window, self._factor)
-                self._student = student, student.mask(query.device)
-            student, mask = self._student
-            weight = trained.pooling(block)
-            return student(query, key, value, mask, None if weight is None else weight.to(query.device))
+            return self._attention(block, query, key, value, layout, trained)
 
         return attend
 

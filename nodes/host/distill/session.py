@@ -11,6 +11,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
+from ....clear_core.distill.attention import BlockAttention, WindowAttention
 from ....clear_core.distill.draws import draw
 from ....clear_core.distill.optimizers import STATE
 from ....clear_core.distill.samples import TrainingSet
@@ -43,8 +44,13 @@ class Session:
     device: torch.device
 
     @classmethod
-    def open(cls, model: Any, samples: TrainingSet, settings: Settings, base: Base) -> Session:
-        """Loads the model, with its LoRAs. Raises ValueError for one that cannot be distilled."""
+    def open(
+        cls, model: Any, samples: TrainingSet, settings: Settings, base: Base, attention: BlockAttention | None = None
+    ) -> Session:
+        """Loads the model, with its LoRAs. Raises ValueError for one that cannot be distilled.
+
+        attention: of the student, in place of the window of the settings.
+        """
         transformer, family = transformer_of(model)
         if family not in FAMILIES:
             raise ValueError(f"This model is {family}; weights can be distilled for {', '.join(FAMILIES)}.")
@@ -62,7 +68,7 @@ class Session:
                 f"{model.model.latent_format.latent_channels}: it was made with another model's VAE."
             )
         rows, columns = (-(-side // transformer.patch_size) for side in shape[1:])
-        if (rows - 1) ** 2 + (columns - 1) ** 2 < settings.radius**2:
+        if attention is None and (rows - 1) ** 2 + (columns - 1) ** 2 < settings.radius**2:
             raise ValueError(
                 f"radius {settings.radius} covers the whole image of {columns} x {rows} tokens: there is nothing to "
                 "distill. Choose a smaller radius, or larger images."
@@ -70,7 +76,8 @@ class Session:
         base.load(model)
         dtype = model.model.manual_cast_dtype or model.model.get_dtype()
         device = torch.device(model.load_device)
-        student = DistilledModel(transformer, Window(settings.radius), settings.down_factor, base.gathered)
+        attention = attention or WindowAttention(Window(settings.radius), settings.down_factor)
+        student = DistilledModel(transformer, attention, base.gathered)
         known = fingerprint(student.own_weights(dtype, device))
         return cls(model, student, samples, shape, settings, family, known, dtype, device)
 

@@ -1,0 +1,58 @@
+"""Rows that are kept in files as soon as they are measured, and the prompts that they are measured on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from clear_core.whole_file import written_whole
+
+from ..small_flux import files, scenes, text
+from ..small_flux.text import Texts
+
+Prompts = tuple[Sequence[scenes.Description], Texts]
+"""Descriptions with their text features, in the same order."""
+
+
+def prompts(folder: Path, clip_l: Path, training: int, held_out: int) -> tuple[Prompts, Prompts]:
+    """The first so many prompts to train on, and of those that nothing was trained on. folder: keeps the features."""
+    found = []
+    for name, count, chosen in zip(("training", "held_out"), (training, held_out), scenes.split(), strict=True):
+        said = [one.prompt for one in chosen[:count]]
+        texts = text.cached(folder / f"text_{name}.safetensors", lambda: text.load_clip(clip_l), said)
+        found.append((chosen[:count], texts))
+    return found[0], found[1]
+
+
+def identity(models: Path, what: object) -> str:
+    """Names the rows of a model's files and of `what` they are measured with: those of others are never taken for them.
+
+    what: anything whose repr tells all of it.
+    """
+    digest = hashlib.sha256(repr(what).encode())
+    for name in (files.FLUX, files.VAE):
+        digest.update((models / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def kept(file: Path, measure: Callable[[], Any], *, wait: bool = True) -> Any:
+    """What a file has, measured where it is not there.
+
+    Several processes may share the file: one measures it, and the others wait for that one. wait=False: raises
+    TimeoutError instead.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        # A process that dies gives its lock up, and what it was measuring is measured again.
+        with FileLock(file.with_suffix(".lock"), timeout=-1 if wait else 0):
+            if not file.is_file():
+                found = measure()
+                with written_whole(file) as part:
+                    part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    except Timeout as error:
+        raise TimeoutError(f"{file} is being measured by another process") from error
+    return json.loads(file.read_text(encoding="utf-8"))
