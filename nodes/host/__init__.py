@@ -18,7 +18,7 @@ from .attention_call import Frame
 from .bands.forward import NO_CLEAR, apply_bands, sample_in_bands
 from .distill.job import Job as DistillJob
 from .distill.watch import distill
-from .downloads import download
+from .downloads import download, fetched_weights
 from .files import absent_release, download_folder, file_fingerprint, weights_files, weights_path
 from .flux_model import FLUX_1, model_info, model_kind
 from .large_images.read import check_region, image_fingerprint, input_images, load_region
@@ -62,6 +62,7 @@ __all__ = [
     "distill",
     "download",
     "download_folder",
+    "fetched_weights",
     "file_fingerprint",
     "folder_fingerprint",
     "has_clear",
