@@ -122,6 +122,7 @@ def test_every_node_has_a_help_page() -> None:
         "CLEARPreset",
         "CLEARReport",
         "CLEARSaveLarge",
+        "CLEARSweep",
         "CLEARTiledSampler",
         "CLEARTrainingSet",
         "CLEARDistill",
