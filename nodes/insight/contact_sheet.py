@@ -65,7 +65,7 @@ class _Sheet:
         shown = [one for block in blocks for one in (block.dense, *(s for _, row in block.rows for s in row)) if one]
         self._cell = (max(_NARROWEST, *(s.picture.width for s in shown)), max(s.picture.height for s in shown))
         self._lines = max(len(one.lines) for one in shown)
-        self._size = max(13, min(40, self._cell[0] // 16))
+        self._size = max(13, min(56, self._cell[0] // 16))
         self._font, self._title_font = (ImageFont.load_default(self._size * scale) for scale in (1, 1.4))
         self._line, self._gap = round(self._size * 1.4), max(8, self._size)
 
