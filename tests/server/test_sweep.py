@@ -34,11 +34,13 @@ class Place:
     output: Path
 
     def rows(self, prefix: str) -> list[dict[str, str]]:
-        with (self.output / f"{prefix}.csv").open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        """With the path of each image."""
+        path = self.output / f"{prefix}.csv"
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{**row, "path": str(path.parent / row["file"])} for row in csv.DictReader(file)]
 
     def picture(self, row: dict[str, str]) -> np.ndarray:
-        with Image.open(self.output / row["file"]) as image:
+        with Image.open(row["path"]) as image:
             return np.asarray(image).astype(int)
 
 
