@@ -122,6 +122,10 @@ CASES: Mapping[str, Case] = MappingProxyType(
             ("Picture, dense", "Picture, CLEAR", "Where they differ"),
             "dense, CLEAR, difference",
         ),
+        "24_sweep": Case(
+            _said(_LAKE) | _SQUARE | {"CLEARSweep": {"axes": f"radius: 2, 3, 5\nweights: {Path(small.CLEAR).name}"}},
+            more="the sheet: dense, radius 2, 3, 5",
+        ),
     }
 )
 """By the name of the workflow."""

@@ -31,6 +31,7 @@ PLACED: dict[str, tuple[str, tuple[str, str] | None]] = {
     "CLEARLoadLarge": ("06_8k_on_16gb", None),
     "CLEARTrainingSet": ("21_distill_weights", None),
     "CLEARDistill": ("21_distill_weights", None),
+    "CLEARSweep": ("24_sweep", None),
 }
 """By node: a shipped workflow, and, where the node is not in it, after which other it goes and by which input; None too
 for one that stands on its own."""

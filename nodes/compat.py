@@ -36,7 +36,7 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.model_sampling": "ModelSamplingFlux",
         "comfy.ops": "cast_bias_weight disable_weight_init uncast_bias_weight",
         "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL "
-        "WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE WrappersMP.PREPARE_SAMPLING",
+        "WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE WrappersMP.PREPARE_SAMPLING WrappersMP.SAMPLER_SAMPLE",
         "comfy.sample": "fix_empty_latent_channels prepare_noise sample",
         "comfy.samplers": "CFGGuider KSAMPLER KSampler.SAMPLERS KSampler.SCHEDULERS calculate_sigmas",
         "comfy.supported_models": "Flux.supported_inference_dtypes",

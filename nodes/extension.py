@@ -19,6 +19,7 @@ from .multi_gpu import CLEARMultiGPU
 from .preset import CLEARPreset
 from .report import CLEARReport
 from .save_large import CLEARSaveLarge
+from .sweep import CLEARSweep
 from .tiled_sampler import CLEARTiledSampler
 from .training_set import CLEARTrainingSet
 from .vae_strips import CLEARVAEDecode, CLEARVAEEncode
@@ -50,6 +51,7 @@ class ClearAttentionExtension(ComfyExtension):
             CLEARTrainingSet,
             CLEARDistill,
             CLEARFactors,
+            CLEARSweep,
         ]
 
 

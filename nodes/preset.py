@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..clear_core.hub.released import find
-from ..clear_core.weights import ClearWeights, read_weights
+from ..clear_core.weights import read_weights
 from . import host
 from .band_inputs import devices_input
 from .options.clear import ApplyInputs, resolve_settings
@@ -62,7 +62,7 @@ class CLEARPreset(io.ComfyNode):
                 f"CLEAR is already applied to this model, and CLEAR 4K / 8K ({preset}) applies it itself. Connect the "
                 "model from before the other node, or remove one of the two."
             )
-        weights = _weights(chosen, node_id) if kind.has_weights else None
+        weights = read_weights(host.fetched_weights(chosen.weights, node_id=node_id)) if kind.has_weights else None
         settings = resolve_settings(weights, ApplyInputs(radius=0 if weights else _radius(chosen)))
         text = host.NodeTextParts(host.node_text_sender(node_id), 3)
         shifted, shift = host.shifted(model, TIME_SHIFT)
@@ -71,13 +71,6 @@ class CLEARPreset(io.ComfyNode):
         if kind.can_be_cut:
             patched = host.apply_bands(patched, bands, node_id=node_id, show=text.part(2))
         return io.NodeOutput(patched)
-
-
-def _weights(preset: Preset, node_id: str | None) -> ClearWeights:
-    """The preset's file, downloaded if it is not here."""
-    released = host.absent_release(preset.weights)
-    path = host.weights_path(preset.weights) if released is None else host.download(released, node_id=node_id)
-    return read_weights(path)
 
 
 def _radius(preset: Preset) -> int:

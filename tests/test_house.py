@@ -123,6 +123,7 @@ def test_every_node_has_a_help_page() -> None:
         "CLEARPreset",
         "CLEARReport",
         "CLEARSaveLarge",
+        "CLEARSweep",
         "CLEARTiledSampler",
         "CLEARTrainingSet",
         "CLEARDistill",

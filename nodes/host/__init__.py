@@ -18,7 +18,7 @@ from .attention_call import Frame
 from .bands.forward import NO_CLEAR, apply_bands, sample_in_bands
 from .distill.job import Job as DistillJob
 from .distill.watch import distill
-from .downloads import download
+from .downloads import download, fetched_weights
 from .factors import measure_factors
 from .files import absent_release, download_folder, file_fingerprint, weights_files, weights_path
 from .flux_model import FLUX_1, model_info, model_kind
@@ -32,6 +32,11 @@ from .page.theme import page_is_light
 from .patching.controlnet import window_control
 from .patching.patch import apply_clear
 from .probe import ProbeRequest, ProbeResult, probe_attention
+from .sweep.job import SweepJob
+from .sweep.run import run_sweep
+from .sweep.sampling import Given as SweepGiven
+from .sweep.sampling import singles
+from .sweep.store import check_prefix
 from .time_shift import shifted
 from .training_images import folder_fingerprint, image_folder
 from .training_set import set_from_images, set_from_prompts
@@ -53,16 +58,20 @@ __all__ = [
     "ProbeRequest",
     "ProbeResult",
     "ProgressBar",
+    "SweepGiven",
+    "SweepJob",
     "absent_release",
     "add_prompt_handler",
     "add_routes",
     "apply_bands",
     "apply_clear",
     "call_number",
+    "check_prefix",
     "check_region",
     "distill",
     "download",
     "download_folder",
+    "fetched_weights",
     "file_fingerprint",
     "folder_fingerprint",
     "has_clear",
@@ -80,11 +89,13 @@ __all__ = [
     "own_times",
     "page_is_light",
     "probe_attention",
+    "run_sweep",
     "sample_in_bands",
     "save_large",
     "set_from_images",
     "set_from_prompts",
     "shifted",
+    "singles",
     "start_upscale",
     "upstream",
     "vae_decode",

@@ -58,6 +58,15 @@ def download(released: Released, *, node_id: str | None) -> Path:
     return shared.path
 
 
+def fetched_weights(name: str, *, node_id: str | None) -> Path:
+    """The file of that name in models/clear; a released one that is missing is downloaded. Raises as `download`.
+
+    Raises ValueError where there is none.
+    """
+    released = absent_release(name)
+    return weights_path(name) if released is None else download(released, node_id=node_id)
+
+
 def start_download(name: str) -> dict[str, Any]:
     """Start or join the download of a released file, unless the file is here; its `download_payload`."""
     released = absent_release(name)

@@ -43,8 +43,18 @@ def machine(named: Collection[str] = ()) -> list[MachineDevice]:
 def _device(device: torch.device) -> MachineDevice:
     free: Any = comfy.model_management.get_free_memory(device)
     total: Any = comfy.model_management.get_total_memory(device)
-    title = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return MachineDevice(device_name(device), title, int(free), int(total))
+    return MachineDevice(device_name(device), device_title(device), int(free), int(total))
+
+
+def device_title(device: torch.device) -> str:
+    """The name of a GPU as its maker gives it; else the kind of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type in ("cuda", "xpu", "mps"):
+        getattr(torch, device.type).synchronize()
 
 
 def machine_devices(home: torch.device) -> list[torch.device]:

@@ -27,6 +27,7 @@ from ...clear_core.show.cost import Model, Options, example_call
 from ...clear_core.show.estimate import Rate, Sample, Timings, dtype_name, fit, text_queries
 from ...clear_core.window import Window
 from .attention_call import OVERRIDE
+from .machine import synchronize
 
 CPU_SECONDS: Final = 30.0
 GPU_SECONDS: Final = 15.0
@@ -133,18 +134,12 @@ def _is_least(timing: _Timing, timings: list[_Timing]) -> bool:
 
 
 def _seconds(run: Callable[[], object], device: torch.device, repeats: int, clock: Clock) -> float:
-    _wait(device)
+    synchronize(device)
     started = clock()
     for _ in range(repeats):
         run()
-    _wait(device)
+    synchronize(device)
     return max((clock() - started) / repeats, 1e-9)
-
-
-def _wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type in ("cuda", "xpu", "mps"):
-        getattr(torch, device.type).synchronize()
 
 
 def _timings(model: Model, backend: str, window: Window) -> Iterator[_Timing]:

@@ -76,7 +76,7 @@ def record_wrapper(
             sigmas = kwargs["sigmas"] if "sigmas" in kwargs else args[2]
             ran = _run_facts(executor.class_obj.model_patcher, noise, len(sigmas) - 1)
             file = {"file": weights.name, "sha256": _wait_for(digest)} if weights is not None else None
-            used = _settings(settings, token_grid(ran["width"], ran["height"]))
+            used = settings_as_used(settings, token_grid(ran["width"], ran["height"]))
             RECORDS.add({"weights": file, **used, **_calls(run_log), **ran, **facts, **notes})
         except Exception:  # the image is there; what is said about it must not take it away
             _log.warning("CLEAR: this run is not in the metadata of its images", exc_info=True)
@@ -85,7 +85,8 @@ def record_wrapper(
     return clear_record
 
 
-def _settings(settings: ClearSettings, image: Grid) -> Record:
+def settings_as_used(settings: ClearSettings, image: Grid) -> Record:
+    """By the names of the inputs of Apply CLEAR Attention, for an image of so many tokens; 0 is resolved."""
     views = {view: name for name, view in REFERENCE_VIEWS.items()}
     return {
         "radius": settings.window.radius,

@@ -10,7 +10,7 @@ from comfy_execution.graph_utils import GraphBuilder, is_link
 
 from .attention_call import SETTINGS
 
-_APPLYING = frozenset({"CLEARApply", "CLEARPreset", "CLEARHighRes"})
+_APPLYING = frozenset({"CLEARApply", "CLEARPreset", "CLEARHighRes", "CLEARSweep"})
 
 SAMPLERS: tuple[str, ...] = tuple(comfy.samplers.KSampler.SAMPLERS)
 SCHEDULERS: tuple[str, ...] = tuple(comfy.samplers.KSampler.SCHEDULERS)

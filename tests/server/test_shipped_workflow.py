@@ -43,7 +43,7 @@ def check_nodes_and_links(object_info: dict[str, Any], name: str) -> None:
     nodes = {node["id"]: node for node in ui["nodes"]}
     types = {node["type"] for node in ui["nodes"]} - {"MarkdownNote"}
     assert types <= object_info.keys()
-    assert types & {"CLEARApply", "CLEARHighRes", "CLEARDistill"}
+    assert types & {"CLEARApply", "CLEARHighRes", "CLEARDistill", "CLEARSweep"}
     for link_id, source, source_slot, target, target_slot, kind in ui["links"]:
         info = object_info[nodes[source]["type"]]
         inputs = object_info[nodes[target]["type"]]["input"]

@@ -84,7 +84,15 @@ def load_region(name: str, region: Region) -> tuple[Tensor, Tensor]:
 
     Raises ValueError as `check_region` does, or where the file is damaged, and ComfyUI's own exception on Cancel.
     """
-    path = image_path(name)
+    return _loaded(image_path(name), region)
+
+
+def load_image(path: Path) -> Tensor:
+    """A whole image [height, width, 3]. Raises ValueError where it is damaged, OSError where it is not there."""
+    return _loaded(path, Region())[0][0]
+
+
+def _loaded(path: Path, region: Region) -> tuple[Tensor, Tensor]:
     with path.open("rb") as file:
         image = _opened(path, file)
         # Before the pixels are decoded, which takes a while.

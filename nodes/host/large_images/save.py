@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -43,11 +43,8 @@ def save_large(images: Tensor, prefix: str, kind: str, metadata: Mapping[str, An
     saved: list[File] = []
     for i, image in enumerate(images):
         file = f"{name.replace('%batch_num%', str(i))}_{number + i:05}_.{kind}"
-        try:
-            _save(image, Path(folder), file, kind, metadata, bar)
-        except OSError as error:
-            before = f" The images before it, {i} of {count}, are saved." if i else ""
-            raise RuntimeError(_reason(error, Path(folder), file, image) + before) from error
+        before = f" The images before it, {i} of {count}, are saved." if i else ""
+        save_image(image, Path(folder) / file, kind, metadata, bar.update, before)
         saved.append(File(filename=file, subfolder=subfolder, type="output"))
     return saved
 
@@ -68,21 +65,35 @@ def _check(images: Tensor) -> None:
         )
 
 
-def _save(image: Tensor, folder: Path, file: str, kind: str, metadata: Mapping[str, Any], bar: ProgressBar) -> None:
+def save_image(
+    image: Tensor,
+    path: Path,
+    kind: str,
+    metadata: Mapping[str, Any],
+    done: Callable[[int], None] = lambda rows: None,
+    before: str = "",
+) -> None:
+    """Save one image [height, width, C], whole or not at all. done: called with the number of rows written.
+
+    before: a sentence for the end of an error. Raises RuntimeError where the disk is full or cannot be written to.
+    """
     height, width, channels = image.shape
     rows = min(height, max(1, BAND // width))
-    # Its name begins with the file's, which keeps the number from being taken twice.
-    with written_whole(folder / file) as part, part.open("xb") as stream:
-        _WRITERS[kind](stream, (height, width, channels), rows, _bands(image, rows, bar), metadata)
+    try:
+        # Its name begins with the file's, which keeps the number from being taken twice.
+        with written_whole(path) as part, part.open("xb") as stream:
+            _WRITERS[kind](stream, (height, width, channels), rows, _bands(image, rows, done), metadata)
+    except OSError as error:
+        raise RuntimeError(_reason(error, path.parent, path.name, image) + before) from error
 
 
-def _bands(image: Tensor, rows: int, bar: ProgressBar) -> Iterator[np.ndarray]:
+def _bands(image: Tensor, rows: int, done: Callable[[int], None]) -> Iterator[np.ndarray]:
     for top in range(0, len(image), rows):
         comfy.model_management.throw_exception_if_processing_interrupted()
         band = image[top : top + rows].cpu()
         # numpy has no bfloat16. Otherwise Save Image's expression, in the image's own dtype: the same pixels.
         values = (band.float() if band.dtype == torch.bfloat16 else band).numpy()
-        bar.update(len(band))  # not after the last yield, to which a writer need not come back
+        done(len(band))  # not after the last yield, to which a writer need not come back
         yield np.clip(255.0 * values, 0, 255).astype(np.uint8)
 
 
