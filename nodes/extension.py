@@ -10,6 +10,7 @@ from .attention_map import CLEARAttentionMap
 from .compare import CLEARCompare
 from .control_net import CLEARControlNet
 from .distill import CLEARDistill
+from .evaluate import CLEAREvaluate
 from .high_res import CLEARHighRes
 from .high_res_parts import CLEARBatch, CLEARItem, CLEARStages
 from .high_res_vae import CLEARStageDecode, CLEARStageEncode
@@ -48,6 +49,7 @@ class ClearAttentionExtension(ComfyExtension):
             CLEARLoadLarge,
             CLEARTrainingSet,
             CLEARDistill,
+            CLEAREvaluate,
         ]
 
 

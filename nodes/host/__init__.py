@@ -19,6 +19,8 @@ from .bands.forward import NO_CLEAR, apply_bands, sample_in_bands
 from .distill.job import Job as DistillJob
 from .distill.watch import distill
 from .downloads import download
+from .evaluation.run import NodeWatch, evaluate_folders, evaluated_folder, prompts_file, saved
+from .evaluation.weights import Files as NetworkFiles
 from .files import absent_release, download_folder, file_fingerprint, weights_files, weights_path
 from .flux_model import FLUX_1, model_info, model_kind
 from .large_images.read import check_region, image_fingerprint, input_images, load_region
@@ -48,7 +50,9 @@ __all__ = [
     "DistillJob",
     "Frame",
     "GraphBuilder",
+    "NetworkFiles",
     "NodeTextParts",
+    "NodeWatch",
     "ProbeRequest",
     "ProbeResult",
     "ProgressBar",
@@ -62,6 +66,8 @@ __all__ = [
     "distill",
     "download",
     "download_folder",
+    "evaluate_folders",
+    "evaluated_folder",
     "file_fingerprint",
     "folder_fingerprint",
     "has_clear",
@@ -78,8 +84,10 @@ __all__ = [
     "own_times",
     "page_is_light",
     "probe_attention",
+    "prompts_file",
     "sample_in_bands",
     "save_large",
+    "saved",
     "set_from_images",
     "set_from_prompts",
     "shifted",
