@@ -78,6 +78,7 @@ METHODS: Final[Mapping[str, str]] = MappingProxyType(
 
 ARGUMENTS: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "comfy.clip_vision.clip_preprocess": "size mean std",
         "comfy.ldm.chroma.model.Chroma._forward": "x transformer_options",
         "comfy.ldm.flux.layers.DoubleStreamBlock.forward": "transformer_options",
         "comfy.ldm.flux.layers.SingleStreamBlock.forward": "transformer_options",

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,12 @@ NOT_MEASURED = "not measured"
 def markdown(found: Evaluation) -> str:
     """A row for each metric, a column for each folder: the score and its confidence interval."""
     columns = (found.original, *found.columns)
-    out = [
-        "| | " + " | ".join([f"{found.original.name} (original)", *(column.name for column in found.columns)]) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
+    titles = [f"{found.original.name} (original)", *(column.name for column in found.columns)]
+    out = [_row("", titles), "|---" * (len(columns) + 1) + "|"]
     for name in found.metrics:
         cells = [_cell(name, column.scores[name]) if name in column.scores else "" for column in columns]
-        out.append(f"| {METRICS[name].title} | " + " | ".join(cells) + " |")
-    out.append("| pairs | | " + " | ".join(str(column.count) for column in found.columns) + " |")
+        out.append(_row(METRICS[name].title, cells))
+    out.append(_row("pairs", ["", *(str(column.count) for column in found.columns)]))
     out += ["", *(f"- {note}" for note in notes(found))]
     return "\n".join(out)
 
@@ -104,6 +102,10 @@ def write(found: Evaluation, folder: Path, name: str) -> list[Path]:
             part.write_text(text, encoding="utf-8")
         paths.append(path)
     return paths
+
+
+def _row(title: str, cells: Sequence[str]) -> str:
+    return "| " + " | ".join([title, *(cell.replace("|", "\\|") for cell in cells)]) + " |"
 
 
 def _cell(name: str, score: Score | str) -> str:

@@ -65,12 +65,12 @@ def test_frechet_distance_of_fewer_images_than_channels() -> None:
 
 
 def test_frechet_distance_of_known_distributions() -> None:
-    x = random(50, 8)
+    x = random(50, 8).double()
     assert scores.frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
     assert scores.frechet_distance(x, x + 2) == pytest.approx(4 * 8, rel=1e-9)  # only the means differ
     one = x[:, :1]
     assert scores.frechet_distance(one, 3 * one) == pytest.approx(
-        float((2 * one.double().mean()) ** 2 + (3 - 1) ** 2 * one.double().var()), rel=1e-9
+        float((2 * one.mean()) ** 2 + (3 - 1) ** 2 * one.var()), rel=1e-9
     )
 
 

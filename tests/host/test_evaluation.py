@@ -419,6 +419,7 @@ def test_the_node_in_the_hosts_executor(
     ("inputs", "said"),
     [
         ({"original": "nowhere"}, "original is 'nowhere', which is no folder on the machine of ComfyUI"),
+        ({"original": " "}, "original is empty. Write the path of a folder with images"),
         ({"folders": "\n \n"}, "folders is empty. Write the path of a folder with images"),
         ({"folders": "x"}, "folders is 'x', which is no folder on the machine of ComfyUI"),
         ({"metrics": "FID, KID"}, "metrics has 'KID'; allowed are FID, LPIPS"),

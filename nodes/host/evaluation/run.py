@@ -68,7 +68,10 @@ def evaluated_folder(name: str, written: str) -> Path:
 
     Raises ValueError where it is not there.
     """
-    return folder_named(name, written.strip().strip("\"'"), "output", folder_paths.get_output_directory())
+    text = written.strip().strip("\"'")
+    if not text:
+        raise ValueError(f"{name} is empty. Write the path of a folder with images.")
+    return folder_named(name, text, "output", folder_paths.get_output_directory())
 
 
 def prompts_file(written: str) -> Path | None:
