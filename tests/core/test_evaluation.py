@@ -334,6 +334,7 @@ def test_a_run_that_was_stopped_goes_on_and_computes_nothing_twice(
     found = run(tmp_path, *trio, networks=networks)
     together = {kind: stopped.seen[kind] + networks.seen[kind] for kind in networks.seen}
     assert together == {"inception": 120, "clip": 120, "dino": 120, "lpips": 80, "text": 5}
+    (tmp_path / "elsewhere").mkdir()
     whole = run(tmp_path / "elsewhere", *trio, prompts="../prompts.json")
     assert [values_of(column) for column in found.columns] == [values_of(column) for column in whole.columns]
     again = Networks()
