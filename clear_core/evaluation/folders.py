@@ -93,6 +93,14 @@ def evaluate(
     return Evaluation(tuple(metrics), own, tuple(_named_apart(own, columns)), identities)
 
 
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What a measure leaves behind: its network is freed before the next is loaded."""
+
+    identity: str
+    features: int
+
+
 @dataclass(slots=True)
 class _Run:
     """texts: prompts by stem. missing: by kind of measure, why it is not there. broken: files, and why."""
@@ -102,7 +110,7 @@ class _Run:
     read: Callable[[Path], Tensor]
     kept: Rows
     watch: Watch
-    measures: dict[str, Measure] = field(default_factory=dict)
+    measures: dict[str, _Measured] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     broken: dict[Path, str] = field(default_factory=dict)
 
@@ -115,7 +123,7 @@ class _Run:
             opened = opener()
             items = {item.key: item for one in matches for item in self._items(kind, self._whole(one.pairs))}
             fill(opened, list(items.values()), self.kept, self.watch, kind)
-            self.measures[kind] = opened
+            self.measures[kind] = _Measured(opened.identity, opened.features)
         except NotAvailableError as error:
             self.missing[kind] = str(error)
 
