@@ -120,7 +120,7 @@ def _inputs() -> list[io.Input]:
             io.Boolean.Input,
             "download",
             default=False,
-            tooltip="Download networks that are missing in models/clear_metrics, 3.3 GB in all, verified by SHA-256. "
+            tooltip="Download networks that are missing in models/clear_metrics, 3.3 GB together, verified by SHA-256. "
             "Off: a metric without its network says which file is missing.",
         ),
         make(
