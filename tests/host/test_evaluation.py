@@ -257,7 +257,8 @@ def test_dino_is_that_of_transformers(
     made |= {name: torch.full_like(made[name], 0.3) for name in made if name.endswith("lambda1")}
     here.mkdir(parents=True)
     deepest = "encoder.layer.23.layer_scale2.lambda1"  # by which the host knows ViT-L
-    save_file({**made, deepest: torch.ones(1024)}, here / weights.FILES["dino"].name)
+    published = {_published(name): tensor for name, tensor in made.items()}
+    save_file({**published, deepest: torch.ones(1024)}, here / weights.FILES["dino"].name)
     load = comfy.clip_vision.load
 
     def cut_vision(path: str) -> Any:
@@ -276,6 +277,19 @@ def test_dino_is_that_of_transformers(
         expected = model((torch.stack(images).movedim(-1, 1) / 255 - mean) / std).pooler_output
     assert (found - expected).norm() < 5e-3 * expected.norm()
     assert (expected[0] - expected[1]).norm() > 0.02 * expected.norm()
+
+
+def _published(name: str) -> str:
+    """The name in the published file, for one of transformers' version 5, which renames when it loads."""
+    names = {
+        "q_proj": "attention.query",
+        "k_proj": "attention.key",
+        "v_proj": "attention.value",
+        "o_proj": "output.dense",
+    }
+    for new, old in names.items():
+        name = name.replace(f".attention.{new}.", f".attention.{old}.")
+    return name
 
 
 # ---- files ---------------------------------------------------------------------------------------------
