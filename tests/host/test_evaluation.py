@@ -426,7 +426,7 @@ def test_the_node_in_the_hosts_executor(
     assert (saved / "my table.md").read_text(encoding="utf-8").rstrip() == table[: table.index("\n- saved as")]
     assert (saved / "my table.csv").read_text(encoding="utf-8") == text
     assert json.loads((saved / "my table.json").read_text(encoding="utf-8"))["folders"]["clear"]["images"] == 3
-    assert machine.shown[0]["text"] == (table,)
+    assert list(machine.shown[0]["text"]) == [table]
 
 
 @pytest.mark.parametrize(
