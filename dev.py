@@ -10,6 +10,7 @@
     python dev.py train-demo        train the demo's small FLUX from nothing, and score it
     python dev.py prove             what the window costs that model, and what distillation gives back
     python dev.py ablate            other strategies in the window's place, at equal cost
+    python dev.py evaluate A B      how close images are to those of an original: FID, IS, LPIPS, CLIP, DINO, SSIM
     python dev.py pack DIR          try another node pack beside this one
 
 The first start makes everything it needs below .dev (about five minutes, 4 GB); later starts take seconds.
@@ -48,6 +49,8 @@ from devtools.steps import DevError
 
 # How a run of all tests is spread over processes. A server and a test process take up to 7 GB together.
 PARALLEL: tuple[str, ...] = ("-n", "2", "--dist", "worksteal")
+_PASSED_ON = ("bench", "card", "distill", "train-demo", "prove", "ablate", "evaluate")
+"""Commands with arguments of their own."""
 
 
 def call(*arguments: str, python: Path = PYTHON) -> int:
@@ -131,14 +134,14 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     command("train-demo", "Train the demo's small FLUX from nothing, and score it; all arguments go to it.")
     command("prove", "Measure the window and distillation on the small FLUX; all arguments go to it.")
     command("ablate", "Compare other strategies with the window on the small FLUX; all arguments go to it.")
+    command("evaluate", "Compare folders of images with an original's; all arguments go to it.")
     pack = command("pack", "Try another node pack beside CLEAR: is the image the one that both should give?")
     pack.add_argument("folder", type=Path, nargs="?", help="the pack's folder (default: ComfyUI's own nodes)")
     pack.add_argument("--node", metavar="ID", help="a node of it that takes a MODEL (default: see devtools/packs.py)")
     pack.add_argument("--inputs", metavar="JSON", help="its widgets that are not at their defaults")
     command("setup", "Make the environment and stop.")
 
-    whole = arguments[:1] in (["bench"], ["card"], ["distill"], ["train-demo"], ["prove"], ["ablate"])
-    passed_on = 1 if whole else len(arguments)
+    passed_on = 1 if arguments[:1] in [[name] for name in _PASSED_ON] else len(arguments)
     options, rest = parser.parse_known_args(arguments[:passed_on])
     if rest and options.command != "test":
         parser.error(f"unknown arguments: {' '.join(rest)}")
@@ -198,7 +201,7 @@ def main(arguments: list[str]) -> int:
     if options.command == "distill":
         module = "distill_replay" if "--replay" in rest else "distill_run"
         return call("-m", f"devtools.{module}", *rest, python=python)
-    if options.command in ("train-demo", "prove", "ablate"):
+    if options.command in ("train-demo", "prove", "ablate", "evaluate"):
         return call("-m", f"devtools.{options.command.replace('-', '_')}", *rest, python=python)
     if options.command == "card":
         return call("-m", "benchmarks.card", *rest, python=python)

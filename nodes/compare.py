@@ -9,8 +9,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..clear_core.evaluation.similarity import MS_SSIM_SIDE, SSIM_SIDE, Similarity, pixels_to_do, similarity
 from . import host
-from .insight.similarity import MS_SSIM_SIDE, SSIM_SIDE, Similarity, pixels_to_do, similarity
 from .insight.slider_images import slider_pairs
 from .schema import CACHED_PER_NODE_ID, CATEGORY, make
 

@@ -21,6 +21,7 @@ _NAMED = 3  # missing pieces named in the sentence; the rest are counted
 NEEDED: Final[Mapping[str, str]] = MappingProxyType(
     {
         "comfy.cli_args": "args",
+        "comfy.clip_vision": "clip_preprocess load",
         "comfy.controlnet": "ControlNet",
         "comfy.ldm.chroma.model": "Chroma",
         "comfy.ldm.common_dit": "pad_to_patch_size",
@@ -32,6 +33,7 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.lora": "calculate_weight",
         "comfy.model_management": "OOM_EXCEPTION cast_to cast_to_device current_loaded_models extra_reserved_memory "
         "free_memory get_free_memory get_torch_device get_total_memory load_models_gpu loaded_models soft_empty_cache "
+        "text_encoder_device text_encoder_dtype "
         "throw_exception_if_processing_interrupted unet_dtype unet_manual_cast vae_device vae_dtype",
         "comfy.model_sampling": "ModelSamplingFlux",
         "comfy.ops": "cast_bias_weight disable_weight_init uncast_bias_weight",
@@ -39,6 +41,7 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE WrappersMP.PREPARE_SAMPLING WrappersMP.SAMPLER_SAMPLE",
         "comfy.sample": "fix_empty_latent_channels prepare_noise sample",
         "comfy.samplers": "CFGGuider KSAMPLER KSampler.SAMPLERS KSampler.SCHEDULERS calculate_sigmas",
+        "comfy.sd": "load_text_encoder_state_dicts",
         "comfy.supported_models": "Flux.supported_inference_dtypes",
         "comfy.utils": "ProgressBar flux_to_diffusers set_attr",
         "comfy_api.latest": "ComfyExtension io.AnyType io.Boolean io.Clip io.Combo io.ComfyNode io.Conditioning "
@@ -64,6 +67,7 @@ ON_USE: Final = (
 METHODS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "comfy.model_base.BaseModel": "apply_model extra_conds get_dtype memory_required process_latent_in",
+        "comfy.clip_vision.ClipVisionModel": "encode_image",
         "comfy_execution.graph.DynamicPrompt": "all_node_ids get_node",
         "comfy.model_patcher.ModelPatcher": "add_object_patch add_patches add_wrapper_with_key clone get_key_patches "
         "get_model_object get_wrappers loaded_size model_size remove_wrappers_with_key",
@@ -74,6 +78,7 @@ METHODS: Final[Mapping[str, str]] = MappingProxyType(
 
 ARGUMENTS: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "comfy.clip_vision.clip_preprocess": "size mean std",
         "comfy.ldm.chroma.model.Chroma._forward": "x transformer_options",
         "comfy.ldm.flux.layers.DoubleStreamBlock.forward": "transformer_options",
         "comfy.ldm.flux.layers.SingleStreamBlock.forward": "transformer_options",

@@ -10,6 +10,7 @@ from .attention_map import CLEARAttentionMap
 from .compare import CLEARCompare
 from .control_net import CLEARControlNet
 from .distill import CLEARDistill
+from .evaluate import CLEAREvaluate
 from .factors import CLEARFactors
 from .high_res import CLEARHighRes
 from .high_res_parts import CLEARBatch, CLEARItem, CLEARStages
@@ -52,6 +53,7 @@ class ClearAttentionExtension(ComfyExtension):
             CLEARDistill,
             CLEARFactors,
             CLEARSweep,
+            CLEAREvaluate,
         ]
 
 

@@ -127,6 +127,7 @@ def test_every_node_has_a_help_page() -> None:
         "CLEARTiledSampler",
         "CLEARTrainingSet",
         "CLEARDistill",
+        "CLEAREvaluate",
         "CLEARVAEDecode",
         "CLEARVAEEncode",
         "CLEARWeightsLoader",

@@ -59,13 +59,13 @@ def file_info(url: str) -> RemoteFile:
     return RemoteFile(found.size, found.etag or "")
 
 
-def stream(url: str, start: int, size: int) -> Iterator[bytes]:
-    """The bytes of a file of `size` bytes from `start` on, as they arrive.
+def stream(url: str, start: int, size: int, *, token: bool = True) -> Iterator[bytes]:
+    """The bytes of a file of `size` bytes from `start` on, as they arrive. token: send the user's, if there is one.
 
     Raises Failure; TransientError where the connection broke or the hub is overloaded.
     """
     at = start
-    with _explained(url), _get(url, start) as (answer, chunks):
+    with _explained(url), _get(url, start, token) as (answer, chunks):
         skip = _bytes_to_skip(answer, start, size)
         for chunk in chunks:
             kept = chunk[skip:]
@@ -80,12 +80,13 @@ def stream(url: str, start: int, size: int) -> Iterator[bytes]:
 
 
 @contextmanager
-def _get(url: str, start: int) -> Iterator[tuple[Any, Iterator[bytes]]]:
+def _get(url: str, start: int, token: bool) -> Iterator[tuple[Any, Iterator[bytes]]]:
     """The answer to a request for everything from `start` on, and its body."""
     from huggingface_hub import constants
     from huggingface_hub.utils import build_hf_headers, get_session
 
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"}  # offsets are those of the file, not of a packed one
+    headers = build_hf_headers(token=None if token else False)
+    headers["Accept-Encoding"] = "identity"  # offsets are those of the file, not of a packed one
     if start:
         headers["Range"] = f"bytes={start}-"
     session: Any = get_session()

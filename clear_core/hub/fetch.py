@@ -1,4 +1,4 @@
-"""Download a released file: resumable, verified, and atomic.
+"""Download a file: resumable, verified, and atomic. `fetch` is for a released one, `fetch_known` for any other.
 
 An incomplete download lies beside its target as NAME.DIGEST.part, and NAME.lock keeps a second ComfyUI from fetching
 the same file. Existing files are never overwritten or removed.
@@ -11,8 +11,9 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -58,26 +59,57 @@ def fetch(
     Raises DownloadError, and whatever `progress` raises.
     """
     url = address(released.name, endpoint)
-    final = folder / released.name
-    part = None
-    remote = None
-    try:
+
+    def find() -> RemoteFile:
         remote = _file_info(url, progress, waits)
         if released.sha256 not in (None, remote.sha256):
             raise Failure(f"the hub has another file by this name now, with the SHA-256 {remote.sha256}")
-        part = part_file(folder, released.name, remote.sha256)
-        with _exclusive(folder / f"{released.name}.lock", released.name, progress):
+        return remote
+
+    return _fetch(_Source(url, released.name, find, lambda part: _check(part, released.name)), folder, progress, waits)
+
+
+def fetch_known(
+    url: str, name: str, remote: RemoteFile, folder: Path, progress: Progress, *, waits: Sequence[float] = _WAITS
+) -> Path:
+    """Download a file whose size and SHA-256 are known, from any server, as `fetch` does. name: that it gets.
+
+    The user's token for the hub is not sent.
+    """
+    source = _Source(url, name, lambda: remote, lambda part: None, token=False)
+    return _fetch(source, folder, progress, waits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """find: the size and SHA-256. check: raises Failure for a file that arrived whole and cannot be used."""
+
+    url: str
+    name: str
+    find: Callable[[], RemoteFile]
+    check: Callable[[Path], None]
+    token: bool = True
+
+
+def _fetch(source: _Source, folder: Path, progress: Progress, waits: Sequence[float]) -> Path:
+    final = folder / source.name
+    part = None
+    remote = None
+    try:
+        remote = source.find()
+        part = part_file(folder, source.name, remote.sha256)
+        with _exclusive(folder / f"{source.name}.lock", source.name, progress):
             if not final.exists():
                 _check_room(part, remote)
-                _receive(url, part, remote, progress, waits)
-                _check(part, released.name)
+                _receive(source, part, remote, progress, waits)
+                source.check(part)
                 _put_in_place(part, final)
         return final
     except (Failure, OSError) as error:
         what = _reason(error, folder) if isinstance(error, OSError) else str(error)
         raise DownloadError(
-            f"{released.name} could not be downloaded: {what.rstrip('.')}. {_kept(part, remote)} "
-            f"To download it by hand, fetch {url} and put it into {folder}."
+            f"{source.name} could not be downloaded: {what.rstrip('.')}. {_kept(part, remote)} "
+            f"To download it by hand, fetch {source.url} and put it into {folder}."
         ) from error
 
 
@@ -91,7 +123,7 @@ def _file_info(url: str, progress: Progress, waits: Sequence[float]) -> RemoteFi
             _wait(fault, next(tries, None) if time.monotonic() < until else None, progress)
 
 
-def _receive(url: str, part: Path, remote: RemoteFile, progress: Progress, waits: Sequence[float]) -> None:
+def _receive(source: _Source, part: Path, remote: RemoteFile, progress: Progress, waits: Sequence[float]) -> None:
     """Complete the partial file and verify its size and digest."""
     digest, done = _resume_state(part, remote, progress)
     tries = iter(waits)
@@ -99,7 +131,8 @@ def _receive(url: str, part: Path, remote: RemoteFile, progress: Progress, waits
         while done < remote.size:
             before = done
             try:
-                with closing(in_background(stream(url, done, remote.size), progress.poll)) as arriving:
+                pieces = stream(source.url, done, remote.size, token=source.token)
+                with closing(in_background(pieces, progress.poll)) as arriving:
                     for piece in arriving:
                         file.write(piece)
                         digest.update(piece)
@@ -231,7 +264,7 @@ def _reason(error: OSError, folder: Path) -> str:
         return f"the disk of {folder} is full; make room"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return (
-            f"{folder} cannot be written to ({error.strerror}); allow it, or name another folder for clear in "
-            "extra_model_paths.yaml"
+            f"{folder} cannot be written to ({error.strerror}); allow it, or name another folder for {folder.name} "
+            "in extra_model_paths.yaml"
         )
     return str(error)

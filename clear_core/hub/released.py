@@ -56,9 +56,14 @@ def part_files(folder: Path, name: str) -> list[Path]:
 
 
 def address(name: str, endpoint: str | None = None) -> str:
-    """The URL of a file. endpoint: None for HF_ENDPOINT, or the hub where that is not set."""
+    """The URL of a released file. endpoint: as for `hub_url`."""
+    return hub_url(REPOSITORY, REVISION, name, endpoint)
+
+
+def hub_url(repository: str, revision: str, name: str, endpoint: str | None = None) -> str:
+    """The URL of a file on the hub. endpoint: None for HF_ENDPOINT, or the hub where that is not set."""
     endpoint = endpoint or os.environ.get("HF_ENDPOINT") or _ENDPOINT
-    return f"{endpoint.rstrip('/')}/{REPOSITORY}/resolve/{REVISION}/{name}"
+    return f"{endpoint.rstrip('/')}/{repository}/resolve/{revision}/{name}"
 
 
 def size_text(size: float) -> str:

@@ -19,6 +19,8 @@ from .bands.forward import NO_CLEAR, apply_bands, sample_in_bands
 from .distill.job import Job as DistillJob
 from .distill.watch import distill
 from .downloads import download, fetched_weights
+from .evaluation.run import NodeWatch, evaluate_folders, evaluated_folder, prompts_file, saved
+from .evaluation.weights import Files as NetworkFiles
 from .factors import measure_factors
 from .files import absent_release, download_folder, file_fingerprint, weights_files, weights_path
 from .flux_model import FLUX_1, model_info, model_kind
@@ -54,7 +56,9 @@ __all__ = [
     "DistillJob",
     "Frame",
     "GraphBuilder",
+    "NetworkFiles",
     "NodeTextParts",
+    "NodeWatch",
     "ProbeRequest",
     "ProbeResult",
     "ProgressBar",
@@ -71,6 +75,8 @@ __all__ = [
     "distill",
     "download",
     "download_folder",
+    "evaluate_folders",
+    "evaluated_folder",
     "fetched_weights",
     "file_fingerprint",
     "folder_fingerprint",
@@ -89,9 +95,11 @@ __all__ = [
     "own_times",
     "page_is_light",
     "probe_attention",
+    "prompts_file",
     "run_sweep",
     "sample_in_bands",
     "save_large",
+    "saved",
     "set_from_images",
     "set_from_prompts",
     "shifted",

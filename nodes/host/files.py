@@ -1,8 +1,9 @@
-"""The folder models/clear, as the host lists it and as extra_model_paths.yaml extends it."""
+"""Folders of this pack below models/, as the host lists them and as extra_model_paths.yaml extends them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,10 +40,11 @@ def absent_release(name: str) -> Released | None:
     return None if folder_paths.get_full_path(FOLDER, name) else find(name)
 
 
-def download_folder() -> Path:
-    """The first folder for weights that can be written to; the first of all, where none can."""
-    _register_folder()
-    folders = folder_paths.get_folder_paths(FOLDER)
+def download_folder(name: str = FOLDER) -> Path:
+    """The first folder of a name that can be written to, or the first of all. After `register_folder`."""
+    if name == FOLDER:
+        _register_folder()
+    folders = folder_paths.get_folder_paths(name)
     return Path(next((folder for folder in folders if os.access(folder, os.W_OK)), folders[0]))
 
 
@@ -56,14 +58,19 @@ def file_fingerprint(name: str) -> str:
     return f"{stat.st_size}:{stat.st_mtime_ns}" if stat else "missing"
 
 
-def _register_folder() -> None:
-    if FOLDER not in folder_paths.folder_names_and_paths:
-        folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-    paths, extensions = folder_paths.folder_names_and_paths[FOLDER]
-    own = os.path.join(folder_paths.models_dir, FOLDER)
-    if own not in paths or not extensions:
+def register_folder(name: str, extensions: Collection[str]) -> None:
+    """Make models/NAME known to the host, with these extensions of files."""
+    if name not in folder_paths.folder_names_and_paths:
+        folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
+    paths, known = folder_paths.folder_names_and_paths[name]
+    own = os.path.join(folder_paths.models_dir, name)
+    if own not in paths or not known:
         with suppress(OSError):  # a folder to put files into, where it may be made
             Path(own).mkdir(parents=True, exist_ok=True)
         # The host starts a new folder with no extensions, which would list every file.
         paths = paths if own in paths else [*paths, own]
-        folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors"})
+        folder_paths.folder_names_and_paths[name] = (paths, set(extensions))
+
+
+def _register_folder() -> None:
+    register_folder(FOLDER, {".safetensors"})

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import comfy.model_management
 import folder_paths
@@ -15,11 +13,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ...clear_core.evaluation.pairs import IMAGE_TYPES, natural
 from ...clear_core.file_stamp import FileStamp
 from ..options.training_set import IMAGES, encodable
 from .png_prompts import prompt_in
 
-_TYPES: Final = {".png", ".jpg", ".jpeg", ".webp"}
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF: width and height change places
 
 
@@ -52,22 +50,30 @@ def image_folder(folder: str) -> Path:
     written = folder.strip().strip("\"'")
     if not written:
         raise ValueError(f"folder is empty; the source {IMAGES!r} needs one. Write the path of a folder with images.")
+    return folder_named("folder", written, "input", folder_paths.get_input_directory())
+
+
+def folder_named(name: str, written: str, base: str, base_folder: str) -> Path:
+    """The folder that an input called `name` names; a relative path is below `base_folder`, ComfyUI's `base` folder.
+
+    Raises ValueError where it is not there.
+    """
     try:
-        path = Path(folder_paths.get_input_directory()) / Path(written).expanduser()
+        path = Path(base_folder) / Path(written).expanduser()
         if path.is_dir():
             return path
     except (OSError, ValueError, RuntimeError):  # too long, characters that no path has, no such user
         pass
     raise ValueError(
-        f"folder is {written!r:.200}, which is no folder on the machine of ComfyUI. Write its whole path, or one below "
-        "ComfyUI's input folder."
+        f"{name} is {written!r:.200}, which is no folder on the machine of ComfyUI. Write its whole path, or one below "
+        f"ComfyUI's {base} folder."
     )
 
 
 def folder_fingerprint(folder: str) -> str:
     """Changes when an image or a text beside it does, without reading them."""
     try:
-        files = [path for path in image_folder(folder).iterdir() if path.suffix.lower() in {*_TYPES, ".txt"}]
+        files = [path for path in image_folder(folder).iterdir() if path.suffix.lower() in {*IMAGE_TYPES, ".txt"}]
         stamps = sorted((path.name, FileStamp.of(path)) for path in files)
     except (ValueError, OSError):
         return "missing"
@@ -81,7 +87,10 @@ def images_in(folder: Path, width: int, height: int) -> tuple[list[ImageFile], l
     Raises ValueError where none is usable or the folder cannot be read.
     """
     try:
-        paths = sorted((path for path in folder.iterdir() if path.suffix.lower() in _TYPES), key=_natural)
+        paths = sorted(
+            (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_TYPES),
+            key=lambda path: natural(path.name),
+        )
     except OSError as error:
         raise ValueError(f"{folder} cannot be read ({error.strerror}). Allow it, or choose another folder.") from error
     found: list[ImageFile] = []
@@ -100,7 +109,7 @@ def images_in(folder: Path, width: int, height: int) -> tuple[list[ImageFile], l
 def none_left(folder: Path, left_out: list[LeftOut]) -> str:
     """What to say of a folder without usable images."""
     if not left_out:
-        return f"There is no image in {folder}; allowed are {', '.join(sorted(_TYPES))}. Choose another folder."
+        return f"There is no image in {folder}; allowed are {', '.join(sorted(IMAGE_TYPES))}. Choose another folder."
     reasons = "; ".join(f"{one.name}: {one.reason}" for one in left_out[:3])
     return f"No image of {folder} can be used. Of {len(left_out)}: {reasons}"
 
@@ -110,15 +119,20 @@ def pixels_of(image: ImageFile, width: int, height: int) -> Tensor:
 
     Raises UnusableImageError.
     """
+    fitted = ImageOps.fit(rgb_image(image.path), (width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(fitted).astype(np.float32) / 255)[None]
+
+
+def rgb_image(path: Path) -> Image.Image:
+    """An image file in RGB, as Load Image takes it: turned by EXIF, without alpha. Raises UnusableImageError."""
     try:
-        with Image.open(image.path) as opened:
+        with Image.open(path) as opened:
             turned = ImageOps.exif_transpose(opened)
             if turned.mode == "I":  # as Load Image takes 16 bits
                 turned = turned.point(lambda value: value * (1 / 255))
-            fitted = ImageOps.fit(turned.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+            return turned.convert("RGB")
     except Exception as error:  # whatever Pillow's plugins raise for a damaged file: no file stops the others
         raise UnusableImageError(_broken(error)) from error
-    return torch.from_numpy(np.asarray(fitted).astype(np.float32) / 255)[None]
 
 
 def _looked_at(path: Path, width: int, height: int) -> ImageFile:
@@ -129,7 +143,7 @@ def _looked_at(path: Path, width: int, height: int) -> ImageFile:
             if image.getexif().get(_ORIENTATION) in _TURNED:
                 across, down = down, across
             own = prompt_in(image.info)
-    except Exception as error:  # as in `pixels_of`
+    except Exception as error:  # as in `rgb_image`
         raise UnusableImageError(_broken(error)) from error
     if 2 * across < width and 2 * down < height:
         raise UnusableImageError(f"too small, {across} x {down} pixels for {width} x {height}")
@@ -152,9 +166,3 @@ def _text_beside(path: Path) -> str | None:
 
 def _broken(error: Exception) -> str:
     return f"cannot be read ({type(error).__name__}: {str(error)[:200]})"
-
-
-def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
-    """Numbers in a name count as numbers."""
-    parts = re.split(r"(\d+)", path.name.lower())
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], path.name

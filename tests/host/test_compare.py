@@ -20,7 +20,7 @@ from torchmetrics.functional import image as library
 
 @pytest.fixture(scope="session")
 def similarity(nodes_api: Any) -> Any:
-    return nodes_api.module("nodes.insight.similarity")
+    return nodes_api.module("clear_core.evaluation.similarity")
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_memory_does_not_grow_with_the_image(similarity: Any, monkeypatch: pytes
 def test_what_it_shows(nodes_api: Any, pack: dict[str, Any]) -> None:
     a, b = (image[None] for image in pair(180, 200))
     output = pack["CLEARCompare"].PREPARE_CLASS_CLONE({}).execute(image_a=a, image_b=b, gain=9.0)
-    psnr, ssim, ms_ssim = measured(nodes_api.module("nodes.insight.similarity"), a[0], b[0])
+    psnr, ssim, ms_ssim = measured(nodes_api.module("clear_core.evaluation.similarity"), a[0], b[0])
     text, difference = output.args
     assert text == f"PSNR {psnr:.2f} dB, SSIM {ssim:.4f}, MS-SSIM {ms_ssim:.4f}"
     assert output.ui["text"] == (text,)

@@ -11,10 +11,10 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
+from ....clear_core.evaluation.similarity import similarity
 from ....clear_core.flux import token_grid
 from ....clear_core.weights import ClearWeights, read_weights
 from ...insight.contact_sheet import scaled
-from ...insight.similarity import similarity
 from ...insight.sweep_report import Sampled, Seed
 from ...insight.sweep_rows import DENSE, Row
 from ...options.clear import ClearSettings, resolve_settings
