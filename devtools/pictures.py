@@ -36,7 +36,7 @@ PLACED: dict[str, tuple[str, tuple[str, str] | None]] = {
 """By node: a shipped workflow, and, where the node is not in it, after which other it goes and by which input; None too
 for one that stands on its own."""
 
-SHOWN = ("CLEARReport", "CLEARAttentionMap", "CLEARFactors", "CLEARCompare")
+SHOWN = ("CLEARReport", "CLEARAttentionMap", "CLEARFactors", "CLEARCompare", "CLEAREvaluate")
 """Nodes whose picture is what they made: they run first."""
 
 NODES = (*PLACED, *SHOWN)

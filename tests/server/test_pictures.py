@@ -66,6 +66,22 @@ def written(
             gallery.write(small, run, pictures.WORKFLOWS)
 
 
+def put_folders(client: Any) -> tuple[str, str]:
+    """Two folders of three images each, below the server's output folder."""
+    folders = "with full attention", "with CLEAR"
+    prompt: dict[str, Any] = {}
+    for number in range(3):
+        scene = pictures.scene().rotate(90 * number)
+        for folder, image in zip(folders, (scene, scene.filter(ImageFilter.GaussianBlur(1 + number))), strict=True):
+            name = client.upload_picture(f"{number} {folder}.png", image)
+            key = f"{number} {folder}"
+            prompt[key] = {"class_type": "LoadImage", "inputs": {"image": name}, "_meta": {"title": "Load"}}
+            inputs = {"images": [key, 0], "filename_prefix": f"{folder}/scene {number}"}
+            prompt[f"save {key}"] = {"class_type": "SaveImage", "inputs": inputs, "_meta": {"title": "Save"}}
+    client.run(prompt)
+    return folders
+
+
 def shown_nodes(client: Any, demo_prompt: Callable[..., Any]) -> dict[str, tuple[Any, tuple[int, int]]]:
     """For each node that shows what it made: a prompt of its own, and the node's size."""
     scene = pictures.scene()
@@ -112,6 +128,16 @@ def shown_nodes(client: Any, demo_prompt: Callable[..., Any]) -> dict[str, tuple
         queries=256,
     )
     compared = made("CLEARCompare", image_a=["image", 0], image_b=["soft", 0], gain=4.0)
+    original, folder = put_folders(client)
+    evaluated = made(
+        "CLEAREvaluate",
+        original=original,
+        folders=folder,
+        prompts="",
+        metrics="PSNR, SSIM, MS-SSIM",
+        download=False,
+        save_as="",
+    )
     return {
         "CLEARReport": (nodes | {"report": report}, (760, 960)),
         "CLEARAttentionMap": (nodes | {"image": image, "latent": latent, "map": looked}, (760, 960)),
@@ -120,6 +146,7 @@ def shown_nodes(client: Any, demo_prompt: Callable[..., Any]) -> dict[str, tuple
             {"image": image, "soft": made("LoadImage", image=names[1]), "compare": compared},
             (420, 120),
         ),
+        "CLEAREvaluate": ({"evaluate": evaluated}, (420, 420)),
     }
 
 
