@@ -251,7 +251,7 @@ def test_a_model_with_clear_is_refused(place: Place) -> None:
         place.client.run(one)
 
 
-def test_the_table_is_markdown(place: Place, resumed: Run) -> None:
+def test_the_node_has_a_line_for_each_cell(place: Place, resumed: Run) -> None:
     lines = said(resumed).split("\n")
     assert re.fullmatch(r"radius 2, strength 0: [\d.]+ dB, SSIM 0\.\d{4}, [\d.]+ s, [\d.]+ x", lines[2])
     assert len(lines) == 11
