@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -74,3 +74,12 @@ def register_folder(name: str, extensions: Collection[str]) -> None:
 
 def _register_folder() -> None:
     register_folder(FOLDER, {".safetensors"})
+
+
+def written_path(written: str, base: str, is_there: Callable[[Path], bool]) -> Path | None:
+    """A path as a user writes it, a relative one below `base`; None where it is not there."""
+    try:
+        path = Path(base) / Path(written).expanduser()
+        return path if is_there(path) else None
+    except (OSError, ValueError, RuntimeError):  # too long, characters that no path has, no such user
+        return None

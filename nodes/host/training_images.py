@@ -16,6 +16,7 @@ from torch import Tensor
 from ...clear_core.evaluation.pairs import IMAGE_TYPES, natural
 from ...clear_core.file_stamp import FileStamp
 from ..options.training_set import IMAGES, encodable
+from .files import written_path
 from .png_prompts import prompt_in
 
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF: width and height change places
@@ -58,12 +59,8 @@ def folder_named(name: str, written: str, base: str, base_folder: str) -> Path:
 
     Raises ValueError where it is not there.
     """
-    try:
-        path = Path(base_folder) / Path(written).expanduser()
-        if path.is_dir():
-            return path
-    except (OSError, ValueError, RuntimeError):  # too long, characters that no path has, no such user
-        pass
+    if (path := written_path(written, base_folder, Path.is_dir)) is not None:
+        return path
     raise ValueError(
         f"{name} is {written!r:.200}, which is no folder on the machine of ComfyUI. Write its whole path, or one below "
         f"ComfyUI's {base} folder."

@@ -19,6 +19,7 @@ from ....clear_core.evaluation.measures import UnreadableError, Watch
 from ....clear_core.evaluation.metrics import CLIP, DINO, INCEPTION, LPIPS, TEXT
 from ....clear_core.evaluation.rows import Rows
 from ....clear_core.evaluation.table import write
+from ..files import written_path
 from ..training_images import UnusableImageError, folder_named, rgb_image
 from .torchvision_networks import inception, lpips
 from .vision_networks import images, texts
@@ -82,12 +83,8 @@ def prompts_file(written: str) -> Path | None:
     text = written.strip().strip("\"'")
     if not text:
         return None
-    try:
-        path = Path(folder_paths.get_input_directory()) / Path(text).expanduser()
-        if path.is_file():
-            return path
-    except (OSError, ValueError, RuntimeError):  # too long, characters that no path has, no such user
-        pass
+    if (path := written_path(text, folder_paths.get_input_directory(), Path.is_file)) is not None:
+        return path
     raise ValueError(
         f"prompts is {text!r:.200}, which is no file on the machine of ComfyUI. Write its whole path, or one below "
         "ComfyUI's input folder."
