@@ -9,7 +9,6 @@ share the work. With all rows there, docs/ablation.md and its figure are written
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,12 +21,11 @@ from .ablation import report, sizes, student
 from .inprocess import pack_module
 from .machine import processor_name
 from .proof.measure import Bench, Measure, Row
-from .proof.rows import identity, kept, prompts
+from .proof.rows import identity, kept, options_of, prompts
 from .small_flux import files, gallery
 from .small_flux.command import host_with_text, run, say
 from .small_flux.train import SIDE
 
-ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 4
 """Pictures of each student on the sheet."""
 _TOKEN = 16  # pixels each way
@@ -48,20 +46,7 @@ QUICK_NAMES = ("circle", "agent")
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="dev.py ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, default=ROOT / ".dev" / "ablation", metavar="DIR", help="keeps the rows")
-    parser.add_argument("--models", type=Path, default=files.FOLDER, metavar="DIR", help="the small model's files")
-    parser.add_argument("--clip", type=Path, default=None, metavar="FILE", help="the demo's CLIP-L")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="DIR", help="where the report goes")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="students of each strategy (default 3)")
-    parser.add_argument("--quick", action="store_true", help="two strategies on a small scale, for tests")
-    options = parser.parse_args(arguments)
-    if options.seeds < 1:
-        parser.error(f"--seeds is {options.seeds}; 1 or more is allowed")
-    if not (options.models / files.FLUX).is_file():
-        parser.error(f"there is no {options.models / files.FLUX}; python dev.py train-demo makes it")
+    options = options_of("ablate", __doc__, "ablation", arguments)
     amount, names = (QUICK, QUICK_NAMES) if options.quick else (FULL, tuple(sizes.SIZES))
     ablation = Ablation(options.folder, options.models, host_with_text(options.clip), amount, names)
     found = ablation.results(options.seeds)

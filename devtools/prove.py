@@ -9,7 +9,6 @@ files.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,31 +16,17 @@ from .inprocess import pack_module
 from .machine import processor_name
 from .proof import beyond, report
 from .proof.measure import FULL, QUICK, Bench, Measure, Row
-from .proof.rows import identity, kept, prompts
+from .proof.rows import identity, kept, options_of, prompts
 from .proof.variants import MAIN, UNTRAINED, Variant, grid
 from .small_flux import files, gallery
 from .small_flux.command import host_with_text, run, say
 
-ROOT = Path(__file__).resolve().parents[1]
 SHOWN = 4
 """Pictures of each student on the sheet."""
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py prove", description=__doc__)
-    parser.add_argument(
-        "--folder", type=Path, default=ROOT / ".dev" / "proof", metavar="DIR", help="where rows are kept"
-    )
-    parser.add_argument("--models", type=Path, default=files.FOLDER, metavar="DIR", help="the small model's files")
-    parser.add_argument("--clip", type=Path, default=None, metavar="FILE", help="the demo's CLIP-L")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", metavar="DIR", help="where the report goes")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N")
-    parser.add_argument("--quick", action="store_true", help="two students on a small scale, for tests")
-    options = parser.parse_args(arguments)
-    if options.seeds < 1:
-        parser.error(f"--seeds is {options.seeds}; 1 or more is allowed")
-    if not (options.models / files.FLUX).is_file():
-        parser.error(f"there is no {options.models / files.FLUX}; python dev.py train-demo makes it")
+    options = options_of("prove", __doc__, "proof", arguments)
     proof = Proof(options.folder, options.models, host_with_text(options.clip), QUICK if options.quick else FULL)
     variants = [Variant(files.RADIUS, UNTRAINED), MAIN] if options.quick else list(grid(options.seeds))
     dense, rows = proof.students(variants)

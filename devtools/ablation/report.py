@@ -66,7 +66,7 @@ def page(found: Results, measure: Measure, scenes: int, machine: str) -> str:
     lines = [
         "# Strategies at equal cost",
         "",
-        "Every [strategy](strategies.md) in place of the image attention of the small FLUX "
+        "The image attention of the small FLUX replaced by each [strategy](strategies.md) "
         "([small_flux.md](small_flux.md)), before and after the same distillation: CLEAR's own losses and steps, of "
         "the projections and of what the strategy learns. Made by `python dev.py ablate`.",
         "",

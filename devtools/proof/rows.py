@@ -1,7 +1,8 @@
-"""Rows that are kept in files as soon as they are measured, and the prompts that they are measured on."""
+"""What `prove` and `ablate` share: their options, the prompts, and rows kept in files as soon as they are measured."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -10,11 +11,34 @@ from typing import Any
 
 from clear_core.whole_file import written_whole
 
+from ..inprocess import ROOT
 from ..small_flux import files, scenes, text
 from ..small_flux.text import Texts
 
 Prompts = tuple[Sequence[scenes.Description], Texts]
 """Descriptions with their text features, in the same order."""
+
+
+def options_of(command: str, description: str | None, folder: str, arguments: list[str]) -> argparse.Namespace:
+    """The options of `dev.py command`. folder: below .dev, where rows are kept."""
+    parser = argparse.ArgumentParser(
+        prog=f"dev.py {command}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default, metavar, told in (
+        ("folder", ROOT / ".dev" / folder, "DIR", "where rows are kept"),
+        ("models", files.FOLDER, "DIR", "the small model's files"),
+        ("clip", None, "FILE", "the demo's CLIP-L"),
+        ("docs", ROOT / "docs", "DIR", "where the report goes"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, default=default, metavar=metavar, help=told)
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="students of each kind (default 3)")
+    parser.add_argument("--quick", action="store_true", help="two students on a small scale, for tests")
+    options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error(f"--seeds is {options.seeds}; 1 or more is allowed")
+    if not (options.models / files.FLUX).is_file():
+        parser.error(f"there is no {options.models / files.FLUX}; python dev.py train-demo makes it")
+    return options
 
 
 def prompts(folder: Path, clip_l: Path, training: int, held_out: int) -> tuple[Prompts, Prompts]:
