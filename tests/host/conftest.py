@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -66,3 +67,11 @@ def casts(host: Any, monkeypatch: pytest.MonkeyPatch) -> Counter[Any]:
 
     monkeypatch.setattr(comfy.ops, "cast_bias_weight", counted)
     return counts
+
+
+@pytest.fixture
+def previews_elsewhere(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes write their previews into a folder of the test."""
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))

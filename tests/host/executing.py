@@ -6,6 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor
 from host.giving import giving
 
 Prompt = dict[str, dict[str, Any]]
+ENDS = ("execution_success", "execution_interrupted", "execution_error")
+"""Events that end a prompt."""
 
 
 def load_core_nodes(host: Any, names: Iterable[str]) -> None:
@@ -85,6 +88,50 @@ class Executor(ABC):
         """What the server would tell the page."""
 
 
+class Queue(Executor):
+    """Runs prompts as the page queues them. In them, a node called Keep keeps the values that it gets.
+
+    shown: what nodes gave to the page.
+    """
+
+    def __init__(self, **kinds: tuple[Any, ...]) -> None:
+        """kinds: of Keep's inputs, by name, as the host's INPUT_TYPES has them."""
+        super().__init__()
+        self.kept: list[tuple[Any, ...]] = []
+        self.shown: list[dict[str, Any]] = []
+        self.ended = ""
+        kept = self.kept
+
+        class Keep:
+            OUTPUT_NODE = True
+            RETURN_TYPES = ()
+            FUNCTION = "keep"
+            CATEGORY = "tests"
+
+            @classmethod
+            def INPUT_TYPES(cls) -> dict[str, Any]:
+                return {"required": kinds}
+
+            def keep(self, **values: Any) -> dict[str, Any]:
+                kept.append(tuple(values[name] for name in kinds))
+                return {}
+
+        self.keep = Keep
+
+    def queue(self, prompt: Prompt) -> str:
+        """Run a prompt; why it was refused or what it ended with."""
+        refused = self.execute(deepcopy(prompt))  # the host writes into it
+        if refused is not None:
+            return "; ".join(error["details"] for node in refused[1].values() for error in node["errors"])
+        return self.ended
+
+    def send_sync(self, event: str, data: dict[str, Any], sid: str | None = None) -> None:
+        if event == "executed":
+            self.shown.append(data["output"])
+        if event in ENDS:
+            self.ended = data.get("exception_message", event)
+
+
 class Machine(Executor):
     """An executor with models of its own."""
 
@@ -122,7 +169,7 @@ class Machine(Executor):
             of_node = [s for s in states if prompt.get_node(s["display_node_id"])["class_type"] == "CLEARHighRes"]
             if of_node:
                 self._now.bar.append(min(state["value"] / state["max"] for state in of_node))
-        if event in ("execution_success", "execution_interrupted", "execution_error"):
+        if event in ENDS:
             self._now.ended = data.get("exception_message", event)
 
     def _progress(self, value: int, total: int, preview: Any, node_id: str | None = None) -> None:

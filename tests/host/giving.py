@@ -1,8 +1,10 @@
-"""A node for the host's executor that stands for a loader."""
+"""What stands for loaders: a node for the host's executor, and what text encoders give."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from devtools.models import inputs
 
 
 def giving(kind: str, value: Any, *widgets: str) -> type:
@@ -21,3 +23,9 @@ def giving(kind: str, value: Any, *widgets: str) -> type:
             return (value,)
 
     return Giving
+
+
+def conditioning(text: int = 9, **options: Any) -> list[Any]:
+    """What text encoders give for `flux_model`; 3.5 is the guidance."""
+    given = inputs(2, 2, text)
+    return [[given["context"], {"pooled_output": given["pooled_text"], "guidance": 3.5, **options}]]

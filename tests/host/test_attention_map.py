@@ -23,16 +23,12 @@ from devtools.models import chroma_model, clear_tensors, flux2_model, flux_model
 
 from core.naive import visible
 from host import packs
+from host.giving import conditioning
 from host.oracle import with_mask
 
+pytestmark = pytest.mark.usefixtures("previews_elsewhere")
+
 POSITION = {"percent": 0.4, "head": -1, "x": 0.4, "y": 0.7}
-
-
-@pytest.fixture(autouse=True)
-def _previews_elsewhere(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import folder_paths
-
-    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
 
 
 @pytest.fixture
@@ -70,12 +66,6 @@ def show(nodes_api: Any) -> Callable[..., tuple[Tensor, str]]:
 
 def latent(height: int = 20, width: int = 26, channels: int = 16, seed: int = 2) -> Tensor:
     return torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def conditioning(text: int = 9, **options: Any) -> list[Any]:
-    """What text encoders give for `flux_model`; 3.5 is the guidance."""
-    given = inputs(2, 2, text)
-    return [[given["context"], {"pooled_output": given["pooled_text"], "guidance": 3.5, **options}]]
 
 
 def recorded(

@@ -24,7 +24,7 @@ from torch import Tensor
 from devtools.checkpoints import random_like
 from devtools.server import HOST
 
-from host.executing import Executor, Prompt
+from host.executing import Prompt, Queue
 
 ROOT = Path(__file__).parents[2]
 LAYERS = 2
@@ -347,54 +347,20 @@ def test_a_download_is_made_when_asked_for_only(nodes_api: Any, weights: Any, he
 # ---- the node ------------------------------------------------------------------------------------------
 
 
-class Machine(Executor):
-    """Keeps what the node gave."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[tuple[str, str]] = []
-        self.shown: list[dict[str, Any]] = []
-        self.ended = ""
-
-    def queue(self, **inputs: Any) -> str:
-        """Run the node; why it was refused or what it ended with."""
-        asked = {"original": "", "folders": "", "prompts": "", "metrics": "", "download": False, "save_as": ""}
-        prompt: Prompt = {
-            "node": {"class_type": "CLEAREvaluate", "inputs": {**asked, **inputs}},
-            "keep": {"class_type": "Keep", "inputs": {"table": ["node", 0], "csv": ["node", 1]}},
-        }
-        refused = self.execute(prompt)
-        if refused is not None:
-            return "; ".join(error["details"] for node in refused[1].values() for error in node["errors"])
-        return self.ended
-
-    def send_sync(self, event: str, data: dict[str, Any], sid: str | None = None) -> None:
-        if event == "executed":
-            self.shown.append(data["output"])
-        if event in ("execution_success", "execution_interrupted", "execution_error"):
-            self.ended = data.get("exception_message", event)
-
-
 @pytest.fixture
-def machine(host: Any, pack: dict[str, Any], output: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    made = Machine()
-
-    class Keep:
-        OUTPUT_NODE = True
-        RETURN_TYPES = ()
-        FUNCTION = "keep"
-        CATEGORY = "tests"
-
-        @classmethod
-        def INPUT_TYPES(cls) -> dict[str, Any]:
-            return {"required": {name: ("STRING", {"forceInput": True}) for name in ("table", "csv")}}
-
-        def keep(self, table: str, csv: str) -> dict[str, Any]:
-            made.kept.append((table, csv))
-            return {}
-
-    monkeypatch.setitem(host.NODE_CLASS_MAPPINGS, "Keep", Keep)
+def machine(host: Any, pack: dict[str, Any], output: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    made = Queue(table=("STRING", {"forceInput": True}), csv=("STRING", {"forceInput": True}))
+    monkeypatch.setitem(host.NODE_CLASS_MAPPINGS, "Keep", made.keep)
     return made
+
+
+def prompt(**inputs: Any) -> Prompt:
+    """The node, whose outputs are kept."""
+    asked = {"original": "", "folders": "", "prompts": "", "metrics": "", "download": False, "save_as": ""}
+    return {
+        "node": {"class_type": "CLEAREvaluate", "inputs": {**asked, **inputs}},
+        "keep": {"class_type": "Keep", "inputs": {"table": ["node", 0], "csv": ["node", 1]}},
+    }
 
 
 def records(text: str) -> dict[tuple[str, str], dict[str, str]]:
@@ -402,7 +368,7 @@ def records(text: str) -> dict[tuple[str, str], dict[str, str]]:
 
 
 def test_the_node_in_the_hosts_executor(
-    machine: Machine, weights: Any, here: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Queue, weights: Any, here: Path, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_images(output / "dense", 4, side=48)
     put_images(output / "clear", 4, seed=1, side=48)
@@ -413,7 +379,7 @@ def test_the_node_in_the_hosts_executor(
     torch.save({name: tensor for name, tensor in alexnet().items() if name.startswith("features.")}, file)
     monkeypatch.setattr(weights, "FILES", listed(weights, here, "lpips").files)
     folders = f'clear\n"{tmp_path / "elsewhere"}"\n'
-    assert machine.queue(original="dense", folders=folders, save_as="my table") == "execution_success"
+    assert machine.queue(prompt(original="dense", folders=folders, save_as="my table")) == "execution_success"
     ((table, text),) = machine.kept
     found = records(text)
     assert float(found["clear", "LPIPS"]["value"]) > 0.001
@@ -442,10 +408,10 @@ def test_the_node_in_the_hosts_executor(
     ],
 )
 def test_what_is_wrong_is_said_when_it_is_queued(
-    machine: Machine, output: Path, inputs: dict[str, str], said: str
+    machine: Queue, output: Path, inputs: dict[str, str], said: str
 ) -> None:
     put_images(output / "dense", 1)
-    assert said in machine.queue(**{"original": "dense", "folders": "dense", **inputs})
+    assert said in machine.queue(prompt(**{"original": "dense", "folders": "dense", **inputs}))
     assert not machine.kept
 
 

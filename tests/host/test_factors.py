@@ -19,18 +19,14 @@ from clear_core.strategies import Circle
 from devtools.models import chroma_model, clear_tensors, flux2_model, flux_model, inputs, run_forward
 
 from host.executing import Graph, Machine
+from host.giving import conditioning
+
+pytestmark = pytest.mark.usefixtures("previews_elsewhere")
 
 BLOCKS = ("d0", "s0", "s1")
 GRID = Grid(6, 8)
 LAYOUT = TokenLayout(9, GRID)
 PERCENTS = (0.2, 0.6)
-
-
-@pytest.fixture(autouse=True)
-def _previews_elsewhere(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import folder_paths
-
-    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
 
 
 @pytest.fixture
@@ -66,12 +62,6 @@ def show(nodes_api: Any) -> Callable[..., tuple[Tensor, str, int]]:
 
 def latent(height: int = 12, width: int = 16, channels: int = 16, seed: int = 2) -> Tensor:
     return torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(seed))
-
-
-def conditioning(**options: Any) -> list[Any]:
-    """What text encoders give for `flux_model`; 3.5 is the guidance."""
-    given = inputs(2, 2)
-    return [[given["context"], {"pooled_output": given["pooled_text"], "guidance": 3.5, **options}]]
 
 
 def recorded(model: Any, samples: Tensor, percent: float, seed: int = 7, **extra: Any) -> dict[str, SimpleNamespace]:

@@ -20,14 +20,9 @@ from clear_core.pattern import LocalPattern, attention_flops
 from clear_core.window import Window
 from devtools.models import chroma_model, flux2_model, flux_model, inputs, run_forward
 
+pytestmark = pytest.mark.usefixtures("previews_elsewhere")
+
 SIZES = [(side, side) for side in (1024, 2048, 4096, 8192)]
-
-
-@pytest.fixture(autouse=True)
-def _previews_elsewhere(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import folder_paths
-
-    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from PIL import Image
 
 from devtools.models import flux_model, inputs
 
-from host.executing import Executor, Prompt
+from host.executing import Prompt, Queue
 from host.giving import giving
 
 
@@ -35,48 +34,13 @@ class Vae:
         return pixels.movedim(-1, 1).mean(1, keepdim=True)[..., ::8, ::8].repeat(1, 16, 1, 1)
 
 
-class Machine(Executor):
-    """Keeps what the training set's node gave."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[tuple[Any, str]] = []
-        self.ended = ""
-
-    def queue(self, prompt: Prompt) -> str:
-        """Run a prompt; why it was refused or what it ended with."""
-        refused = self.execute(deepcopy(prompt))  # the host writes into it
-        if refused is not None:
-            return "; ".join(error["details"] for node in refused[1].values() for error in node["errors"])
-        return self.ended
-
-    def send_sync(self, event: str, data: dict[str, Any], sid: str | None = None) -> None:
-        if event in ("execution_success", "execution_interrupted", "execution_error"):
-            self.ended = data.get("exception_message", event)
-
-
 @pytest.fixture
-def machine(host: Any, pack: dict[str, Any], output: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    made = Machine()
-
-    class Keep:
-        OUTPUT_NODE = True
-        RETURN_TYPES = ()
-        FUNCTION = "keep"
-        CATEGORY = "tests"
-
-        @classmethod
-        def INPUT_TYPES(cls) -> dict[str, Any]:
-            return {"required": {"samples": ("CLEAR_TRAINING_SET",), "report": ("STRING", {"forceInput": True})}}
-
-        def keep(self, samples: Any, report: str) -> dict[str, Any]:
-            made.kept.append((samples, report))
-            return {}
-
+def machine(host: Any, pack: dict[str, Any], output: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    made = Queue(samples=("CLEAR_TRAINING_SET",), report=("STRING", {"forceInput": True}))
     # One widget, as a loader with a file's name.
     given = {"Model": flux_model(), "Clip": Clip(), "Vae": Vae()}
     nodes = {name: giving(name.upper(), value, "file") for name, value in given.items()}
-    for name, node in {**nodes, "Keep": Keep}.items():
+    for name, node in {**nodes, "Keep": made.keep}.items():
         monkeypatch.setitem(host.NODE_CLASS_MAPPINGS, name, node)
     return made
 
@@ -107,21 +71,21 @@ def prompt(source: str, files: dict[str, str] | None = None, **changed: Any) -> 
     ],
 )
 def test_what_is_wrong_is_said_when_it_is_queued(
-    machine: Machine, tmp_path: Path, source: str, changed: dict[str, Any], said: str
+    machine: Queue, tmp_path: Path, source: str, changed: dict[str, Any], said: str
 ) -> None:
     folder = {"folder": str(tmp_path)} if "folder" not in changed else {}
     assert said in machine.queue(prompt(source, **folder, **changed))
     assert not machine.kept
 
 
-def test_what_the_source_does_not_need_may_be_missing(machine: Machine) -> None:
+def test_what_the_source_does_not_need_may_be_missing(machine: Queue) -> None:
     assert machine.queue(prompt("generate from prompts", vae=None)) == "execution_success"
     ((samples, report),) = machine.kept
     assert len(samples) == 1 and samples.read(0).mean.shape == (16, 10, 8)
     assert "1 made, 0 there before" in report
 
 
-def test_it_runs_again_when_an_image_comes_and_else_not(machine: Machine, folder: Path) -> None:
+def test_it_runs_again_when_an_image_comes_and_else_not(machine: Queue, folder: Path) -> None:
     def put(name: str) -> None:
         Image.new("RGB", (64, 80), (9, 9, 9)).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(name, encoding="utf-8")
@@ -136,7 +100,7 @@ def test_it_runs_again_when_an_image_comes_and_else_not(machine: Machine, folder
     assert len(machine.kept[1][0]) == 2
 
 
-def test_another_file_of_the_model_or_the_text_encoder_makes_other_samples(machine: Machine) -> None:
+def test_another_file_of_the_model_or_the_text_encoder_makes_other_samples(machine: Queue) -> None:
     made = []
     for files in ({}, {"model": "two"}, {"clip": "two"}, {"vae": "two"}, {}):
         assert machine.queue(prompt("generate from prompts", files)) == "execution_success"
