@@ -24,7 +24,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_24_x86_64", "manylinux2014_x86_64")
 LARGEST = 60 * 10**6  # bytes
 
-_UNUSED = {"web", "user", "models", "input", "output", "temp", "tests", "tests-unit", ".git", ".github", "__pycache__"}
+_UNUSED = {"web", "user", "models", "input", "output", "temp", "tests", "tests-unit", ".git", ".github"}  # at the top
 _SUFFIXES = {".py", ".json", ".txt", ".toml", ".yaml", ".model"}
 
 
@@ -74,7 +74,7 @@ def unpack(file: Path, below: Path) -> tuple[Path, list[Path]]:
 def _host_files(host: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(host.rglob("*")):
         inside = path.relative_to(host)
-        if path.is_file() and path.suffix in _SUFFIXES and not _UNUSED.intersection(inside.parts):
+        if path.is_file() and path.suffix in _SUFFIXES and inside.parts[0] not in _UNUSED:
             yield str(PurePosixPath("host", *inside.parts)), path
 
 

@@ -178,6 +178,8 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(card_bundle, "PYTHONS", ())
     file = tmp_path / "bundle.zip"
     assert card_bundle.make(file, HOST) < card_bundle.LARGEST
+    with zipfile.ZipFile(file, "a") as made:
+        made.writestr("packages/torchaudio.py", "raise ModuleNotFoundError('a bare machine has no torchaudio')")
     return file
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import comfy.clip_vision
 import comfy.model_management
-import comfy.sd
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -54,6 +53,9 @@ def images(files: Files, kind: str) -> Measure:
 
 def texts(files: Files) -> Measure:
     """CLIP's embedding of prompts; weights in brackets are not parsed, and what is beyond 77 tokens is left out."""
+    # Not at the top: it brings torchaudio, which only a running ComfyUI needs to have.
+    from comfy.sd import load_text_encoder_state_dicts
+
     path = files.path(CLIP)
 
     @cache
@@ -61,7 +63,7 @@ def texts(files: Files) -> Measure:
         with safe_open(str(path), framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(("text_model.", "text_projection."))]  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name in names}
-        return comfy.sd.load_text_encoder_state_dicts([tensors])
+        return load_text_encoder_state_dicts([tensors])
 
     def rows(prompts: Sequence[str]) -> Tensor:
         comfy.model_management.load_models_gpu([clip().patcher])
