@@ -170,7 +170,7 @@ function repair(node, { fix }) {
         button.addEventListener("click", () => {
             button.disabled = true; // the graph is read again when the change is done
             if (banded) changeBands(banded, bands);
-            else void insertMultiGpu(node, bands);
+            else insertMultiGpu(node, bands);
         });
         return [button];
     }

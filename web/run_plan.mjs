@@ -1,7 +1,6 @@
 // What a run would do, from the graph around a node: the model's file, the steps, and the node that cuts the forward
 // into bands; and the change that puts CLEAR Multi-GPU behind Apply CLEAR Attention.
 
-import { app } from "../../scripts/app.js";
 import { changeGraph, originOf, targetsOf, valueOf } from "./graph.mjs";
 import { addNode, moveTargets } from "./rewire.mjs";
 
@@ -74,43 +73,20 @@ export function steps(node) {
 }
 
 /**
- * Put CLEAR Multi-GPU into all links that leave a node's model output: one undo step, which ends when the new node's
- * panel has its size.
+ * Put CLEAR Multi-GPU into all links that leave a node's model output: one undo step.
  *
  * @param {Node} node
  * @param {number} bands
  */
-export async function insertMultiGpu(node, bands) {
+export function insertMultiGpu(node, bands) {
     const { graph } = node;
     if (!graph) return;
-    app.canvas.emitBeforeChange();
-    try {
+    changeGraph(() => {
         const added = addNode(graph, "CLEARMultiGPU", [node.pos[0], node.pos[1] + node.size[1] + 60], {});
         moveTargets(node, added);
         node.connect(0, added, "model");
         setBands(added, bands);
-        await panelFilled(added);
-    } finally {
-        app.canvas.emitAfterChange();
-        app.graph.setDirtyCanvas(true, true);
-    }
-}
-
-/**
- * Until a node's panel has what makes it grow; not longer than a few seconds, should the server not answer.
- *
- * @param {any} node
- */
-async function panelFilled(node) {
-    const filled = () => {
-        const { element } = node.widgets.find((/** @type {any} */ widget) => widget.name === "clear_picture") ?? {};
-        const parts = [".clear-devices button", ".clear-estimate-rows > div"];
-        return element && parts.every((part) => element.querySelector(part));
-    };
-    for (let waited = 0; !filled() && waited < 5000; waited += 50) {
-        await new Promise((done) => setTimeout(done, 50));
-    }
-    await new Promise((done) => requestAnimationFrame(done)); // the canvas lays widgets out when it draws
+    });
 }
 
 /** @param {Node} node @param {number} bands */

@@ -152,6 +152,12 @@ def test_what_does_not_fit_is_red_and_the_button_inserts_multi_gpu(page: Page, r
     links = page.evaluate("() => app.graph.nodes.find((n) => n.type === 'CLEARApply').outputs[0].links.length")
     assert links == before
     expect(wrong).to_have_count(1)
+    # Undone at once, before the new node's panel has its text: the size chosen before stays.
+    estimate(page).get_by_role("button", name="Insert CLEAR Multi-GPU").click()
+    page.keyboard.press("Control+z")
+    page.wait_for_function("() => !app.graph.nodes.some((n) => n.type === 'CLEARMultiGPU')")
+    expect(panel(page).get_by_label("Image size")).to_have_value("8192")
+    expect(wrong).to_have_count(1)
 
 
 @pytest.mark.usefixtures("card")
