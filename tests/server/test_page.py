@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Locator, Page, TimeoutError, expect
 
 from devtools import workflow
+from devtools.page import load
 from devtools.server import PACK_FOLDER
 
 _OPENED = """async () => {
@@ -39,8 +40,7 @@ def browse_to(page: Page, name: str) -> Locator:
             card.get_by_role("img").wait_for(timeout=10_000)
         except TimeoutError:
             # A busy page (1.32.9) reads the first of two entries of its IntersectionObserver, and the card stays empty.
-            page.keyboard.press("Escape")
-            expect(templates).to_have_count(0)
+            load(page, page.url.partition("#")[0])  # a busy page may not close the dialog on Escape either
         else:
             expect(card.get_by_role("img")).to_have_js_property("complete", True)
             return card
