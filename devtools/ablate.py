@@ -10,7 +10,6 @@ share the work. With all rows there, docs/ablation.md and its figure are written
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from .ablation import report, sizes, student
 from .inprocess import pack_module
 from .machine import processor_name
 from .proof.measure import Bench, Measure, Row
-from .proof.rows import identity, kept, options_of, prompts
+from .proof.rows import all_kept, identity, kept, options_of, prompts
 from .small_flux import files, gallery
 from .small_flux.command import host_with_text, run, say
 from .small_flux.train import SIDE
@@ -77,16 +76,8 @@ class Ablation:
 
     def results(self, seeds: int) -> report.Results:
         """Everything, measured where it is missing. The first seed of all strategies comes before the second."""
-        work = dict(self._work(seeds))
-        for wait in (False, True):  # first what nobody is at, then what others have not finished
-            for number, (name, measured) in enumerate(work.items()):
-                with suppress(TimeoutError):
-                    there = self._file(name).is_file()
-                    row = kept(self._file(name), measured, wait=wait)
-                    if not there:
-                        told = ", ".join(f"{key} {value:.4g}" for key, value in list(row.items())[-3:])
-                        say(f"{number + 1} of {len(work)}, {name}: {told}")
-        rows = {name: kept(self._file(name), measured) for name, measured in work.items()}
+        work = {self._file(name): measured for name, measured in self._work(seeds)}
+        rows = {file.stem: row for file, row in all_kept(work, say).items()}
         times = kept(self._file("times"), self._times)
         return report.Results(
             rows["dense"], {name: self._result(name, rows, times[name], seeds) for name in self._names}, seeds

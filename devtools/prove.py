@@ -3,21 +3,23 @@
 Students are trained with the pack's own distillation and compared with the dense model on prompts that neither has been
 trained on; then the main student at larger sizes, in bands, and with a LoRA of the dense model. Each row is kept below
 --folder (default .dev/proof), with those of the same model and amounts, as soon as it is measured: run again, it goes
-on. With all rows there, docs/proof.md and its figures are written, and the main student's weights join the model's
-files.
+on, and several processes share the students. With all rows there, docs/proof.md and its figures are written, and the
+main student's weights join the model's files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from .inprocess import pack_module
 from .machine import processor_name
 from .proof import beyond, report
 from .proof.measure import FULL, QUICK, Bench, Measure, Row
-from .proof.rows import identity, kept, options_of, prompts
-from .proof.variants import MAIN, UNTRAINED, Variant, grid
+from .proof.rows import all_kept, identity, kept, options_of, prompts
+from .proof.variants import MAIN, START, UNTRAINED, Variant, grid
 from .small_flux import files, gallery
 from .small_flux.command import host_with_text, run, say
 
@@ -28,7 +30,8 @@ SHOWN = 4
 def main(arguments: list[str]) -> int:
     options = options_of("prove", __doc__, "proof", arguments)
     proof = Proof(options.folder, options.models, host_with_text(options.clip), QUICK if options.quick else FULL)
-    variants = [Variant(files.RADIUS, UNTRAINED), MAIN] if options.quick else list(grid(options.seeds))
+    few = [Variant(files.RADIUS, UNTRAINED), MAIN, replace(MAIN, start_percent=START)]
+    variants = few if options.quick else list(grid(options.seeds))
     dense, rows = proof.students(variants)
     further = proof.beyond(beyond.QUICK if options.quick else beyond.FULL)
     images = options.docs / "images"
@@ -54,25 +57,29 @@ class Proof:
     def students(self, variants: Sequence[Variant]) -> tuple[Row, dict[Variant, Row]]:
         """The dense model's row and the students'."""
         bench = Bench(self._model, self._vae, self._training, self._held_out, self.measure, self._folder)
-        rows: dict[Variant, Row] = {}
-        (self._folder / "rows").mkdir(exist_ok=True)
+        folder = self._folder / "rows"
+        folder.mkdir(exist_ok=True)
 
         def dense() -> Row:
-            gallery.sheet(bench.images[:SHOWN], SHOWN, self._folder / "rows" / "dense.png")
+            gallery.sheet(bench.images[:SHOWN], SHOWN, folder / "dense.png")
             return bench.dense()
 
-        whole = kept(self._folder / "rows" / "dense.json", dense)
-        for number, variant in enumerate(variants):
+        def student(variant: Variant) -> Row:
+            if variant != variant.student:  # trained by its own row
+                kept(file(variant.student), partial(student, variant.student))
+            row, images = bench.row(variant, say)
+            if variant.start_percent:
+                del row["loss"]  # at some of its noise levels attention is full
+            gallery.sheet(images[:SHOWN], SHOWN, folder / f"{variant.name}.png")
+            return row
 
-            def measured(variant: Variant = variant) -> Row:
-                row, images = bench.row(variant, say)
-                gallery.sheet(images[:SHOWN], SHOWN, self._folder / "rows" / f"{variant.name}.png")
-                return row
+        def file(variant: Variant) -> Path:
+            return folder / f"{variant.name}.json"
 
-            rows[variant] = kept(self._folder / "rows" / f"{variant.name}.json", measured)
-            found = ", ".join(f"{name} {rows[variant][name]:.4g}" for name in ("loss", "psnr", "coherence", "right"))
-            say(f"{number + 1} of {len(variants)}, {variant.name}: {found}")
-        return whole, rows
+        kept(folder / "samples.json", lambda: {"samples": float(len(bench.samples()))})  # one process generates them
+        whole = kept(folder / "dense.json", dense)
+        rows = all_kept({file(variant): partial(student, variant) for variant in variants}, say)
+        return whole, {variant: rows[file(variant)] for variant in variants}
 
     def beyond(self, amount: beyond.Amount) -> report.Further:
         """What goes beyond the training, of the student that the demo uses; its weights join the model's files."""
@@ -102,6 +109,8 @@ class Proof:
         for radius in (2, 3, 4):
             names |= {Variant(radius, UNTRAINED).name: f"radius {radius}, untrained"}
             names |= {Variant(radius).name: f"radius {radius}, distilled"}
+            if radius == MAIN.radius:
+                names |= {MAIN.name: f"radius {radius}, longer"}
         rows = {label: self._folder / "rows" / f"{name}.png" for name, label in names.items()}
         report.sheet(path, {label: file for label, file in rows.items() if file.is_file()})
 

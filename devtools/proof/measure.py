@@ -93,9 +93,10 @@ class Bench:
         return row, images
 
     def _student(self, variant: Variant, say: Callable[[str], None]) -> Any:
+        start = {"start_percent": variant.start_percent}
         if variant.trained:
-            return applied(self._model, self._distilled(variant, say))
-        return applied(self._model, None, radius=variant.radius, down_factor=variant.down_factor)
+            return applied(self._model, self._distilled(variant.student, say), **start)
+        return applied(self._model, None, radius=variant.radius, down_factor=variant.down_factor, **start)
 
     def _distilled(self, variant: Variant, say: Callable[[str], None]) -> Any:
         """CLEAR weights; of a LoRA, the weights with it merged."""

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from .measure import Measure, Row
-from .variants import UNTRAINED, Variant
+from .variants import LONG, START, UNTRAINED, Variant
 
-_FIGURES = ("loss", "psnr", "coherence", "right")
+_FIGURES = {"loss": 4, "psnr": 1, "coherence": 3, "right": 2}  # and their digits
 _INTRODUCTION = (
     "The small FLUX of the demo ([small_flux.md](small_flux.md)) generates scenes that a program can judge: `right` is "
     "the share of pictures that show everything the prompt says, `coherence` how well distant parts agree, `loss` the "
@@ -46,14 +46,12 @@ def table(dense: Row, rows: Mapping[Variant, Row]) -> list[str]:
         f"| | | dense | 0 | | {dense['coherence']:.3f} | {dense['right']:.2f} | | |",
     ]
     for (radius, down, what), found in _by_kind(rows).items():
-        cells = [
-            _mean([row[name] for row in found], digits) for name, digits in zip(_FIGURES, (4, 1, 3, 2), strict=True)
-        ]
+        cells = [_mean([row.get(name) for row in found], digits) for name, digits in _FIGURES.items()]
         untrained = _untrained(rows, radius, down)
         back = ["", ""]
-        if what != UNTRAINED and untrained is not None:
+        if not (len(found) == 1 and found[0] is untrained) and untrained is not None:
             back = [
-                _mean([100 * recovered(dense, untrained, row, name) for row in found], 0) + " %"
+                _mean([100 * recovered(dense, untrained, row, name) if name in row else None for row in found], 0, " %")
                 for name in ("loss", "coherence")
             ]
         lines.append(f"| {radius} | {down if down > 1 else ''} | {what} | {' | '.join([*cells, *back])} |")
@@ -77,6 +75,9 @@ def write(
         *table(dense, rows),
         "",
         "![four prompts, a row for each model](images/proof_pictures.jpg)",
+        "",
+        f"from {100 * START:.0f} % on: `start_percent` of Apply CLEAR Attention, so that the first steps have full "
+        "attention, and no loss of the window can be given.",
         "",
         "The loss comes back sooner than the coherence. What distant parts of a picture share is a small part of a "
         "velocity's error, it is decided in the first steps of sampling, and a student has only the attention's "
@@ -170,8 +171,8 @@ def figure(path: Path, dense: Row, rows: Mapping[Variant, Row]) -> None:
     names = [f"r={radius}{f', down {down}' if down > 1 else ''}, {what}" for radius, down, what in kinds]
     drawing, axes = pyplot.subplots(1, 2, figsize=(11, 0.35 * len(names) + 1.5), sharey=True)
     for axis, name in zip(axes, ("loss", "coherence"), strict=True):
-        means = [float(np.mean([row[name] for row in found])) for found in kinds.values()]
-        ranges = [float(np.ptp([row[name] for row in found])) / 2 for found in kinds.values()]
+        values = [[row.get(name, np.nan) for row in found] for found in kinds.values()]
+        means, ranges = ([float(of(each)) for each in values] for of in (np.mean, lambda each: np.ptp(each) / 2))
         colours = ["#b0b0b0" if what == UNTRAINED else "#3b7dd8" for _, _, what in kinds]
         axis.barh(names, means, xerr=ranges, color=colours)
         axis.set_title({"loss": "loss against the dense model", "coherence": "coherence"}[name])
@@ -187,21 +188,30 @@ def _by_kind(rows: Mapping[Variant, Row]) -> dict[tuple[int, int, str], list[Row
     kinds: dict[tuple[int, int, str], list[Row]] = {}
     for variant, row in rows.items():
         what = UNTRAINED if not variant.trained else f"{variant.method}, {_trained(variant)}"
+        if variant.start_percent:
+            what += f", from {100 * variant.start_percent:.0f} % on"
         kinds.setdefault((variant.radius, variant.down_factor, what), []).append(row)
     return kinds
 
 
 def _trained(variant: Variant) -> str:
-    return f"LoRA {variant.rank}" if variant.rank else "weights"
+    what = f"LoRA {variant.rank}" if variant.rank else "weights"
+    return f"{what}, {LONG} times the samples" if variant.long else what
 
 
 def _untrained(rows: Mapping[Variant, Row], radius: int, down_factor: int) -> Row | None:
     found = [
-        row for one, row in rows.items() if not one.trained and (one.radius, one.down_factor) == (radius, down_factor)
+        row
+        for one, row in rows.items()
+        if not (one.trained or one.start_percent) and (one.radius, one.down_factor) == (radius, down_factor)
     ]
     return found[0] if found else None
 
 
-def _mean(values: Sequence[float], digits: int) -> str:
-    middle = f"{np.mean(values):.{digits}f}"
-    return middle if len(values) == 1 else f"{middle} ± {np.ptp(values) / 2:.{digits}f}"
+def _mean(values: Sequence[float | None], digits: int, unit: str = "") -> str:
+    """ "" where one is missing."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return ""
+    middle = f"{np.mean(known):.{digits}f}"
+    return (middle if len(known) == 1 else f"{middle} ± {np.ptp(known) / 2:.{digits}f}") + unit

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,21 @@ def kept(file: Path, measure: Callable[[], Any], *, wait: bool = True) -> Any:
     except Timeout as error:
         raise TimeoutError(f"{file} is being measured by another process") from error
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def all_kept(
+    work: Mapping[Path, Callable[[], dict[str, float]]], say: Callable[[str], None]
+) -> dict[Path, dict[str, float]]:
+    """What all files have, measured where they are not there, by several processes if so many are at it.
+
+    say: told of each row that this process has measured.
+    """
+    for wait in (False, True):  # first what nobody is at, then what others have not finished
+        for number, (file, measure) in enumerate(work.items()):
+            with suppress(TimeoutError):
+                there = file.is_file()
+                row = kept(file, measure, wait=wait)
+                if not there:
+                    told = ", ".join(f"{key} {value:.4g}" for key, value in [*row.items()][-3:])
+                    say(f"{number + 1} of {len(work)}, {file.stem}: {told}")
+    return {file: kept(file, measure) for file, measure in work.items()}

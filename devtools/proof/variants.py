@@ -11,17 +11,26 @@ from clear_core.distill.settings import BOTH, END_TO_END, LAYER_BY_LAYER, LORA, 
 from ..small_flux.files import RADIUS
 
 UNTRAINED = "untrained"
+LONG = 8
+START = 0.1
+"""The share of the schedule with full attention, where that is compared: the first 2 of 20 steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One student. method: of CLEAR's distillation, or UNTRAINED. rank: of a LoRA; 0 for weights in full."""
+    """One student. method: of CLEAR's distillation, or UNTRAINED. rank: of a LoRA; 0 for weights in full.
+
+    long: trained on `LONG` times the samples, at a rate that falls in the second half. start_percent: of Apply CLEAR
+    Attention, the share of the schedule that is sampled with full attention.
+    """
 
     radius: int
     method: str = BOTH
     rank: int = 0
     down_factor: int = 1
     seed: int = 0
+    long: bool = False
+    start_percent: float = 0.0
 
     @property
     def name(self) -> str:
@@ -31,15 +40,22 @@ class Variant:
             what = UNTRAINED
         down = f"_down_{self.down_factor}" if self.down_factor > 1 else ""
         method = "" if self.method == UNTRAINED else "_" + self.method.replace(" ", "_")
-        return f"r{self.radius}{down}_{what}{method}_seed_{self.seed}"
+        long = "_long" if self.long else ""
+        start = f"_from_{100 * self.start_percent:.0f}" if self.start_percent else ""
+        return f"r{self.radius}{down}_{what}{method}{long}{start}_seed_{self.seed}"
 
     @property
     def trained(self) -> bool:
         return self.method != UNTRAINED
 
+    @property
+    def student(self) -> Variant:
+        """The one whose training this one uses: itself, where nothing differs but the sampling."""
+        return replace(self, start_percent=0.0)
+
     def settings(self, steps: int, batch: int) -> dict[str, Any]:
-        """Of `clear_core.distill.settings.Settings`."""
-        return {
+        """Of `clear_core.distill.settings.Settings`. steps, batch: of a training that is not long."""
+        found = {
             "radius": self.radius,
             "down_factor": self.down_factor,
             "method": self.method,
@@ -51,20 +67,33 @@ class Variant:
             "learning_rate": 2e-3 if self.rank else 5e-4,
             "seed": self.seed,
         }
+        if self.long:
+            found |= {
+                "steps": steps * LONG // 2,
+                "batch": batch * 2,
+                "learning_rate": 1e-3,
+                "cooldown": 0.5,
+                "timestep_shift": 2.0,
+            }
+        return found
 
 
-MAIN = Variant(RADIUS)
+MAIN = Variant(RADIUS, long=True)
 """The student that the demo uses."""
 
 
 def grid(seeds: int) -> Iterator[Variant]:
-    """All that the report compares. The untrained window has one seed: nothing in it is drawn at random."""
+    """All that the report compares. What is not trained has one seed: nothing in it is drawn at random."""
     middle = MAIN.radius
     for radius in (2, middle, 4):
         yield Variant(radius, UNTRAINED)
     yield Variant(middle, UNTRAINED, down_factor=4)
+    yield Variant(middle, UNTRAINED, start_percent=START)
     for seed in range(seeds):
-        full = Variant(middle, seed=seed)
+        main = replace(MAIN, seed=seed)
+        yield main
+        yield replace(main, start_percent=START)
+        full = replace(main, long=False)
         yield full
         for method in (LAYER_BY_LAYER, END_TO_END):
             yield replace(full, method=method)
