@@ -39,7 +39,7 @@ def forwards(
         return pool_key_value(key, value, Grid(len(rows), plan.image.width), weight)
 
     def next_layer(part: Tensor, out: Tensor) -> Tensor:
-        return part + out.unflatten(2, (HEADS, HEAD_DIM)).transpose(1, 2)
+        return (part + out.unflatten(2, (HEADS, HEAD_DIM)).transpose(1, 2)) / 2
 
     def replicated(worker: ReplicatedWorker) -> Tensor:
         part = tokens[:, :, : TEXT + 1]
