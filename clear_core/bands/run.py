@@ -65,6 +65,11 @@ class BandedForward:
         self._text_merge: TextMerge = text_merge
 
     @property
+    def lanes(self) -> range:
+        """Of the plan, those of this process."""
+        return self._exchange.lanes
+
+    @property
     def traffic(self) -> Traffic:
         return self._exchange.traffic
 

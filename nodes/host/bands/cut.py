@@ -42,7 +42,8 @@ class CutForward:
         weights: BlockWeights,
         block_done: BlockDone | None,
     ) -> None:
-        """executor: of the model's forward. block_done: told of each block that a band has finished.
+        """executor: of the model's forward. lanes: of this process, the first ones of its plan or those that the
+        plan's links give it. block_done: told of each block that a band has finished.
 
         Raises ValueError for patches of other nodes that a part of the image cannot have.
         """
@@ -58,6 +59,7 @@ class CutForward:
         self._lanes = lanes
         self._weights = weights
         self._block_done = block_done
+        self._first = 0  # of this process's lanes
         self._mask: Tensor | None = given.get("attention_mask")
         self._masks: dict[torch.device, Tensor | None] = {}
         self._copies: dict[torch.device, ForwardArgs] = {}
@@ -68,21 +70,35 @@ class CutForward:
 
     def run(self, banded: BandedForward) -> Tensor:
         """The forward's output, as without bands: [batch, channels, height, width] on the input's device."""
+        return self.cropped([self.rows(banded)])
+
+    def cropped(self, parts: Sequence[Tensor]) -> Tensor:
+        """The output from rows of it that follow each other: [batch, channels, rows * patch size, padded width]."""
+        out = torch.cat([part.to(self._given.x.device) for part in parts], dim=-2)
+        return out[..., : self._height, : self._width]
+
+    def rows(self, banded: BandedForward) -> Tensor:
+        """The output's rows of this process's bands, on the input's device."""
         positions = Positions.of(self._flux, self._original, self._given)
-        lanes = [(lane.flux, lane.device) for lane in self._lanes]
+        self._first = banded.lanes.start
+        used = self._lanes[: len(banded.lanes)]
+        lanes = [(lane.flux, lane.device) for lane in used]
         # Every worker of a device reads the same: one copy for each device, not one for each band.
-        for device in {device for _, device in lanes[: banded.plan.lane_count]}:
+        for device in {device for _, device in lanes}:
             self._masks[device] = _on(device, self._mask)
             moved = {name: _on(device, self._given.get(name)) for name in _TENSORS}
             self._copies[device] = self._given.replaced(**moved)
         with positions.embedded(lanes), self._weights.shared(lanes) as around_layer:
             parts = banded.run(
-                Forwards(partial(self._replicated, positions), partial(self._band, positions), around_layer)
+                Forwards(
+                    partial(self._replicated, positions),
+                    partial(self._band, positions),
+                    lambda lane, layer: around_layer(lane - self._first, layer),
+                )
             )
         # One copy for each device: its bands lie next to each other.
         joined = [torch.cat(list(own), dim=-2) for _, own in groupby(parts, key=lambda part: part.device)]
-        out = torch.cat([part.to(self._given.x.device) for part in joined], dim=-2)
-        return out[..., : self._height, : self._width]
+        return torch.cat([part.to(self._given.x.device) for part in joined], dim=-2)
 
     def _replicated(self, positions: Positions, worker: ReplicatedWorker) -> Tensor:
         """Text and references; one image token stands in for the image."""
@@ -108,11 +124,14 @@ class CutForward:
 
     def _copy(self, worker: Worker) -> ForwardArgs:
         """The complete forward's arguments on a worker's device; ControlNet residuals stay where they are."""
-        return self._copies[self._lanes[worker.lane].device]
+        return self._copies[self._lane(worker).device]
+
+    def _lane(self, worker: Worker) -> Lane:
+        return self._lanes[worker.lane - self._first]
 
     def _call(self, worker: ReplicatedWorker | BandWorker, positions: Positions, given: ForwardArgs) -> Tensor:
         """Run the host's forward on a worker's lane."""
-        forward = getattr(self._lanes[worker.lane].flux, self._original.__name__)
+        forward = getattr(self._lane(worker).flux, self._original.__name__)
         return given.replaced(transformer_options=self._options(worker, positions)).call(forward)
 
     def _options(self, worker: ReplicatedWorker | BandWorker, positions: Positions) -> dict[str, Any]:
@@ -130,7 +149,7 @@ class CutForward:
         return {
             **after_post_input(given, positions.place),
             "patches_replace": replace,
-            STEP: BandStep(worker, self._masks[self._lanes[worker.lane].device]),
+            STEP: BandStep(worker, self._masks[self._lane(worker).device]),
         }
 
 
