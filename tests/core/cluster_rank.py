@@ -1,9 +1,10 @@
 """One rank of a forward in bands, a process of its own: told by lines of JSON what to do, and tells what came of it.
 
-    python -m core.cluster_rank PORT
+    python -m core.cluster_rank
 
-`{"group": name, "rank": 0, "size": 2}` joins a group; `{"forward": 1, "ranks": [0, 1], "image": [24, 4], ...}` runs a
-forward and writes this rank's rows to `out`; an empty line ends it.
+The first line is `{"store": [address, port], "interface": address}`. `{"group": name, "rank": 0, "size": 2}` joins a
+group; `{"forward": 1, "ranks": [0, 1], "image": [24, 4], ...}` runs a forward and writes this rank's rows to `out`; an
+empty line ends it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def forward(router: Router, asked: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    store = TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False, timeout=timedelta(seconds=30))
+    given = json.loads(sys.stdin.readline())
+    store = TCPStore(*given["store"], is_master=False, timeout=timedelta(seconds=30))
     router: Router | None = None
     tell(ready=True)
     for line in sys.stdin:
@@ -78,7 +80,7 @@ def main() -> None:
                 asked["rank"],
                 asked["size"],
                 patience=PATIENCE,
-                interface="127.0.0.1",
+                interface=given["interface"],
             )
             router = Router(transport)
             tell(joined=asked["group"], files=len([*Path("/proc/self/fd").iterdir()]))
