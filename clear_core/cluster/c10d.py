@@ -27,6 +27,7 @@ PATIENCE = 6.0
 _ALIVES = 4  # in the patience of the other side
 _CHUNK = 4 * 2**20  # bytes of a send; each that comes is a sign of life, also on a link of 10 Mbit/s
 _HEADERS, _BODIES = 1, 2  # tags
+_ENDS = 0.5  # seconds that a thread may take to end
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +94,7 @@ class C10dTransport:
         for thread, rank in self._threads.items():
             while thread.is_alive() and rank not in self._lost:
                 thread.join(0.01)
+            thread.join(_ENDS)  # unless it waits for a lost rank
         self._closed.set()
         if not any(thread.is_alive() for thread in self._threads):
             self._group.shutdown()

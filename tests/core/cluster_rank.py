@@ -13,7 +13,6 @@ import json
 import sys
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,7 +82,7 @@ def main() -> None:
                 interface=given["interface"],
             )
             router = Router(transport)
-            tell(joined=asked["group"], files=len([*Path("/proc/self/fd").iterdir()]))
+            tell(joined=asked["group"])
         else:
             assert router is not None
             forward(router, asked)

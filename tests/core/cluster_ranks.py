@@ -57,6 +57,10 @@ class Rank:
             pass
         return found
 
+    def files(self) -> int:
+        """How many it has open."""
+        return len([*Path(f"/proc/{self.process.pid}/fd").iterdir()])
+
     def end(self) -> int:
         """Its exit code."""
         assert self.process.stdin is not None
@@ -89,7 +93,9 @@ class Ranks:
         self._groups += 1
         for number, rank in enumerate(members):
             rank.ask(group=f"group {self._groups}", rank=number, size=len(members))
-        return [rank.answer_with("joined")["files"] for rank in members]
+        for rank in members:
+            rank.answer_with("joined")
+        return [rank.files() for rank in members]
 
 
 def asked(forward: int, ranks: int, out: Path, **more: Any) -> dict[str, Any]:
