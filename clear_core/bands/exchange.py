@@ -8,7 +8,7 @@ they attend their interior. On one device nothing is copied; to a lane of anothe
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,6 +36,9 @@ OUT_OF_STEP = (
     "The bands of the image did not do the same layers ({}). Another node skips or replaces FLUX's blocks or takes "
     "over their attention: remove it, put it before Apply CLEAR Attention, or use one band."
 )
+
+
+_TICK = 0.2  # seconds between two checks
 
 
 class OutOfStep(RuntimeError):
@@ -82,16 +85,18 @@ class Exchange:
         transfers: Transfers | None = None,
         trace: list[Event] | None = None,
         links: Links | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """devices: one for each lane. trace: a list that is given every step and every copy, in order of each lane.
 
-        links: to the lanes of other processes; None where this one has all.
+        links: to the lanes of other processes; None where this one has all. check: called while a lane waits for
+        those; may raise to end the forward.
         """
         self.plan = plan
         self.devices = tuple(devices)
         self.failure: BaseException | None = None
         self.lanes = range(plan.lane_count) if links is None else links.lanes
-        self._links = links
+        self._links, self._check = links, check
         self._transfers = transfers or Transfers()
         self._trace = trace
         self._changed = threading.Condition()
@@ -119,7 +124,10 @@ class Exchange:
                     return
                 if self._layers_done is not None and number >= self._layers_done:
                     raise OutOfStep(OUT_OF_STEP.format("one device has finished, another has not"))
-                self._changed.wait()
+                if self._links is None:
+                    self._changed.wait()
+                elif not self._changed.wait(_TICK):
+                    self._check()
 
     def publish_band(
         self, number: int, lane: int, band: int, keys: tuple[Tensor, Tensor], pooled: Pooled | None

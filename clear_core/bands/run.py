@@ -53,15 +53,17 @@ class BandedForward:
         transfers: Transfers | None = None,
         trace: list[Event] | None = None,
         links: Links | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """devices: one for each lane. transfers: the streams of copies between them, kept from forward to forward.
 
         trace: a list that is given each lane's steps and copies, in the lane's order. links: to lanes of other
-        processes, which run the same plan; None where this process has all lanes.
+        processes, which run the same plan; None where this process has all lanes. check: called while a lane waits
+        for those; may raise to end the forward.
         """
         self.plan = plan
         self._links = links
-        self._exchange = Exchange(plan, devices, transfers, trace, links)
+        self._exchange = Exchange(plan, devices, transfers, trace, links, check)
         self._text_merge: TextMerge = text_merge
 
     @property

@@ -1,0 +1,79 @@
+"""The part of a prompt that makes a MODEL, as a worker runs it: what it may hold, and the files that it reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_execution.graph_utils import is_link
+
+Graph = dict[str, dict[str, Any]]
+"""In ComfyUI's API format: class_type and inputs by the id of the node."""
+
+_OUTSIDE = re.compile(r"(^|[\\/])\.\.([\\/]|$)|^([\\/]|[A-Za-z]:)")
+_FOLDERS = frozenset({"input", "output", "temp", "custom_nodes", "configs"})
+"""Names of the host's folders that hold no models."""
+
+
+def model_graph(dynprompt: Any, node_id: str, name: str) -> tuple[Graph, str, int]:
+    """The nodes before an input, and the id and output of the one that it is linked to.
+
+    Raises ValueError for an input without a link.
+    """
+    link = dynprompt.get_node(node_id)["inputs"].get(name)
+    if not is_link(link):
+        raise ValueError(f"{name} is not linked: connect a model")
+    graph: Graph = {}
+    waiting = [str(link[0])]
+    while waiting:
+        number = waiting.pop()
+        if number not in graph:
+            node = dynprompt.get_node(number)
+            graph[number] = {"class_type": node["class_type"], "inputs": dict(node["inputs"])}
+            waiting += [str(value[0]) for value in node["inputs"].values() if is_link(value)]
+    return graph, str(link[0]), int(link[1])
+
+
+def refusal(graph: Mapping[str, Mapping[str, Any]], classes: Mapping[str, Any]) -> str:
+    """Why a worker does not run a graph, in a clause that names the node; "" where it does. classes: the host's."""
+    for number, node in graph.items():
+        kind, inputs = node.get("class_type"), node.get("inputs")
+        name = f"node {number} ({kind})"
+        if kind not in classes or not isinstance(inputs, Mapping):
+            return f"{name} is not installed there: install the pack that brings it, in the same version"
+        if getattr(classes[kind], "OUTPUT_NODE", False):
+            return f"{name} writes files or shows results, which no worker does: a model must not depend on it"
+        for key, value in inputs.items():
+            if is_link(value):
+                if str(value[0]) not in graph:
+                    return f"{name} takes {key} from a node that is not part of the graph"
+            elif isinstance(value, str) and _OUTSIDE.search(value):
+                return f"{name} reads {value[:80]!r}: a worker reads nothing outside its model folders"
+            elif isinstance(value, str) and _is_input_file(kind, key, classes):
+                return f"{name} reads the file {value[:80]!r} of the input folder, which other machines do not have"
+    return ""
+
+
+def model_files(graph: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
+    """The model files that a graph names, by their name below a folder of models, / between its parts."""
+    values = {value for node in graph.values() for value in node["inputs"].values() if isinstance(value, str)}
+    found: dict[str, Path] = {}
+    for folder in folder_paths.folder_names_and_paths:
+        if folder in _FOLDERS:
+            continue
+        for value in values.intersection(folder_paths.get_filename_list(folder)):
+            path = folder_paths.get_full_path(folder, value)
+            if path is not None:
+                found[value.replace("\\", "/")] = Path(path)
+    return found
+
+
+def _is_input_file(kind: str, key: str, classes: Mapping[str, Any]) -> bool:
+    """Whether a widget chooses a file of the input folder: the host shows an upload button for it."""
+    types = classes[kind].INPUT_TYPES()
+    given = {**types.get("required", {}), **types.get("optional", {})}.get(key)
+    options = given[1] if given is not None and len(given) > 1 and isinstance(given[1], Mapping) else {}
+    return any(name.endswith("_upload") for name in options)
