@@ -12,6 +12,7 @@
     python dev.py ablate            other strategies in the window's place, at equal cost
     python dev.py evaluate A B      how close images are to those of an original: FID, IS, LPIPS, CLIP, DINO, SSIM
     python dev.py pack DIR          try another node pack beside this one
+    python dev.py worker            compute rows of another machine's images, in the ComfyUI around this folder
 
 The first start makes everything it needs below .dev (about five minutes, 4 GB); later starts take seconds.
 Deleting .dev undoes all of it. Needs Python 3.11 or newer and nothing else. CLEAR_HOST names a ComfyUI checkout
@@ -23,6 +24,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -165,9 +167,41 @@ def card_here(arguments: list[str]) -> int:
     )
 
 
+def worker(arguments: list[str]) -> int:
+    """`python dev.py worker --join HOST:PORT --token-file FILE [-- ComfyUI's own arguments]`: a ComfyUI without a page.
+
+    In a ComfyUI's custom_nodes folder that ComfyUI, with the Python that runs this; elsewhere the one in .dev.
+    """
+    parser = argparse.ArgumentParser(prog="dev.py worker", description=worker.__doc__, allow_abbrev=False)
+    parser.add_argument("--join", required=True, metavar="HOST:PORT", help="what the other machine's `machines` says")
+    parser.add_argument("--token-file", required=True, type=Path, metavar="FILE", help="a copy of that machine's token")
+    parser.add_argument("--port", type=int, metavar="N", help="of this ComfyUI, on this machine alone (default: free)")
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    own, rest = arguments[:split], arguments[split + 1 :]
+    options = parser.parse_args(own)
+    if not options.token_file.is_file():
+        parser.error(f"there is no {options.token_file}: copy it from the other machine, whose log names it")
+    host, python = ROOT.parents[1], Path(sys.executable)
+    if ROOT.parent.name != "custom_nodes" or not (host / "main.py").is_file():
+        set_up()
+        host, python = HOST, host_python(None)
+    port = options.port or _free_port()
+    command = [str(host / "main.py"), "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch", *rest]
+    settings = {"CLEAR_WORKER_JOIN": options.join, "CLEAR_WORKER_TOKEN_FILE": str(options.token_file.resolve())}
+    return subprocess.call([str(python), *command], cwd=host, env={**os.environ, **settings})
+
+
+def _free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return int(opened.getsockname()[1])
+
+
 def main(arguments: list[str]) -> int:
     if arguments[:2] == ["card", "--here"]:
         return card_here(arguments[2:])
+    if arguments[:1] == ["worker"]:
+        return worker(arguments[1:])
     options, rest = parse(arguments)
     try:
         set_up()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .options.bands import MAX_BANDS, TEXT_MERGES, check_bands
+from .options.machines import parse_address
 from .schema import make
 
 
@@ -40,6 +41,19 @@ def band_inputs() -> list[io.Input]:
     ]
 
 
+def machines_input() -> io.Input:
+    """`machines`, after all others."""
+    return make(
+        io.String.Input,
+        "machines",
+        default="",
+        optional=True,
+        advanced=True,
+        tooltip="Empty: this machine alone. Or the address and port of this machine on which others join, such as "
+        "192.168.1.10:8189. Each of them runs: python dev.py worker --join 192.168.1.10:8189 --token-file FILE",
+    )
+
+
 def devices_input() -> io.Input:
     """`devices` on a node that leaves the other inputs to this pack."""
     return make(
@@ -51,10 +65,13 @@ def devices_input() -> io.Input:
     )
 
 
-def check_band_inputs(devices: str | None, bands: int | None, text_merge: str | None) -> bool | str:
+def check_band_inputs(
+    devices: str | None, bands: int | None, text_merge: str | None, machines: str | None = None
+) -> bool | str:
     """For a node's `validate_inputs`: True, or what is wrong. None: the value comes through a link."""
     try:
         check_bands(devices, bands, text_merge)
+        parse_address(machines or "")
     except ValueError as error:
         return str(error)
     return True

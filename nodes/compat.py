@@ -117,7 +117,7 @@ def explained(error: Exception) -> str:
     """The sentence for the log: both versions, what is wrong, what to do."""
     project = _PROJECT.read_text(encoding="utf-8")
     pack, oldest = (_quoted(project, name) for name in ("version", "requires-comfyui"))
-    start = f"CLEAR Attention {pack} adds no nodes to this ComfyUI ({_host_version()})"
+    start = f"CLEAR Attention {pack} adds no nodes to this ComfyUI ({host_version()})"
     if isinstance(error, MissingHooks):
         names = ", ".join(map(str, error.args[:_NAMED]))
         more = f" and {len(error.args) - _NAMED} more" if len(error.args) > _NAMED else ""
@@ -180,7 +180,8 @@ def _found(name: str) -> Any:
     return None
 
 
-def _host_version() -> str:
+def host_version() -> str:
+    """ComfyUI's."""
     try:
         return str(import_module("comfyui_version").__version__)
     except Exception:  # a host that does not say

@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import host
 from .apply import CLEARApply
 from .attention_map import CLEARAttentionMap
+from .cluster_rank import rank_node
 from .compare import CLEARCompare
 from .control_net import CLEARControlNet
 from .distill import CLEARDistill
@@ -29,7 +30,9 @@ from .weights_loader import CLEARWeightsLoader
 
 class ClearAttentionExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        worker = host.start_worker()
         return [
+            *([] if worker is None else [rank_node(worker)]),
             CLEARPreset,
             CLEARWeightsLoader,
             CLEARApply,

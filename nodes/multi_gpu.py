@@ -7,8 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import host
-from .band_inputs import band_inputs, check_band_inputs
+from .band_inputs import band_inputs, check_band_inputs, machines_input
 from .options.bands import resolve_bands
+from .options.machines import parse_address
 from .schema import CACHED_PER_NODE_ID, CATEGORY, make
 
 
@@ -28,6 +29,7 @@ class CLEARMultiGPU(io.ComfyNode):
             inputs=[
                 make(io.Model.Input, "model", tooltip="A FLUX.1 model patched by Apply CLEAR Attention."),
                 *band_inputs(),
+                machines_input(),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
@@ -36,15 +38,20 @@ class CLEARMultiGPU(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, devices: str | None = None, bands: int | None = None, text_merge: str | None = None
+        cls,
+        devices: str | None = None,
+        bands: int | None = None,
+        text_merge: str | None = None,
+        machines: str | None = None,
     ) -> bool | str:
-        return check_band_inputs(devices, bands, text_merge)
+        return check_band_inputs(devices, bands, text_merge, machines)
 
     @classmethod
-    def execute(cls, model: Any, devices: str, bands: int, text_merge: str) -> io.NodeOutput:
-        settings = resolve_bands(devices, bands, text_merge)
+    def execute(cls, model: Any, devices: str, bands: int, text_merge: str, machines: str = "") -> io.NodeOutput:
+        settings, address = resolve_bands(devices, bands, text_merge), parse_address(machines)
         node_id, graph = cls.hidden.unique_id, cls.hidden.dynprompt
-        patched = host.apply_bands(model, settings, node_id=node_id)
+        session = None if address is None else host.machines_session(address, graph, node_id, "model")
+        patched = host.apply_bands(model, settings, node_id=node_id, machines=session)
         # Raised here, ComfyUI's dialog names this node; in the run, it would name the sampler.
         if graph is not None and not host.has_clear(model) and host.no_clear_after(graph, node_id):
             raise ValueError(host.NO_CLEAR)

@@ -9,6 +9,7 @@
                              <-     Forward, once for each forward of the model in a run
     Progress ..., Done       ->            or Failed
                              <-     Cancel, at any time
+    Alive                   <->     Alive: asked and answered at once, at any time
     Bye                     <->     Bye: an honest end, at any time
 
 As JSON, a message is an object of its fields and `type`, the name of its class.
@@ -103,8 +104,8 @@ class LoadModel:
 class Loaded:
     """The worker has the MODEL, or could have it but for some files.
 
-    patch_keys_digest: SHA-256 of the names of its weight patches, to compare with the driver's. missing: files that are
-    not there or differ.
+    patch_keys_digest: SHA-256 of the names of its weight patches and of its type, to compare with the driver's.
+    missing: files that are not there or differ.
     """
 
     patch_keys_digest: Sha256
@@ -155,9 +156,10 @@ class Rows:
 class Forward:
     """Run the model once, in bands of image rows (`clear_core.bands.plan`). Its tensors come by the process group.
 
-    forward: its number in the run, from 0. height, width: of the image, in tokens. bands: top to bottom. lanes: whose
-    each band is; lane i is run by rank i. radius: of the window, in tokens; None where bands need all others.
-    together: every band publishes before the first attends. text_merge: as in `clear_core.bands.workers`.
+    forward: its number, which grows. height, width: of the image, in tokens. bands: top to bottom. lanes: whose each
+    band is. ranks: whose each lane is. radius: of the window, in tokens; None where bands need all others. together:
+    every band publishes before the first attends. text_merge: as in `clear_core.bands.workers`. active: whether the
+    window is on in this step. given: names of the tensors that rank 0 sends, in order: arguments of the forward.
     """
 
     run: Number
@@ -169,6 +171,9 @@ class Forward:
     radius: Count | None
     together: bool
     text_merge: Literal["exact", "average"]
+    ranks: Annotated[tuple[Index, ...], Length(1, 4096)]
+    active: bool
+    given: Annotated[tuple[Text, ...], Length(1, 4096)]
 
     def __post_init__(self) -> None:
         edges = [0, *(band.stop for band in self.bands)]
@@ -180,6 +185,8 @@ class Forward:
             raise MalformedError("lanes", f"must be {len(self.bands)}, one for each band, got {len(self.lanes)}")
         if self.lanes[0] != 0 or any(b - a not in (0, 1) for a, b in pairwise(self.lanes)):
             raise MalformedError("lanes", "must begin with 0 and leave none out")
+        if len(self.ranks) != self.lanes[-1] + 1:
+            raise MalformedError("ranks", f"must be {self.lanes[-1] + 1}, one for each lane, got {len(self.ranks)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,13 +214,20 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Alive:
+    """Asks the other side for the same, or answers. asked: the number in the question."""
+
+    asked: Number
+
+
+@dataclass(frozen=True, slots=True)
 class Bye:
     """Nothing follows: close the channel."""
 
 
-FromWorker = Hello | Loaded | Failed | Progress | Done | Bye
-FromDriver = Welcome | Refusal | LoadModel | Group | Forward | Cancel | Bye
-Message = Hello | Loaded | Failed | Progress | Done | Bye | Welcome | Refusal | LoadModel | Group | Forward | Cancel
+FromWorker = Hello | Loaded | Failed | Progress | Done | Alive | Bye
+FromDriver = Welcome | Refusal | LoadModel | Group | Forward | Cancel | Alive | Bye
+Message = FromWorker | Welcome | Refusal | LoadModel | Group | Forward | Cancel
 
 VERSION = 1
 """Of these messages: goes up when one of them changes."""

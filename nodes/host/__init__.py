@@ -16,6 +16,8 @@ from comfy.utils import ProgressBar
 
 from .attention_call import Frame
 from .bands.forward import NO_CLEAR, apply_bands, sample_in_bands
+from .cluster.start import machines_session, start_worker
+from .cluster.worker import RANK_NODE, Worker
 from .distill.job import Job as DistillJob
 from .distill.watch import distill
 from .downloads import download, fetched_weights
@@ -51,6 +53,7 @@ from .workflow import SAMPLERS, SCHEDULERS, GraphBuilder, call_number, has_clear
 __all__ = [
     "FLUX_1",
     "NO_CLEAR",
+    "RANK_NODE",
     "SAMPLERS",
     "SCHEDULERS",
     "DistillJob",
@@ -64,6 +67,7 @@ __all__ = [
     "ProgressBar",
     "SweepGiven",
     "SweepJob",
+    "Worker",
     "absent_release",
     "add_prompt_handler",
     "add_routes",
@@ -87,6 +91,7 @@ __all__ = [
     "input_images",
     "keeps_outputs",
     "load_region",
+    "machines_session",
     "measure_factors",
     "model_info",
     "model_kind",
@@ -105,6 +110,7 @@ __all__ = [
     "shifted",
     "singles",
     "start_upscale",
+    "start_worker",
     "upstream",
     "vae_decode",
     "vae_decode_strips",

@@ -57,6 +57,13 @@ class ForwardArgs:
         """transformer_options."""
         return self.get("transformer_options") or {}
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All that were given, by name."""
+        given = dict(self._bound.arguments)
+        rest = given.pop(self._rest or "", {})
+        return {**given, **rest}
+
     def frame(self, flux: Any) -> Frame:
         """Raises ValueError for an empty latent."""
         return frame_of(flux, self.x, self.get("ref_latents"), self.options)

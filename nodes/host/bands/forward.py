@@ -10,10 +10,11 @@ from typing import Any
 
 import comfy.model_management
 import torch
-from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....clear_core.bands.plan import BandPlan
+from ....clear_core.bands.remote import Links
 from ....clear_core.bands.run import BandedForward
 from ....clear_core.bands.transfer import Transfers
 from ....clear_core.flux import CHROMA
@@ -25,6 +26,8 @@ from ..forward_args import ForwardArgs
 from ..node_text import node_text_sender
 from ..run_record import note_run
 from .cut import CutForward
+from .last import last_wrapper
+from .machines import Machines
 from .memory import plan_that_fits, replica_needs, shape_for_estimate
 from .progress import StartProgress, band_progress
 from .replicas import Lane, Replicas, preflight
@@ -34,11 +37,17 @@ _log = logging.getLogger("clear-attention")
 
 
 def apply_bands(
-    model: Any, settings: BandSettings, *, node_id: str | None, show: Callable[[str], None] | None = None
+    model: Any,
+    settings: BandSettings,
+    *,
+    node_id: str | None,
+    show: Callable[[str], None] | None = None,
+    machines: Machines | None = None,
 ) -> Any:
     """A clone of `model` whose forwards run in bands; the last node that asks for bands decides.
 
-    node_id: the node that shows the progress. show: takes the text about the bands in place of that node.
+    node_id: the node that shows the progress. show: takes the text about the bands in place of that node. machines:
+    others that take part.
     """
     family = transformer_of(model)[1]
     if family == CHROMA:
@@ -47,11 +56,11 @@ def apply_bands(
         )
     patched = model.clone()
     replicas = Replicas(settings.devices)
-    bands = _Bands(settings, replicas, _once(show or node_text_sender(node_id)), band_progress(node_id))
+    bands = _Bands(settings, replicas, _once(show or node_text_sender(node_id)), band_progress(node_id), machines)
     for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.PREPARE_SAMPLING):
         patched.remove_wrappers_with_key(kind, BANDS)
-    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, BANDS, _forward_wrapper(bands))
-    patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, BANDS, _prepare_wrapper(settings, replicas))
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, BANDS, last_wrapper(bands.run))
+    patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, BANDS, _prepare_wrapper(settings, replicas, machines))
     return patched
 
 
@@ -67,23 +76,10 @@ def sample_in_bands(
     return SamplerCustomAdvanced.execute(noise, banded, sampler, sigmas, latent)
 
 
-def _forward_wrapper(bands: _Bands) -> Callable[..., Any]:
-    """The DIFFUSION_MODEL wrapper. A closure: some hosts deep-copy the methods and objects in model_options."""
-
-    def clear_bands(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        inner = executor.wrappers[executor.idx + 1 :]
-        if inner:
-            # Every other wrapper must see the complete image: this one goes last.
-            order = [*inner, clear_bands]
-            last = WrapperExecutor.new_class_executor(executor.original, executor.class_obj, order)
-            return last.execute(*args, **kwargs)
-        return bands.run(executor, ForwardArgs.of(executor.original, args, kwargs))
-
-    return clear_bands
-
-
-def _prepare_wrapper(settings: BandSettings, replicas: Replicas) -> Callable[..., Any]:
+def _prepare_wrapper(settings: BandSettings, replicas: Replicas, machines: Machines | None) -> Callable[..., Any]:
     def clear_prepare(executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
+        if machines is not None:
+            machines.prepare(model)
         # Before the host loads the model: it may have to unload it to copy it, and a copy is made in main memory.
         made = replicas.prepare(model)
         flux, home = model.get_model_object("diffusion_model"), torch.device(model.load_device)
@@ -111,6 +107,7 @@ class _Bands:
     replicas: Replicas
     show: Callable[[str], None]
     progress: StartProgress | None
+    machines: Machines | None = None
     transfers: Transfers = field(default_factory=Transfers)
     weights: BlockWeights = field(default_factory=BlockWeights)
 
@@ -124,6 +121,10 @@ class _Bands:
         flux, home = executor.class_obj, given.x.device
         frame: Frame = given.options[FRAME]  # Apply CLEAR Attention's own wrapper has run: this one goes last
         lanes = self.replicas.lanes(flux, home)
+        if self.machines is not None:
+            out = self._with_machines(self.machines, executor, given, clear, lanes)
+            if out is not None:
+                return out
         plan = self._plan(flux, given, clear, lanes)
         if len(plan.bands) == 1:
             return given.call(executor)
@@ -139,6 +140,36 @@ class _Bands:
         out = run(banded)
         self.show(self._text(banded, lanes, self.replicas.missing(home)))
         return out
+
+    def _with_machines(
+        self, machines: Machines, executor: Any, given: ForwardArgs, clear: ClearSettings, lanes: Sequence[Lane]
+    ) -> Tensor | None:
+        """One forward with other machines; None where none takes part."""
+        flux, frame = executor.class_obj, given.options[FRAME]
+        self.replicas.follow_hooks()
+        forward = CutForward(executor, given, frame, lanes, self.weights, None)
+
+        def plan_of(others: Sequence[float]) -> BandPlan:
+            return self._plan(flux, given, clear, [*lanes, *(Lane(lanes[0].device, None, share) for share in others)])
+
+        def compute(plan: BandPlan, links: Links) -> Tensor:
+            devices = [lane.device for lane in lanes] + [torch.device("cpu")] * (plan.lane_count - len(lanes))
+            banded = BandedForward(
+                plan,
+                devices,
+                self.settings.text_merge,
+                transfers=self.transfers,
+                links=links,
+                check=comfy.model_management.throw_exception_if_processing_interrupted,
+            )
+            rows: Any = torch.compiler.disable(forward.rows)
+            return rows(banded)
+
+        parts = machines.forward(
+            given, [lane.share for lane in lanes], plan_of, self.settings.text_merge, compute, active=frame.active
+        )
+        self.show(machines.text)
+        return None if parts is None else forward.cropped(parts)
 
     def _plan(self, flux: Any, given: ForwardArgs, clear: ClearSettings, lanes: Sequence[Lane]) -> BandPlan:
         """As many bands as the node was set to, or as few as fit into the lanes' memory."""

@@ -1,0 +1,325 @@
+"""The driver's side: workers that have joined, the group that they form with this process, and forwards with them.
+
+A forward is stateless: where a worker is lost in the middle of one, the rest form a new group and it is repeated. A
+worker that joins, or comes back, takes part from the next forward on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ....clear_core.bands.plan import BandPlan
+from ....clear_core.bands.remote import PeerError
+from ....clear_core.bands.workers import TextMerge
+from ....clear_core.cluster import messages as said
+from ....clear_core.cluster.c10d import PATIENCE, C10dTransport
+from ....clear_core.cluster.channel import Channel, Disconnected, Listener, Refused, Token
+from ....clear_core.cluster.schema import MalformedError
+from ....clear_core.cluster.transport import ForwardLinks, Router
+from ....clear_core.file_stamp import FileStamp
+from ...options.machines import JoinAddress
+
+_log = logging.getLogger("clear-attention")
+_LOAD_SECONDS = 1800.0
+_TRIES = 3  # of a group, before a worker that does not join it is left out
+_TICK = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class ModelJob:
+    """What a worker needs for a MODEL. digest: of the driver's own, which the worker's must equal."""
+
+    graph: Mapping[str, Mapping[str, Any]]
+    node: str
+    output: int
+    files: Mapping[str, Path]
+    digest: str
+
+
+@dataclass(eq=False)
+class Member:
+    """A worker that has joined. loaded: the job that it has; answered: the last question that it has answered.
+
+    problem: why it takes no part, "" where it does.
+    """
+
+    number: int
+    channel: Channel
+    hello: said.Hello
+    loaded: ModelJob | None = None
+    loading: ModelJob | None = None
+    answered: int = -1
+    problem: str = ""
+    gone: bool = False
+    untried: int = _TRIES
+
+    @property
+    def name(self) -> str:
+        return f"{self.channel.peer} ({self.hello.cards[0].name})"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How a forward is dealt. ranks: whose each lane of the plan is."""
+
+    plan: BandPlan
+    ranks: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class _Group:
+    run: int
+    members: tuple[Member, ...]
+    router: Router
+
+
+class Driver:
+    """Listens at one address. Its workers outlive a prompt; `close` ends all."""
+
+    def __init__(self, address: JoinAddress, token: Token, versions: Callable[[], Mapping[str, str]]) -> None:
+        """versions: pack_version, host_version and torch_version, which a worker's must equal."""
+        self.address = address
+        self._versions = versions
+        self._changed = threading.Condition()
+        self._members: dict[int, Member] = {}
+        self._numbers, self._runs, self._forwards, self._questions = (itertools.count() for _ in range(4))
+        self._group: _Group | None = None
+        self._store: Any = None
+        self._hashes: dict[FileStamp, str] = {}
+        self._closed = False
+        self._listener = Listener(address.host, address.port, token, refused=self._refused)
+        threading.Thread(target=self._accept, name="clear-join", daemon=True).start()
+
+    @property
+    def members(self) -> list[Member]:
+        with self._changed:
+            return list(self._members.values())
+
+    def close(self) -> None:
+        self._closed = True
+        self._drop_group()
+        self._listener.close()
+        for member in self.members:
+            self._tell(member, said.Bye())
+            member.channel.close()
+
+    def prepare(self, job: ModelJob, check: Callable[[], None], waits: float = _LOAD_SECONDS) -> None:
+        """Have every worker load a job's MODEL, and wait until each has it or says why not. check: may raise to end."""
+        ends = time.monotonic() + waits
+        while time.monotonic() < ends:
+            waiting = False
+            for member in self.members:
+                if member.loaded == job or (member.problem and member.loading == job):
+                    continue
+                if member.loading != job:
+                    member.loading, member.loaded, member.problem = job, None, ""
+                    files = {name: self._hash(path) for name, path in job.files.items()}
+                    self._tell(member, said.LoadModel(job.graph, job.node, job.output, files))
+                waiting = True
+            if not waiting:
+                return
+            check()
+            with self._changed:
+                self._changed.wait(_TICK)
+
+    def forward(
+        self,
+        job: ModelJob,
+        tensors: Mapping[str, Tensor],
+        deal: Callable[[Sequence[Member]], Share],
+        text_merge: TextMerge,
+        compute: Callable[[BandPlan, ForwardLinks], Tensor],
+        *,
+        active: bool,
+    ) -> list[Tensor] | None:
+        """The rows of the output of every rank, top to bottom; None where no worker takes part.
+
+        deal: bands and lanes for this process and so many workers. compute: this process's own rows.
+        """
+        failures = 0
+        while True:
+            members = self._ready(job, after_failure=failures > 0)
+            if not members:
+                return None
+            try:
+                group = self._grouped(members)
+                share = deal(group.members)
+                if len(set(share.ranks)) == 1:
+                    return None
+                return self._run(group, share, tensors, text_merge, compute, active=active)
+            except PeerError as error:
+                failures += 1
+                _log.warning("CLEAR Multi-GPU: %s; the forward is repeated", error)
+                self._drop_group()
+
+    def _run(
+        self,
+        group: _Group,
+        share: Share,
+        tensors: Mapping[str, Tensor],
+        text_merge: TextMerge,
+        compute: Callable[[BandPlan, ForwardLinks], Tensor],
+        *,
+        active: bool,
+    ) -> list[Tensor]:
+        plan, number = share.plan, next(self._forwards)
+        links = group.router.forward(number, share.ranks)
+        rows = tuple(said.Rows(band.start, band.stop) for band in plan.bands)
+        message = said.Forward(
+            group.run, number, plan.image.height, plan.image.width, rows, plan.lanes,
+            None if plan.window is None else plan.window.radius, plan.together, text_merge,
+            share.ranks, active, tuple(tensors),
+        )  # fmt: skip
+        for rank in links.others:
+            if not self._tell(group.members[rank - 1], message):
+                raise PeerError(f"rank {rank} has left")
+            for index, tensor in enumerate(tensors.values()):
+                links.send(rank, "given", index, (tensor,))
+        try:
+            own = compute(plan, links)
+            return [own, *(links.receive(rank, "output", 0)[0] for rank in links.others)]
+        finally:
+            links.end()
+
+    def _ready(self, job: ModelJob, *, after_failure: bool) -> list[Member]:
+        """Workers that have the MODEL; after a failure those of them that answer now."""
+        members = [member for member in self.members if member.loaded == job and not member.gone]
+        if after_failure:
+            question = next(self._questions)
+            for member in members:
+                self._tell(member, said.Alive(question))
+            ends = time.monotonic() + PATIENCE / 2
+            with self._changed:
+                while any(m.answered < question and not m.gone for m in members) and time.monotonic() < ends:
+                    self._changed.wait(_TICK)
+            members = [member for member in members if member.answered >= question and not member.gone]
+        return members
+
+    def _grouped(self, members: Sequence[Member]) -> _Group:
+        """The group of these workers, made where it is another. Raises PeerError where one does not join it."""
+        if self._group is not None and self._group.members == tuple(members) and not self._group.router.lost:
+            return self._group
+        self._drop_group()
+        from torch.distributed import PrefixStore, TCPStore
+
+        if self._store is None:
+            self._store = TCPStore(
+                self.address.host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=2 * PATIENCE)
+            )
+        run, prefix = next(self._runs), uuid.uuid4().hex
+        store = said.Address(self.address.host, self._store.port)
+        for rank, member in enumerate(members, 1):
+            self._tell(member, said.Group(run, prefix, len(members) + 1, rank, store))
+        try:
+            transport = C10dTransport(
+                PrefixStore(prefix, self._store), 0, len(members) + 1, interface=self.address.host
+            )
+        except RuntimeError as error:
+            for member in members:
+                member.untried -= 1
+                if member.untried <= 0:
+                    member.loaded, member.problem = None, "it does not join the group: see its log"
+            raise PeerError(f"the machines do not reach each other ({str(error).splitlines()[0][:200]})") from error
+        for member in members:
+            member.untried = _TRIES
+        self._group = _Group(run, tuple(members), Router(transport))
+        return self._group
+
+    def _drop_group(self) -> None:
+        if self._group is not None:
+            self._group.router.close()
+            self._group = None
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                channel = self._listener.accept(timeout=1.0)
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            threading.Thread(target=self._welcome, args=(channel,), name="clear-member", daemon=True).start()
+
+    def _welcome(self, channel: Channel) -> None:
+        """One worker, as long as it stays."""
+        try:
+            hello = said.decode(channel.receive(timeout=10), said.Hello)
+            wanted = self._versions()
+            other = [
+                f"{name.removesuffix('_version')} {getattr(hello, name)}, here {version}"
+                for name, version in wanted.items()
+                if getattr(hello, name) != version
+            ]
+            if other:
+                channel.send(said.encode(said.Refusal(f"it has {'; '.join(other)}: install the same versions")))
+                self._refused(f"{channel.peer}: {'; '.join(other)}")
+                channel.close()
+                return
+            member = Member(next(self._numbers), channel, hello)
+            channel.send(said.encode(said.Welcome(member.number)))
+        except (OSError, Refused, MalformedError) as error:
+            self._refused(f"{channel.peer}: {error}")
+            channel.close()
+            return
+        _log.info("CLEAR Multi-GPU: %s has joined", member.name)
+        with self._changed:
+            self._members[member.number] = member
+            self._changed.notify_all()
+        reason = ""
+        try:
+            while True:
+                message = said.decode(channel.receive(timeout=None), *said.FromWorker.__args__)
+                if isinstance(message, said.Bye):
+                    break
+                self._heard(member, message)
+        except (Disconnected, Refused, MalformedError) as error:
+            reason = f": {error}"
+        channel.close()
+        with self._changed:
+            member.gone = True
+            self._members.pop(member.number, None)
+            self._changed.notify_all()
+        _log.info("CLEAR Multi-GPU: %s has left%s", member.name, reason)
+
+    def _heard(self, member: Member, message: said.Message) -> None:
+        with self._changed:
+            if isinstance(message, said.Alive):
+                member.answered = message.asked
+            elif isinstance(message, said.Loaded) and member.loading is not None:
+                if message.missing:
+                    member.problem = f"it lacks {', '.join(message.missing)}, or has other files of these names"
+                elif message.patch_keys_digest != member.loading.digest:
+                    member.problem = "its model is not the same: another type, or other patches; compare the packs"
+                else:
+                    member.loaded, member.problem = member.loading, ""
+            elif isinstance(message, said.Failed) and message.run is None:
+                member.problem = message.reason
+            self._changed.notify_all()
+
+    def _tell(self, member: Member, message: said.Message) -> bool:
+        """Whether it could be sent."""
+        try:
+            member.channel.send(said.encode(message))
+        except Disconnected:
+            return False
+        return True
+
+    def _hash(self, path: Path) -> str:
+        stamp = FileStamp.of(path)
+        if stamp not in self._hashes:
+            self._hashes[stamp] = stamp.sha256() or "0" * 64
+        return self._hashes[stamp]
+
+    def _refused(self, line: str) -> None:
+        _log.warning("CLEAR Multi-GPU: refused %s", line)
