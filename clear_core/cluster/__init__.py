@@ -1,7 +1,7 @@
-"""Several machines as one: the control channel between the driver, which is ComfyUI itself, and its workers.
+"""Several machines that share a forward: the driver, which is ComfyUI itself, and its workers.
 
-Only small messages and API-JSON graphs go through it. Tensors do not: they travel by torch.distributed. Nothing here
-imports torch.
+What they tell each other goes through a control channel, tensors through torch.distributed, which is imported where a
+group is made and nowhere else.
 
 messages     what driver and worker tell each other
 schema       dataclasses to JSON and back, strictly
@@ -10,4 +10,13 @@ connection   an open channel
 handshake    the shared token; both sides prove that they know it
 frames       one message as bytes, with its sequence number and HMAC
 sockets      sockets with a deadline
+
+wire         the header before tensors, of a fixed size
+transport    messages between ranks, and their way to the forward that they belong to
+local        a transport between threads of one process
+c10d         a transport between processes, over gloo
+
+machines     what a machine computes and what its links carry
+predict      the time of a forward on some machines
+choose       which machines are worth it, and how many rows each gets
 """
