@@ -50,7 +50,7 @@ class CLEARMultiGPU(io.ComfyNode):
     def execute(cls, model: Any, devices: str, bands: int, text_merge: str, machines: str = "") -> io.NodeOutput:
         settings, address = resolve_bands(devices, bands, text_merge), parse_address(machines)
         node_id, graph = cls.hidden.unique_id, cls.hidden.dynprompt
-        session = None if address is None else host.machines_session(address, graph, node_id, "model")
+        session = None if address is None else host.machines_session(address, graph, node_id, "model", model)
         patched = host.apply_bands(model, settings, node_id=node_id, machines=session)
         # Raised here, ComfyUI's dialog names this node; in the run, it would name the sampler.
         if graph is not None and not host.has_clear(model) and host.no_clear_after(graph, node_id):

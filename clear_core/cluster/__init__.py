@@ -1,7 +1,7 @@
 """Several machines that share a forward: the driver, which is ComfyUI itself, and its workers.
 
-What they tell each other goes through a control channel, tensors through torch.distributed, which is imported where a
-group is made and nowhere else.
+What they tell each other goes through a control channel, tensors through process groups of torch.distributed, which are
+made directly: none is the default one of the process.
 
 messages     what driver and worker tell each other
 schema       dataclasses to JSON and back, strictly

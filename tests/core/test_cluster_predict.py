@@ -7,35 +7,28 @@ from dataclasses import replace
 from itertools import pairwise, permutations
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from clear_core.attention import local_attention
-from clear_core.bands.exchange import Event, Traffic
+from clear_core.bands.exchange import Traffic
 from clear_core.bands.memory import ModelShape
 from clear_core.bands.plan import BandPlan, halo_bytes
 from clear_core.bands.replay import Costs, Replay, Route
-from clear_core.bands.run import BandedForward, Forwards
 from clear_core.bands.schedule import Copy
 from clear_core.bands.simulate import copy_bytes, simulate
-from clear_core.bands.workers import BandWorker, ReplicatedWorker
-from clear_core.call import AttentionResult
 from clear_core.cluster.choose import choose
 from clear_core.cluster.machines import Link, Machine, Network
 from clear_core.cluster.predict import DoesNotFit, Forward, forward_seconds, least_seconds, plan_of, predict
 from clear_core.flux import LAYERS
-from clear_core.layout import Grid, TokenLayout
-from clear_core.pattern import LocalPattern
-from clear_core.pooling import Pooled
+from clear_core.layout import Grid
 from clear_core.window import Window
+
+from core.attention_only import HEAD_DIM, HEADS, traced
 
 GIGABIT = 1e9 / 8
 INSTANT = Link(float("inf"))
 LARGE = Forward(Grid(512, 512), Window(16))
 SMALL = Forward(Grid(96, 64), Window(4))
-HEADS, HEAD_DIM = 2, 8
 
 
 def machines(*speeds: float, memory: int | None = None) -> list[Machine]:
@@ -45,34 +38,6 @@ def machines(*speeds: float, memory: int | None = None) -> list[Machine]:
 
 def alike(given: Sequence[Machine], link: Link) -> dict[tuple[str, str], Link]:
     return {(one.name, other.name): link for one, other in permutations(given, 2)}
-
-
-def traced(plan: BandPlan, text: int) -> tuple[list[Event], Traffic]:
-    """What a real forward of one layer of nothing but attention sends, and how many bytes."""
-    pattern = LocalPattern.whole(TokenLayout(text, plan.image, ()), plan.window or Window(99))
-    tokens = torch.randn(1, HEADS, pattern.layout.tokens, HEAD_DIM)
-
-    def compute(
-        query: Tensor, key: Tensor, value: Tensor, /, pattern: LocalPattern, pooled: Pooled | None, *, return_lse: bool
-    ) -> AttentionResult:
-        out, lse, _ = local_attention(query, key, value, pattern, pooled=pooled, return_lse=return_lse)
-        return AttentionResult(out, lse)
-
-    def replicated(worker: ReplicatedWorker) -> Tensor:
-        worker.at_block(0)
-        part = tokens[:, :, : text + 1]
-        return worker.attend(part, part, part, pattern, compute)
-
-    def band(worker: BandWorker) -> Tensor:
-        worker.at_block(0)
-        rows, width = worker.rows, plan.image.width
-        part = tokens[:, :, text + rows.start * width - 1 : text + rows.stop * width]
-        return worker.attend(part, part, part, compute, None)
-
-    trace: list[Event] = []
-    forward = BandedForward(plan, [torch.device("cpu")] * plan.lane_count, trace=trace)
-    forward.run(Forwards(replicated, band))
-    return trace, forward.traffic
 
 
 @settings(max_examples=25, deadline=None)
@@ -86,7 +51,7 @@ def test_bytes_are_those_of_a_real_forward(rows: list[int], radius: int, text: i
     forward = Forward(Grid(sum(rows), 3), Window(radius), text, shape)
     given = machines(*[1.0] * len(rows))
     found = predict(forward, given, alike(given, INSTANT), rows)
-    trace, traffic = traced(found.plan, text)
+    trace, traffic = traced(found.plan, 1, text)
     halo, other = sum(sent.halo for sent in found.sent), sum(sent.text for sent in found.sent)
     assert (halo, other) == (traffic.halo, traffic.text)
     for lane, sent in enumerate(found.sent):

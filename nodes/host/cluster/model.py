@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..attention_call import BANDS
 from ..forward_args import ForwardArgs
 
 _NAMES = ("x", "timestep", "context", "y", "guidance", "attention_mask")
@@ -15,9 +16,15 @@ _KNOWN = frozenset({*_NAMES, "ref_latents", "control", "transformer_options"})
 
 
 def digest(model: Any) -> str:
-    """SHA-256 of a MODEL's type, the names of its weight patches, and the keys of its wrappers and patches."""
+    """SHA-256 of a MODEL's type, the names of its weight patches, and the keys of its wrappers and patches; bands are
+    left out."""
     options = model.model_options.get("transformer_options", {})
-    kinds = [f"{kind} {key}" for kind, keys in sorted(model.wrappers.items()) for key in sorted(map(str, keys))]
+    kinds = [
+        f"{kind} {key}"
+        for kind, keys in sorted(model.wrappers.items())
+        for key in sorted(map(str, keys))
+        if key != BANDS
+    ]
     patches = [f"{kind} {len(found)}" for kind, found in sorted((options.get("patches") or {}).items())]
     facts = [str(model.model.manual_cast_dtype or model.model.get_dtype()), *sorted(model.patches), *kinds, *patches]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()

@@ -18,16 +18,20 @@ from .model import digest, tensors_of
 
 
 class Session:
-    """One node's MODEL on a driver's machines. graph, node, output: where the MODEL comes from, in the prompt."""
+    """One node's MODEL on a driver's machines. graph, node, output: where the MODEL comes from, in the prompt.
 
-    def __init__(self, driver: Driver, graph: Graph, node: str, output: int) -> None:
+    Raises ValueError for one that workers cannot load.
+    """
+
+    def __init__(self, driver: Driver, graph: Graph, node: str, output: int, model: Any) -> None:
         import nodes  # the host's
 
         reason = refusal(graph, nodes.NODE_CLASS_MAPPINGS)
         if reason:
             raise ValueError(f"the model cannot be loaded on other machines: {reason}. Or leave machines empty.")
-        self._driver, self._graph, self._node, self._output = driver, graph, node, output
-        self._job: ModelJob | None = None
+        self._driver = driver
+        self._job = ModelJob(graph, node, output, model_files(graph), digest(model))
+        self._prepared = False
         self._took_part: list[str] = []
 
     @property
@@ -45,8 +49,12 @@ class Session:
                 "LoRAs that are scheduled by hooks cannot be sent to other machines yet: load them with the ordinary "
                 "loader, or leave machines empty."
             )
-        files = model_files(self._graph)
-        self._job = ModelJob(self._graph, self._node, self._output, files, digest(model))
+        if digest(model) != self._job.digest:
+            raise ValueError(
+                "Nodes behind CLEAR Multi-GPU change the model, which other machines do not see: put them before it, "
+                "or leave machines empty."
+            )
+        self._prepared = True
         self._driver.prepare(self._job, comfy.model_management.throw_exception_if_processing_interrupted)
 
     def forward(
@@ -60,7 +68,7 @@ class Session:
         active: bool,
     ) -> list[Tensor] | None:
         self._took_part = []
-        if self._job is None:
+        if not self._prepared:
             return None
         took_part: list[Member] = []
 

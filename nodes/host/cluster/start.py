@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -20,18 +21,20 @@ from .graph import model_graph
 from .session import Session
 from .worker import Worker
 
+_log = logging.getLogger("clear-attention")
+
 JOIN, TOKEN = "CLEAR_WORKER_JOIN", "CLEAR_WORKER_TOKEN_FILE"
 """Of the environment: they make a process a worker."""
 _KEY = "clear_attention_driver"  # on the server's application
 
 
-def machines_session(address: JoinAddress, dynprompt: Any, node_id: str, name: str) -> Session:
-    """The machines that join at an address, for the MODEL that a node's input is linked to.
+def machines_session(address: JoinAddress, dynprompt: Any, node_id: str, name: str, model: Any) -> Session:
+    """The machines that join at an address, for the MODEL that a node's input `name` is linked to.
 
     Raises ValueError where nobody can listen there, or for a MODEL that others cannot load.
     """
     graph, node, output = model_graph(dynprompt, node_id, name)
-    return Session(_driver(address), graph, node, output)
+    return Session(_driver(address), graph, node, output, model)
 
 
 def token_file() -> Path:
@@ -74,6 +77,7 @@ def _driver(address: JoinAddress) -> Driver:
             "one of its network interfaces and a free port"
         ) from error
     setattr(server, _KEY, driver)
+    _log.info("CLEAR Multi-GPU: other machines join at %s, each with a copy of %s", address, token_file())
     return driver
 
 
