@@ -34,12 +34,13 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "comfy.model_management": "OOM_EXCEPTION cast_to cast_to_device current_loaded_models extra_reserved_memory "
         "free_memory get_free_memory get_torch_device get_total_memory load_models_gpu loaded_models soft_empty_cache "
         "text_encoder_device text_encoder_dtype "
-        "throw_exception_if_processing_interrupted unet_dtype unet_manual_cast vae_device vae_dtype",
+        "throw_exception_if_processing_interrupted unet_dtype unet_manual_cast unload_all_models vae_device vae_dtype",
         "comfy.model_sampling": "ModelSamplingFlux",
         "comfy.ops": "cast_bias_weight disable_weight_init uncast_bias_weight",
         "comfy.patcher_extension": "WrapperExecutor.new_class_executor WrappersMP.APPLY_MODEL "
         "WrappersMP.DIFFUSION_MODEL WrappersMP.OUTER_SAMPLE WrappersMP.PREPARE_SAMPLING WrappersMP.SAMPLER_SAMPLE",
         "comfy.sample": "fix_empty_latent_channels prepare_noise sample",
+        "comfy.sampler_helpers": "prepare_model_patcher",
         "comfy.samplers": "CFGGuider KSAMPLER KSampler.SAMPLERS KSampler.SCHEDULERS calculate_sigmas",
         "comfy.sd": "load_text_encoder_state_dicts",
         "comfy.supported_models": "Flux.supported_inference_dtypes",

@@ -69,12 +69,16 @@ def joined(server: ComfyServer, count: int) -> None:
         time.sleep(0.1)
 
 
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
+
+
 def with_machines(prompt: Any, **inputs: Any) -> Any:
     """The prompt with CLEAR Multi-GPU behind Apply CLEAR Attention."""
     prompt = workflow.changed(prompt)
     apply, end = workflow.node_id(prompt, "CLEARApply"), workflow.node_id(prompt, "ModelSamplingFlux")
     given = {"model": [apply, 0], "devices": "cpu", "bands": 1, "text_merge": "exact", **inputs}
-    prompt["cut"] = {"class_type": "CLEARMultiGPU", "inputs": given}
+    prompt["cut"] = node("CLEARMultiGPU", **given)
     prompt[end]["inputs"]["model"] = ["cut", 0]
     return prompt
 
@@ -108,7 +112,7 @@ def test_a_lora_before_it_is_on_both_and_one_behind_it_is_refused(
     prompt = demo_prompt({"CLEARApply": {"radius": 3}}, seed=12, width=96, height=128)
     without = picture(client.run(prompt))
     apply = workflow.node_id(prompt, "CLEARApply")
-    lora = {"lora_name": "demo_lora.safetensors", "strength_model": 1.0}
+    lora = {"lora_name": "demo_lora.safetensors", "strength_model": 8.0}
     prompt["lora"] = {
         "class_type": "LoraLoaderModelOnly",
         "inputs": {**lora, "model": prompt[apply]["inputs"]["model"]},
@@ -121,10 +125,28 @@ def test_a_lora_before_it_is_on_both_and_one_behind_it_is_refused(
     assert difference(picture(shared), plain) <= 1
     behind = with_machines(demo_prompt({"CLEARApply": {"radius": 3}}), bands=4, machines=address)
     end = workflow.node_id(behind, "ModelSamplingFlux")
-    behind["lora"] = {"class_type": "LoraLoaderModelOnly", "inputs": {**lora, "model": ["cut", 0]}}
+    behind["lora"] = node("LoraLoaderModelOnly", **lora, model=["cut", 0])
     behind[end]["inputs"]["model"] = ["lora", 0]
     with pytest.raises(ClientError, match="Nodes behind CLEAR Multi-GPU change the model"):
         client.run(behind)
+
+
+def test_a_cancelled_prompt_leaves_the_worker_ready(
+    client: ComfyClient, server: ComfyServer, worker: ComfyServer, address: str, demo_prompt: Any, picture: Any
+) -> None:
+    prompt = demo_prompt({"CLEARApply": {"radius": 3}}, seed=15, width=96, height=176, steps=20)
+    sampler = workflow.node_id(prompt, "SamplerCustomAdvanced")
+
+    def cancel(run: Run) -> None:
+        if run.steps_of(sampler):
+            client.interrupt()
+
+    assert client.run(with_machines(prompt, bands=6, machines=address), cancel).status == "interrupted"
+    short = demo_prompt({"CLEARApply": {"radius": 3}}, seed=16, width=96, height=176)
+    shared = client.run(with_machines(short, bands=6, machines=address))
+    assert "with 127.0.0.1" in texts(shared), texts(shared)
+    assert difference(picture(shared), picture(client.run(short))) <= 1
+    assert server.log.count("has left") == 0
 
 
 def test_a_worker_that_is_killed_costs_a_forward_and_may_come_back(
@@ -154,5 +176,6 @@ def test_a_worker_that_is_killed_costs_a_forward_and_may_come_back(
         worker.stop()
         worker.start()
     joined(server, before + 1)
-    again = client.run(with_machines(workflow.changed(prompt, workflow.sampling(seed=14)), bands=6, machines=address))
+    other = demo_prompt({"CLEARApply": {"radius": 3}}, seed=14, width=96, height=176)
+    again = client.run(with_machines(other, bands=6, machines=address))
     assert "with 127.0.0.1" in texts(again), texts(again)

@@ -117,6 +117,9 @@ class Driver:
     def prepare(self, job: ModelJob, check: Callable[[], None], waits: float = _LOAD_SECONDS) -> None:
         """Have every worker load a job's MODEL, and wait until each has it or says why not. check: may raise to end."""
         ends = time.monotonic() + waits
+        for member in self.members:
+            if member.loaded != job:
+                member.loading, member.problem = None, ""  # what was missing may be there by now
         while time.monotonic() < ends:
             waiting = False
             for member in self.members:
@@ -189,6 +192,11 @@ class Driver:
         try:
             own = compute(plan, links)
             return [own, *(links.receive(rank, "output", 0)[0] for rank in links.others)]
+        except PeerError:
+            raise
+        except BaseException as problem:
+            links.failed(problem)  # also where it has not come to the bands, such as when the prompt was cancelled
+            raise
         finally:
             links.end()
 
@@ -303,8 +311,9 @@ class Driver:
                     member.problem = "its model is not the same: another type, or other patches; compare the packs"
                 else:
                     member.loaded, member.problem = member.loading, ""
-            elif isinstance(message, said.Failed) and message.run is None:
-                member.problem = message.reason
+            elif isinstance(message, said.Failed):
+                # Of a run, such as one that its memory is too small for: repeated with it, a forward would never end.
+                member.loaded, member.problem = None, message.reason
             self._changed.notify_all()
 
     def _tell(self, member: Member, message: said.Message) -> bool:

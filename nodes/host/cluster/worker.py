@@ -180,8 +180,8 @@ class Worker:
             try:
                 return Router(self._join(command))
             except RuntimeError as error:
-                self.failed(f"it cannot join the group: {str(error).splitlines()[0]}", command.run)
-                return None
+                _log.warning("CLEAR worker: it does not reach all of the group: %s", str(error).splitlines()[0])
+                return None  # the driver tries again, without those that do not answer
         if router is None:
             return None
         links = router.forward(command.forward, command.ranks)
@@ -191,7 +191,7 @@ class Worker:
             links.send(0, "output", 0, (out,))
             self._say(said.Done(command.run, command.forward))
         except PeerError as error:
-            self.failed(str(error), command.run)
+            _log.info("CLEAR worker: %s", error)  # the driver knows, and repeats the forward
         except Exception as error:
             links.failed(error)
             self.failed(f"{type(error).__name__}: {error}", command.run)
