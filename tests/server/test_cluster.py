@@ -113,10 +113,7 @@ def test_a_lora_before_it_is_on_both_and_one_behind_it_is_refused(
     without = picture(client.run(prompt))
     apply = workflow.node_id(prompt, "CLEARApply")
     lora = {"lora_name": "demo_lora.safetensors", "strength_model": 8.0}
-    prompt["lora"] = {
-        "class_type": "LoraLoaderModelOnly",
-        "inputs": {**lora, "model": prompt[apply]["inputs"]["model"]},
-    }
+    prompt["lora"] = node("LoraLoaderModelOnly", **lora, model=prompt[apply]["inputs"]["model"])
     prompt[apply]["inputs"]["model"] = ["lora", 0]
     plain = picture(client.run(prompt))
     assert difference(plain, without) > 1
