@@ -30,7 +30,8 @@ SHOWN = 4
 def main(arguments: list[str]) -> int:
     options = options_of("prove", __doc__, "proof", arguments)
     proof = Proof(options.folder, options.models, host_with_text(options.clip), QUICK if options.quick else FULL)
-    few = [Variant(files.RADIUS, UNTRAINED), MAIN, replace(MAIN, start_percent=START)]
+    long = replace(MAIN, long=True)
+    few = [Variant(files.RADIUS, UNTRAINED), MAIN, long, replace(long, start_percent=START)]
     variants = few if options.quick else list(grid(options.seeds))
     dense, rows = proof.students(variants)
     further = proof.beyond(beyond.QUICK if options.quick else beyond.FULL)
@@ -109,8 +110,7 @@ class Proof:
         for radius in (2, 3, 4):
             names |= {Variant(radius, UNTRAINED).name: f"radius {radius}, untrained"}
             names |= {Variant(radius).name: f"radius {radius}, distilled"}
-            if radius == MAIN.radius:
-                names |= {MAIN.name: f"radius {radius}, longer"}
+        names |= {replace(MAIN, long=True).name: f"radius {MAIN.radius}, longer"}
         rows = {label: self._folder / "rows" / f"{name}.png" for name, label in names.items()}
         report.sheet(path, {label: file for label, file in rows.items() if file.is_file()})
 

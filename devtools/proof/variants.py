@@ -11,7 +11,7 @@ from clear_core.distill.settings import BOTH, END_TO_END, LAYER_BY_LAYER, LORA, 
 from ..small_flux.files import RADIUS
 
 UNTRAINED = "untrained"
-LONG = 8
+LONG = 4
 START = 0.1
 """The share of the schedule with full attention, where that is compared: the first 2 of 20 steps."""
 
@@ -78,7 +78,7 @@ class Variant:
         return found
 
 
-MAIN = Variant(RADIUS, long=True)
+MAIN = Variant(RADIUS)
 """The student that the demo uses."""
 
 
@@ -90,11 +90,11 @@ def grid(seeds: int) -> Iterator[Variant]:
     yield Variant(middle, UNTRAINED, down_factor=4)
     yield Variant(middle, UNTRAINED, start_percent=START)
     for seed in range(seeds):
-        main = replace(MAIN, seed=seed)
-        yield main
-        yield replace(main, start_percent=START)
-        full = replace(main, long=False)
+        full = replace(MAIN, seed=seed)
         yield full
+        long = replace(full, long=True)
+        yield long
+        yield replace(long, start_percent=START)
         for method in (LAYER_BY_LAYER, END_TO_END):
             yield replace(full, method=method)
         for rank in (4, 16, 64):
