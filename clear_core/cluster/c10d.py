@@ -39,23 +39,38 @@ class _Posted:
     computed: Any = None
 
 
+def new_store(host: str) -> Any:
+    """A store of this process, at an address of this machine and a port that its `port` says."""
+    distributed: Any = torch.distributed
+    waits = timedelta(seconds=2 * PATIENCE)
+    return distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=waits)
+
+
+def joined_store(host: str, port: int) -> Any:
+    """The store of another process. Raises RuntimeError where there is none."""
+    distributed: Any = torch.distributed
+    return distributed.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=2 * PATIENCE))
+
+
 class C10dTransport:
-    """store: of torch.distributed, shared by all ranks and used by no other group. patience: seconds.
+    """store: of `new_store`, or joined. name: of this group alone. patience: seconds.
 
     interface: the address of this machine on which gloo listens; "" for the one that the host's name resolves to.
     Making it waits for all ranks, at most twice that time. Raises RuntimeError where they do not come.
     """
 
-    def __init__(self, store: Any, rank: int, size: int, *, patience: float = PATIENCE, interface: str = "") -> None:
-        from torch.distributed import ProcessGroupGloo
-
+    def __init__(
+        self, store: Any, name: str, rank: int, size: int, *, patience: float = PATIENCE, interface: str = ""
+    ) -> None:
+        distributed: Any = torch.distributed
+        gloo = distributed.ProcessGroupGloo
         self.rank, self.size = rank, size
         self._patience = patience
-        options = ProcessGroupGloo._Options()
+        options = gloo._Options()
         options._timeout = self._gloo_patience = timedelta(seconds=2 * patience)
-        device = ProcessGroupGloo.create_device(hostname=interface) if interface else None
-        options._devices = [device or ProcessGroupGloo.create_default_device()]
-        self._group: Any = ProcessGroupGloo(store, rank, size, options)
+        device = gloo.create_device(hostname=interface) if interface else None
+        options._devices = [device or gloo.create_default_device()]
+        self._group: Any = gloo(distributed.PrefixStore(name, store), rank, size, options)
         self._queues: dict[int, queue.Queue[_Posted | None]] = {
             other: queue.Queue() for other in range(size) if other != rank
         }

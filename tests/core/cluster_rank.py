@@ -12,16 +12,14 @@ from __future__ import annotations
 import json
 import sys
 import time
-from datetime import timedelta
 from typing import Any
 
 import torch
-from torch.distributed import PrefixStore, TCPStore
 
 from clear_core.bands.plan import BandPlan
 from clear_core.bands.remote import PeerError
 from clear_core.bands.run import BandedForward
-from clear_core.cluster.c10d import C10dTransport
+from clear_core.cluster.c10d import C10dTransport, joined_store
 from clear_core.cluster.transport import Router
 from clear_core.layout import Grid
 from clear_core.window import Window
@@ -35,7 +33,7 @@ def tell(**what: Any) -> None:
     print(json.dumps(what), flush=True)
 
 
-def forward(router: Router, asked: dict[str, Any]) -> None:
+def forward(router: Router, transport: C10dTransport, asked: dict[str, Any]) -> None:
     ranks = asked["ranks"]
     window = None if asked["radius"] is None else Window(asked["radius"])
     factor = asked.get("down_factor", 1)
@@ -49,7 +47,7 @@ def forward(router: Router, asked: dict[str, Any]) -> None:
             time.sleep(asked["tell"])
 
     run = BandedForward(plan, [torch.device("cpu")] * len(ranks), links=links)
-    before = dict(router.transport.sent)
+    before = dict(transport.sent)
     try:
         out = run.run(forwards(plan, asked.get("layers", 3), down_factor=factor, at_layer=at_layer))
     except PeerError as error:
@@ -58,14 +56,15 @@ def forward(router: Router, asked: dict[str, Any]) -> None:
     finally:
         links.end()
     torch.save(torch.cat(out, dim=2), asked["out"])
-    sent = sum(router.transport.sent.values()) - sum(before.values())
+    sent = sum(transport.sent.values()) - sum(before.values())
     tell(done=asked["forward"], traffic=run.traffic.total, sent=sent)
 
 
 def main() -> None:
     given = json.loads(sys.stdin.readline())
-    store = TCPStore(*given["store"], is_master=False, timeout=timedelta(seconds=30))
+    store = joined_store(*given["store"])
     router: Router | None = None
+    transport: C10dTransport | None = None
     tell(ready=True)
     for line in sys.stdin:
         if not line.strip():
@@ -75,7 +74,8 @@ def main() -> None:
             if router is not None:
                 router.close()
             transport = C10dTransport(
-                PrefixStore(asked["group"], store),
+                store,
+                asked["group"],
                 asked["rank"],
                 asked["size"],
                 patience=PATIENCE,
@@ -84,8 +84,8 @@ def main() -> None:
             router = Router(transport)
             tell(joined=asked["group"])
         else:
-            assert router is not None
-            forward(router, asked)
+            assert router is not None and transport is not None
+            forward(router, transport, asked)
     if router is not None:
         router.close()
 

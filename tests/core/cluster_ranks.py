@@ -9,16 +9,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import TCPStore
 
 from clear_core.bands.plan import BandPlan
 from clear_core.bands.run import BandedForward
+from clear_core.cluster.c10d import new_store
 from clear_core.layout import Grid
 from clear_core.window import Window
 
@@ -80,7 +79,7 @@ class Ranks:
     """Processes that share a store, and the groups that they join. interfaces: the address of each, and the store's."""
 
     def __init__(self, ranks: Sequence[Rank], interfaces: Sequence[str], store: str) -> None:
-        self._store = TCPStore(store, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=30))
+        self._store = new_store(store)
         self.all = ranks
         self._groups = 0
         for rank, interface in zip(ranks, interfaces, strict=True):

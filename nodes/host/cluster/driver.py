@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ....clear_core.bands.plan import BandPlan
 from ....clear_core.bands.remote import PeerError
 from ....clear_core.bands.workers import TextMerge
 from ....clear_core.cluster import messages as said
-from ....clear_core.cluster.c10d import PATIENCE, C10dTransport
+from ....clear_core.cluster.c10d import PATIENCE, C10dTransport, new_store
 from ....clear_core.cluster.channel import Channel, Disconnected, Listener, Refused, Token
 from ....clear_core.cluster.schema import MalformedError
 from ....clear_core.cluster.transport import ForwardLinks, Router
@@ -219,20 +218,14 @@ class Driver:
         if self._group is not None and self._group.members == tuple(members) and not self._group.router.lost:
             return self._group
         self._drop_group()
-        from torch.distributed import PrefixStore, TCPStore
-
         if self._store is None:
-            self._store = TCPStore(
-                self.address.host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=2 * PATIENCE)
-            )
+            self._store = new_store(self.address.host)
         run, prefix = next(self._runs), uuid.uuid4().hex
         store = said.Address(self.address.host, self._store.port)
         for rank, member in enumerate(members, 1):
             self._tell(member, said.Group(run, prefix, len(members) + 1, rank, store))
         try:
-            transport = C10dTransport(
-                PrefixStore(prefix, self._store), 0, len(members) + 1, interface=self.address.host
-            )
+            transport = C10dTransport(self._store, prefix, 0, len(members) + 1, interface=self.address.host)
         except RuntimeError as error:
             for member in members:
                 member.untried -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,12 @@ Graph = dict[str, dict[str, Any]]
 _OUTSIDE = re.compile(r"(^|[\\/])\.\.([\\/]|$)|^([\\/]|[A-Za-z]:)")
 _FOLDERS = frozenset({"input", "output", "temp", "custom_nodes", "configs"})
 """Names of the host's folders that hold no models."""
+
+
+def node_classes() -> Mapping[str, Any]:
+    """All that this ComfyUI has, by id."""
+    host_nodes: Any = sys.modules["nodes"]  # ours has the same name
+    return host_nodes.NODE_CLASS_MAPPINGS
 
 
 def model_graph(dynprompt: Any, node_id: str, name: str) -> tuple[Graph, str, int]:
@@ -40,7 +47,7 @@ def model_graph(dynprompt: Any, node_id: str, name: str) -> tuple[Graph, str, in
 def refusal(graph: Mapping[str, Mapping[str, Any]], classes: Mapping[str, Any]) -> str:
     """Why a worker does not run a graph, in a clause that names the node; "" where it does. classes: the host's."""
     for number, node in graph.items():
-        kind, inputs = node.get("class_type"), node.get("inputs")
+        kind, inputs = str(node.get("class_type")), node.get("inputs")
         name = f"node {number} ({kind})"
         if kind not in classes or not isinstance(inputs, Mapping):
             return f"{name} is not installed there: install the pack that brings it, in the same version"

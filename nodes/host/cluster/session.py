@@ -13,7 +13,7 @@ from ....clear_core.bands.remote import Links
 from ....clear_core.bands.workers import TextMerge
 from ..forward_args import ForwardArgs
 from .driver import Driver, Member, ModelJob, Share
-from .graph import Graph, model_files, refusal
+from .graph import Graph, model_files, node_classes, refusal
 from .model import digest, tensors_of
 
 
@@ -24,9 +24,7 @@ class Session:
     """
 
     def __init__(self, driver: Driver, graph: Graph, node: str, output: int, model: Any) -> None:
-        import nodes  # the host's
-
-        reason = refusal(graph, nodes.NODE_CLASS_MAPPINGS)
+        reason = refusal(graph, node_classes())
         if reason:
             raise ValueError(f"the model cannot be loaded on other machines: {reason}. Or leave machines empty.")
         self._driver = driver

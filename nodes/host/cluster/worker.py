@@ -14,7 +14,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import comfy.model_management
 from ....clear_core.bands.plan import BandPlan
 from ....clear_core.bands.remote import PeerError
 from ....clear_core.cluster import messages as said
-from ....clear_core.cluster.c10d import C10dTransport
+from ....clear_core.cluster.c10d import C10dTransport, joined_store
 from ....clear_core.cluster.channel import Channel, Refused, Token, connect
 from ....clear_core.cluster.schema import MalformedError
 from ....clear_core.cluster.transport import Router
@@ -31,7 +30,7 @@ from ....clear_core.file_stamp import FileStamp
 from ....clear_core.layout import Band, Grid
 from ....clear_core.window import Window
 from ...options.machines import JoinAddress
-from .graph import model_files, refusal
+from .graph import model_files, node_classes, refusal
 from .rank import RankBands, serving
 
 _log = logging.getLogger("clear-attention")
@@ -89,9 +88,7 @@ class Worker:
     def _load(self, asked: said.LoadModel) -> None:
         """Have the host run the graph; the node in it says that the MODEL is there."""
         self._release()
-        import nodes  # the host's
-
-        reason = refusal(asked.graph, nodes.NODE_CLASS_MAPPINGS)
+        reason = refusal(asked.graph, node_classes())
         if reason:
             self.failed(reason)
             return
@@ -200,11 +197,9 @@ class Worker:
         return router
 
     def _join(self, group: said.Group) -> C10dTransport:
-        from torch.distributed import PrefixStore, TCPStore
-
-        store = TCPStore(group.store.host, group.store.port, is_master=False, timeout=timedelta(seconds=10))
+        store = joined_store(group.store.host, group.store.port)
         interface = self._channel.local_address if self._channel is not None else ""
-        return C10dTransport(PrefixStore(group.prefix, store), group.rank, group.ranks, interface=interface)
+        return C10dTransport(store, group.prefix, group.rank, group.ranks, interface=interface)
 
     def _say(self, message: said.Message) -> None:
         if self._channel is not None:
