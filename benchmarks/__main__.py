@@ -16,7 +16,7 @@ import torch
 
 from clear_core.flux import PIXELS_PER_TOKEN, TEXT_TOKENS
 
-from . import attention, memory, scaling, step, training, training_attention, tune
+from . import attention, cluster, memory, scaling, step, training, training_attention, tune
 from .timing import device_name, matrix_rate
 
 Item = TypeVar("Item")
@@ -34,6 +34,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--scaling", action="store_true", help="instead: traffic between devices, counted, and a model")
     parser.add_argument("--tflops", type=float, default=200.0, metavar="N", help="for --scaling: one device's rate")
     parser.add_argument("--gbps", type=float, default=25.0, metavar="N", help="for --scaling: one link's GB/s")
+    parser.add_argument(
+        "--cluster", action="store_true", help="instead: machines and networks, a model of the speed-up"
+    )
     parser.add_argument("--memory", action="store_true", help="instead: peak memory by number of bands, computed")
     parser.add_argument(
         "--training", action="store_true", help="instead: attention in training; with --memory, its peak"
@@ -60,6 +63,11 @@ def main(arguments: list[str]) -> int:
         found = scaling.rows(options.tflops, options.gbps)
         print(scaling.table(found, options.tflops, options.gbps))
         _write(options.json, {"rows": [row.as_dict() for row in found]})
+        return 0
+    if options.cluster:
+        machines = cluster.rows(options.sizes or cluster.SIZES)
+        print(cluster.table(machines))
+        _write(options.json, _heading(arguments) | {"rows": [row.as_dict() for row in machines]})
         return 0
     if options.memory and options.training:
         return _training(options, arguments)

@@ -6,7 +6,7 @@ exchange enough, rows of keys and values within r - 1 rows of a border, where ot
 plan      which rows a band has, which lane runs it, which rows of others its window reaches
 schedule  the order of work of a lane in one attention layer, as data
 run       executes the schedule: one thread a lane, in it one fiber a worker
-simulate  replays the schedule with given times
+simulate  replays the schedule with given times; replay is its engine
 workers   what a worker does where the model attends
 exchange  what the workers have published, and what crosses devices
 transfer  copies between devices that overlap with work

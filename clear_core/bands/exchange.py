@@ -2,13 +2,13 @@
 
 This is context parallelism by halo exchange: a lane needs from its neighbours only the rows within the window's
 reach. What a lane publishes is copied to the lanes that need it at once (`schedule.copies`), so that it travels while
-they attend their interior. On one device nothing is copied.
+they attend their interior. On one device nothing is copied; to a lane of another process it goes through `Links`.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from ..layout import Band
 from ..pooling import Pooled
 from .plan import BandPlan
+from .remote import Links
 from .schedule import (
     Copy,
     MergePartial,
@@ -35,6 +36,9 @@ OUT_OF_STEP = (
     "The bands of the image did not do the same layers ({}). Another node skips or replaces FLUX's blocks or takes "
     "over their attention: remove it, put it before Apply CLEAR Attention, or use one band."
 )
+
+
+_TICK = 0.2  # seconds between two checks
 
 
 class OutOfStep(RuntimeError):
@@ -80,11 +84,19 @@ class Exchange:
         devices: Sequence[torch.device],
         transfers: Transfers | None = None,
         trace: list[Event] | None = None,
+        links: Links | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """devices: one for each lane. trace: a list that is given every step and every copy, in order of each lane."""
+        """devices: one for each lane. trace: a list that is given every step and every copy, in order of each lane.
+
+        links: to the lanes of other processes; None where this one has all. check: called while a lane waits for
+        those; may raise to end the forward.
+        """
         self.plan = plan
         self.devices = tuple(devices)
         self.failure: BaseException | None = None
+        self.lanes = range(plan.lane_count) if links is None else links.lanes
+        self._links, self._check = links, check
         self._transfers = transfers or Transfers()
         self._trace = trace
         self._changed = threading.Condition()
@@ -101,18 +113,21 @@ class Exchange:
         with self._changed:
             return self._layer(number).lanes[lane]
 
-    def wait(self, number: int, step: Step) -> None:
-        """Until other lanes have published all that a step awaits. Raises Stopped when one of them failed."""
+    def wait(self, number: int, lane: int, step: Step) -> None:
+        """Until other lanes have published all that a step of a lane awaits. Raises Stopped when one of them failed."""
         with self._changed:
             layer = self._layer(number)
             while True:
                 if self.failure is not None:
                     raise Stopped  # at once, also where there is nothing to wait for
-                if layer.ready(step):
+                if layer.lanes[lane].ready(step):
                     return
                 if self._layers_done is not None and number >= self._layers_done:
                     raise OutOfStep(OUT_OF_STEP.format("one device has finished, another has not"))
-                self._changed.wait()
+                if self._links is None:
+                    self._changed.wait()
+                elif not self._changed.wait(_TICK):
+                    self._check()
 
     def publish_band(
         self, number: int, lane: int, band: int, keys: tuple[Tensor, Tensor], pooled: Pooled | None
@@ -146,7 +161,8 @@ class Exchange:
                     self._send(number, copy, (pooled.key, pooled.value))
                 else:
                     self._send(number, copy, self._share(*parts, copy.target))
-            self._layer(number).partial.add(lane)
+            for other in self._here(number):
+                other.partials.add(lane)
 
     def _own_rows(self, mine: LaneLayer, lane: int, target: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the rows that another lane needs, joined where they are of several bands."""
@@ -176,7 +192,8 @@ class Exchange:
         with self._publishing(number, lane, MergePartial(lane, ())) as sends:
             for copy in sends:
                 self._send(number, copy, (merged,))
-            self._layer(number).merged.add(lane)
+            for other in self._here(number):
+                other.merges.add(lane)
 
     def merged(self, number: int, lane: int) -> Tensor:
         """The replicated tokens' attention over everything, [batch, rows, channels]; the lane leaves the layer."""
@@ -186,7 +203,7 @@ class Exchange:
         with self._changed:
             layer = self._layers[number]
             layer.left.add(lane)
-            if len(layer.left) == self.plan.lane_count:
+            if len(layer.left) == len(self.lanes):
                 del self._layers[number]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
@@ -212,6 +229,22 @@ class Exchange:
                 found[copy.source] = Pooled(*arriving.take())
             mine.pooled, mine.lane_pooled = _joined([found[other] for other in sorted(found)]), None
         return mine.pooled
+
+    def deliver(self, number: int, copy: Copy, tensors: tuple[Tensor, ...]) -> None:
+        """What a lane of another process has sent to one of this process. From any thread."""
+        source, plan = copy.source, self.plan
+        with self._changed:
+            mine = self._layer(number).lanes[copy.target]
+            mine.arriving[copy] = self._transfers.start(tensors, self.devices[copy.target])
+            if copy.kind == "halo" and not plan.together:
+                mine.published.update(band for band in plan.bands_of(source) if copy.target in plan.sends[band])
+            elif copy.kind == "partial":
+                # A lane's copies come in order, and this is the last before its merge: all its bands have published.
+                mine.published.update(plan.bands_of(source))
+                mine.partials.add(source)
+            elif copy.kind == "merged":
+                mine.merges.add(source)
+            self._changed.notify_all()
 
     def begin(self, number: int, lane: int, step: Step) -> None:
         """Note in the trace that a lane begins a step."""
@@ -240,12 +273,19 @@ class Exchange:
             self._layers[number] = LayerState(self.plan.lane_count)
         return self._layers[number]
 
+    def _here(self, number: int) -> list[LaneLayer]:
+        """A layer's lanes that this process has. Call with `_changed` held."""
+        layer = self._layer(number)
+        return [layer.lanes[lane] for lane in self.lanes]
+
     @contextmanager
     def _publishing(self, number: int, lane: int, step: Step, *, pooled: bool = False) -> Iterator[tuple[Copy, ...]]:
         """What a step sends; leaving it tells the other lanes. pooled: whether the layer has pooled keys."""
         with self._changed:
             yield copies(self.plan, lane, step, pooled=pooled)
-            self._layer(number).published.update(published_by(self.plan, lane, step, pooled=pooled))
+            bands = published_by(self.plan, lane, step, pooled=pooled)
+            for other in self._here(number):
+                other.published.update(bands)
             self._changed.notify_all()
 
     def _send(self, number: int, copy: Copy, tensors: tuple[Tensor, ...]) -> None:
@@ -254,6 +294,9 @@ class Exchange:
         self._sent[kind] += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if self._trace is not None:
             self._trace.append(Event(copy.source, number, copy))
+        if self._links is not None and copy.target not in self.lanes:
+            self._links.post(number, copy, tensors)
+            return
         self._layer(number).lanes[copy.target].arriving[copy] = self._transfers.start(
             tensors, self.devices[copy.target]
         )

@@ -19,6 +19,7 @@ from torch import Tensor
 from .exchange import OUT_OF_STEP, Event, Exchange, OutOfStep, Stopped, Traffic
 from .fibers import Fiber, same_mode
 from .plan import BandPlan
+from .remote import Links, PeerError
 from .schedule import Attend, AttendReplicated, MergePartial, Publish, PublishPartial, Step, schedule
 from .transfer import Transfers
 from .workers import BandWorker, ReplicatedWorker, TextMerge
@@ -51,25 +52,36 @@ class BandedForward:
         *,
         transfers: Transfers | None = None,
         trace: list[Event] | None = None,
+        links: Links | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """devices: one for each lane. transfers: the streams of copies between them, kept from forward to forward.
 
-        trace: a list that is given each lane's steps and copies, in the lane's order.
+        trace: a list that is given each lane's steps and copies, in the lane's order. links: to lanes of other
+        processes, which run the same plan; None where this process has all lanes. check: called while a lane waits
+        for those; may raise to end the forward.
         """
         self.plan = plan
-        self._exchange = Exchange(plan, devices, transfers, trace)
+        self._links = links
+        self._exchange = Exchange(plan, devices, transfers, trace, links, check)
         self._text_merge: TextMerge = text_merge
+
+    @property
+    def lanes(self) -> range:
+        """Of the plan, those of this process."""
+        return self._exchange.lanes
 
     @property
     def traffic(self) -> Traffic:
         return self._exchange.traffic
 
     def run(self, forwards: Forwards) -> list[Tensor]:
-        """Run the forward of the replicated tokens and of every band; the bands' outputs, top to bottom.
+        """Run the forward of the replicated tokens and of every band of this process's lanes; the bands' outputs, top
+        to bottom.
 
         Raises the first worker's exception as it is, with no thread left behind.
         """
-        lanes = [_Lane(self._exchange, number, self._text_merge, forwards) for number in range(self.plan.lane_count)]
+        lanes = [_Lane(self._exchange, number, self._text_merge, forwards) for number in self._exchange.lanes]
         helpers = []
         for lane in lanes[1:]:
             enter = same_mode(self._exchange.devices[lane.number])
@@ -78,6 +90,8 @@ class BandedForward:
                     target=self._guarded, args=(lane, enter), name=f"clear-lane-{lane.number}", daemon=True
                 )
             )
+        if self._links is not None:
+            self._links.open(self._exchange.deliver, self._exchange.fail)
         for helper in helpers:
             helper.start()
         try:
@@ -85,6 +99,10 @@ class BandedForward:
         finally:
             for helper in helpers:
                 helper.join()
+            if self._links is not None:
+                if self._exchange.failure is not None and not isinstance(self._exchange.failure, PeerError):
+                    self._links.failed(self._exchange.failure)
+                self._links.close()
             self._exchange.clear()
         if self._exchange.failure is not None:
             raise self._exchange.failure
@@ -128,7 +146,7 @@ class _Lane:
             while self._running(workers):
                 with self._around(self.number, number):
                     for step in self._schedule:
-                        self._exchange.wait(number, step)
+                        self._exchange.wait(number, self.number, step)
                         self._exchange.begin(number, self.number, step)
                         self._execute(step, number)
                 number += 1

@@ -57,6 +57,9 @@ class Rows:
 class LaneLayer:
     """One lane's part of one attention layer. Only its own thread reads it; other lanes deliver into `arriving`.
 
+    published: bands whose keys the lane may read. partials, merges: lanes that have published their part for it. The
+    exchange guards these three.
+
     pattern: of the complete sequence. replicated: query, key and value of the replicated tokens. own: the rows of the
     lane's bands, by band, until the lane releases them. halos: those of other lanes, by lane. band_pooled: by band,
     until the lane's last one has published; lane_pooled: of the lane's bands joined; pooled: of all lanes joined.
@@ -73,6 +76,17 @@ class LaneLayer:
     shares: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
     merged: Tensor | None = None
     arriving: dict[Copy, Arriving] = field(default_factory=dict)
+    published: set[int] = field(default_factory=set)
+    partials: set[int] = field(default_factory=set)
+    merges: set[int] = field(default_factory=set)
+
+    def ready(self, step: Step) -> bool:
+        """Whether all that a step of the lane awaits has been published."""
+        if isinstance(step, Attend):
+            return self.published.issuperset(step.awaits)
+        if isinstance(step, MergePartial):
+            return self.partials.issuperset(step.awaits)
+        return not isinstance(step, AttendReplicated) or self.merges.issuperset(step.awaits)
 
     def release(self, bands: Sequence[int]) -> None:
         """The lane needs the keys of some bands no more."""
@@ -84,19 +98,8 @@ class LaneLayer:
 
 
 class LayerState:
-    """One attention layer on all lanes: bands and lanes whose part has been published. Guarded by the exchange."""
+    """One attention layer on all lanes. left: lanes that are done with it. Guarded by the exchange."""
 
     def __init__(self, lanes: int) -> None:
         self.lanes = [LaneLayer() for _ in range(lanes)]
-        self.published: set[int] = set()
-        self.partial: set[int] = set()
-        self.merged: set[int] = set()
         self.left: set[int] = set()
-
-    def ready(self, step: Step) -> bool:
-        """Whether all that a step awaits has been published."""
-        if isinstance(step, Attend):
-            return self.published.issuperset(step.awaits)
-        if isinstance(step, MergePartial):
-            return self.partial.issuperset(step.awaits)
-        return not isinstance(step, AttendReplicated) or self.merged.issuperset(step.awaits)

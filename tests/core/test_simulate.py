@@ -1,28 +1,21 @@
 """The order of work replayed with given times: how much of the copies it hides, and that a real forward does the same.
 
-The model here is arithmetic on tensors without meaning; tests/host/test_bands.py compares the host's own forward.
+The model here is nothing but attention; tests/host/test_bands.py compares the host's own forward.
 """
 
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from clear_core.attention import local_attention
-from clear_core.bands.exchange import Event
 from clear_core.bands.plan import BandPlan
-from clear_core.bands.run import BandedForward, Forwards
 from clear_core.bands.schedule import Copy
 from clear_core.bands.simulate import Card, Costs, flux_costs, simulate
-from clear_core.bands.workers import BandWorker, ReplicatedWorker
-from clear_core.call import AttentionResult
-from clear_core.layout import Grid, TokenLayout
-from clear_core.pattern import LocalPattern
-from clear_core.pooling import Pooled
+from clear_core.layout import Grid
 from clear_core.window import Window
+
+from core.attention_only import traced
 
 RTX_4090, H200 = Card(165e12, 0.5, 25e9), Card(800e12, 0.5, 25e9)
 
@@ -51,40 +44,6 @@ def test_interior_bands_attend_while_a_slow_link_carries_the_halo() -> None:
     assert simulate(plan, costs, layers=1).seconds > 80
 
 
-def real_trace(plan: BandPlan, layers: int, text: int) -> list[Event]:
-    """The trace of a real forward of a model of nothing but attention."""
-    layout = TokenLayout(text, plan.image, ())
-    pattern = LocalPattern.whole(layout, plan.window or Window(99))
-    tokens = torch.randn(1, 2, layout.tokens, 8)
-
-    def compute(
-        query: Tensor, key: Tensor, value: Tensor, /, pattern: LocalPattern, pooled: Pooled | None, *, return_lse: bool
-    ) -> AttentionResult:
-        out, lse, _ = local_attention(query, key, value, pattern, pooled=pooled, return_lse=return_lse)
-        return AttentionResult(out, lse)
-
-    def replicated(worker: ReplicatedWorker) -> Tensor:
-        part = tokens[:, :, : text + 1]
-        for layer in range(layers):
-            worker.at_block(layer)
-            out = worker.attend(part, part, part, pattern, compute)
-            part = out.unflatten(2, (2, 8)).transpose(1, 2)
-        return part
-
-    def band(worker: BandWorker) -> Tensor:
-        rows, width = worker.rows, plan.image.width
-        part = tokens[:, :, text + rows.start * width - 1 : text + rows.stop * width]
-        for layer in range(layers):
-            worker.at_block(layer)
-            out = worker.attend(part, part, part, compute, None)
-            part = out.unflatten(2, (2, 8)).transpose(1, 2)
-        return part
-
-    trace: list[Event] = []
-    BandedForward(plan, [torch.device("cpu")] * plan.lane_count, trace=trace).run(Forwards(replicated, band))
-    return trace
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     rows=st.integers(2, 30),
@@ -97,7 +56,7 @@ def test_a_real_forward_does_what_the_replay_does_event_by_event(
     rows: int, count: int, radius: int | None, shares: list[float], times: list[float]
 ) -> None:
     plan = BandPlan.cut(Grid(rows, 3), count, None if radius is None else Window(radius), shares=shares)
-    trace = real_trace(plan, layers=2, text=5)
+    trace, _ = traced(plan, layers=2, text=5)
     publish, attend, replicated, merge, copy = times
     simulated = simulate(plan, Costs(publish, attend, replicated, merge, lambda _: copy), layers=2)
     for lane in range(plan.lane_count):

@@ -1,0 +1,199 @@
+"""A transport over torch.distributed's own process group: gloo between main memories, on any machine with PyTorch.
+
+The group is made directly, without `init_process_group`, whose state is global to the process. A header goes before
+every body, and where nothing is to be sent, one that says so: a rank from which nothing has come for `patience` seconds
+is lost. Gloo itself gets twice that time: a wait of its that times out closes the links to all ranks, which would then
+seem lost too. It cannot give up a receive that waits, either: threads that wait for a lost rank end then.
+"""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .transport import Lost, Receive
+from .wire import HEADER_BYTES, Header, Shape, WireError, unpack
+
+PATIENCE = 6.0
+_ALIVES = 4  # in the patience of the other side
+_CHUNK = 4 * 2**20  # bytes of a send; each that comes is a sign of life, also on a link of 10 Mbit/s
+_HEADERS, _BODIES = 1, 2  # tags
+_ENDS = 0.5  # seconds that a thread may take to end
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Posted:
+    """computed: the CUDA event after which the tensors hold what is to be sent."""
+
+    header: Header
+    tensors: tuple[Tensor, ...]
+    computed: Any = None
+
+
+def new_store(host: str) -> Any:
+    """A store of this process, at an address of this machine and a port that its `port` says."""
+    distributed: Any = torch.distributed
+    waits = timedelta(seconds=2 * PATIENCE)
+    return distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=waits)
+
+
+def joined_store(host: str, port: int) -> Any:
+    """The store of another process. Raises RuntimeError where there is none."""
+    distributed: Any = torch.distributed
+    return distributed.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=2 * PATIENCE))
+
+
+class C10dTransport:
+    """store: of `new_store`, or joined. name: of this group alone. patience: seconds.
+
+    interface: the address of this machine on which gloo listens; "" for the one that the host's name resolves to.
+    Making it waits for all ranks, at most twice that time. Raises RuntimeError where they do not come.
+    """
+
+    def __init__(
+        self, store: Any, name: str, rank: int, size: int, *, patience: float = PATIENCE, interface: str = ""
+    ) -> None:
+        distributed: Any = torch.distributed
+        gloo = distributed.ProcessGroupGloo
+        self.rank, self.size = rank, size
+        self._patience = patience
+        options = gloo._Options()
+        options._timeout = self._gloo_patience = timedelta(seconds=2 * patience)
+        device = gloo.create_device(hostname=interface) if interface else None
+        options._devices = [device or gloo.create_default_device()]
+        self._group: Any = gloo(distributed.PrefixStore(name, store), rank, size, options)
+        self._queues: dict[int, queue.Queue[_Posted | None]] = {
+            other: queue.Queue() for other in range(size) if other != rank
+        }
+        self._threads: dict[threading.Thread, int] = {}  # and for which rank
+        self._heard = dict.fromkeys(self._queues, 0.0)
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._lost: set[int] = set()
+        self._receive: Receive | None = None
+        self._tell_lost: Lost | None = None
+        self.sent = dict.fromkeys(self._queues, 0)
+        """Bytes of tensors posted to each rank."""
+
+    def start(self, receive: Receive, lost: Lost) -> None:
+        self._receive, self._tell_lost = receive, lost
+        self._heard = dict.fromkeys(self._queues, time.monotonic())
+        threading.Thread(target=self._watch, name="clear-watch", daemon=True).start()
+        for other in self._queues:
+            for work, name in ((self._send_all, "send"), (self._receive_all, "receive")):
+                thread = threading.Thread(target=work, args=(other,), name=f"clear-{name}-{other}", daemon=True)
+                thread.start()
+                self._threads[thread] = other
+
+    def post(self, rank: int, header: Header, tensors: Sequence[Tensor]) -> None:
+        header.pack()  # what cannot be sent is an error of the caller
+        computed = None
+        if tensors and tensors[0].device.type == "cuda":
+            computed = torch.cuda.Event()
+            computed.record(torch.cuda.current_stream(tensors[0].device))
+        self.sent[rank] += header.nbytes
+        self._queues[rank].put(_Posted(header, tuple(tensors), computed))
+
+    def close(self) -> None:
+        for messages in self._queues.values():
+            messages.put(None)
+        for thread, rank in self._threads.items():
+            while thread.is_alive() and rank not in self._lost:
+                thread.join(0.01)
+            thread.join(_ENDS)  # unless it waits for a lost rank
+        self._closed.set()
+        if not any(thread.is_alive() for thread in self._threads):
+            self._group.shutdown()
+            self._group = None  # its sockets are open as long as it is there
+
+    def _watch(self) -> None:
+        """Names ranks from which nothing comes, until this one closes."""
+        while not self._closed.wait(self._patience / _ALIVES / 2):
+            for rank, heard in self._heard.items():
+                if time.monotonic() - heard > self._patience:
+                    self._lose(rank, f"nothing came from it for {self._patience:g} s")
+
+    def _send_all(self, rank: int) -> None:
+        """What is posted for one rank, and signs of life where nothing is."""
+        messages = self._queues[rank]
+        try:
+            while rank not in self._lost:
+                try:
+                    posted = messages.get(timeout=self._patience / _ALIVES)
+                except queue.Empty:
+                    self._send(rank, _bytes(Header("alive").pack()), _HEADERS)
+                    continue
+                if posted is None:
+                    self._send(rank, _bytes(Header("bye").pack()), _HEADERS)
+                    return
+                self._send(rank, _bytes(posted.header.pack()), _HEADERS)
+                if posted.computed is not None:
+                    posted.computed.synchronize()
+                for tensor in posted.tensors:
+                    body = _bytes(tensor.detach().contiguous().cpu())
+                    for part in body.split(_CHUNK):
+                        self._send(rank, part, _BODIES)
+        except RuntimeError as error:
+            self._lose(rank, _reason(error))
+
+    def _receive_all(self, rank: int) -> None:
+        """What one rank sends, until it says that it ends."""
+        assert self._receive is not None
+        try:
+            while rank not in self._lost:
+                data = torch.empty(HEADER_BYTES, dtype=torch.uint8)
+                self._recv(rank, data, _HEADERS)
+                header = unpack(data.numpy().tobytes())
+                if header.kind == "bye":
+                    self._lose(rank, "it has closed")
+                    return
+                if header.kind == "alive":
+                    continue
+                self._receive(rank, header, tuple(self._body(rank, shape) for shape in header.tensors))
+        except (RuntimeError, WireError) as error:
+            self._lose(rank, _reason(error))
+
+    def _body(self, rank: int, shape: Shape) -> Tensor:
+        body = torch.empty(shape.nbytes, dtype=torch.uint8)
+        for part in body.split(_CHUNK):
+            if part.numel():
+                self._recv(rank, part, _BODIES)
+        return body.view(shape.dtype).reshape(shape.sides)
+
+    def _send(self, rank: int, data: Tensor, tag: int) -> None:
+        if data.numel():
+            self._group.send([data], rank, tag).wait(self._gloo_patience)
+
+    def _recv(self, rank: int, data: Tensor, tag: int) -> None:
+        self._group.recv([data], rank, tag).wait(self._gloo_patience)
+        self._heard[rank] = time.monotonic()
+
+    def _lose(self, rank: int, reason: str) -> None:
+        with self._lock:
+            if rank in self._lost:
+                return
+            self._lost.add(rank)
+        assert self._tell_lost is not None
+        self._tell_lost(rank, reason)
+
+
+def _bytes(data: bytes | Tensor) -> Tensor:
+    """One dimension of uint8."""
+    if isinstance(data, bytes):
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return data.reshape(-1).view(torch.uint8)
+
+
+def _reason(error: BaseException) -> str:
+    """The first sentence of what gloo says, without the line of its source."""
+    text = re.sub(r"^\[[^]]*\.cc:\d+\] ", "", str(error).strip())
+    return re.split(r"\. |\n", text)[0][:200] or type(error).__name__
