@@ -39,11 +39,6 @@ class Channel:
         self._sending, self._receiving = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
 
-    @property
-    def local_address(self) -> str:
-        """This machine's, on the way to the other side."""
-        return str(self._socket.getsockname()[0])
-
     def send(self, message: Mapping[str, object]) -> None:
         """Returns when the system has taken all of it. Messages of several threads follow each other, whole.
 

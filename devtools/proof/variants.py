@@ -12,6 +12,7 @@ from ..small_flux.files import RADIUS
 
 UNTRAINED = "untrained"
 LONG = 4
+"""How many times the samples of the others a long training has."""
 START = 0.1
 """The share of the schedule with full attention, where that is compared: the first 2 of 20 steps."""
 
