@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 from ..clear_core.distill.settings import (
     ADAMW,
     BOTH,
+    LARGEST_LOSS_WEIGHT,
     LARGEST_RANK,
     LARGEST_SHIFT,
     METHODS,
@@ -38,7 +39,17 @@ _KEYS = (
     "seed",
     "cooldown",
     "timestep_shift",
+    "flow_weight",
+    "output_weight",
+    "attention_weight",
 )
+_LOSS_WEIGHTS = {
+    "flow_weight": "End to end: weight of the distance to the image and its noise in the loss. 1: as CLEAR's authors "
+    "trained. 0: the student follows the teacher alone, with less noise in its training.",
+    "output_weight": "End to end: weight of the distance to the teacher's output. 0.5: as CLEAR's authors trained.",
+    "attention_weight": "End to end: weight of the distance to the teacher's attention in every fourth block. 0.5: as "
+    "CLEAR's authors trained.",
+}
 
 
 class CLEARDistill(io.ComfyNode):
@@ -77,12 +88,15 @@ class CLEARDistill(io.ComfyNode):
         save_every: int | None = None,
         cooldown: float | None = None,
         timestep_shift: float | None = None,
+        flow_weight: float | None = None,
+        output_weight: float | None = None,
+        attention_weight: float | None = None,
     ) -> bool | str:
         # None comes through a link and is not known yet; `execute` checks it.
         given = (radius, down_factor, method, output, rank, steps, batch, learning_rate, optimizer, seed)
-        schedule = (cooldown, timestep_shift)
+        given += (cooldown, timestep_shift, flow_weight, output_weight, attention_weight)
         try:
-            known: dict[str, Any] = {k: v for k, v in zip(_KEYS, given + schedule, strict=True) if v is not None}
+            known: dict[str, Any] = {k: v for k, v in zip(_KEYS, given, strict=True) if v is not None}
             host.DistillJob("unknown" if name is None else name, Settings(**known), save_every or 1)
         except ValueError as error:
             return str(error)
@@ -243,4 +257,19 @@ def _inputs() -> list[io.Input]:
             tooltip="Over 1, more of the training is at high noise, where an image's composition is decided. 1: all "
             "noise levels alike, as CLEAR's authors trained.",
         ),
+        *(_loss_weight(name, tooltip) for name, tooltip in _LOSS_WEIGHTS.items()),
     ]
+
+
+def _loss_weight(name: str, tooltip: str) -> io.Input:
+    return make(
+        io.Float.Input,
+        name,
+        optional=True,
+        default=getattr(_USUAL, name),
+        min=0.0,
+        max=LARGEST_LOSS_WEIGHT,
+        step=0.05,
+        advanced=True,
+        tooltip=tooltip,
+    )

@@ -93,13 +93,11 @@ class Router:
             if header.kind == "failed":
                 reason = bytes(tensors[0].tolist()).decode("utf-8", "replace") if tensors else "no reason given"
                 self._fail(inbox, PeerError(f"rank {rank}: {reason}"))
-            elif header.kind != "copy":
+            elif header.copy is None:
                 inbox.messages[rank, header.kind, header.number] = tensors
             elif inbox.deliver is None:
-                assert header.copy is not None
                 inbox.copies.append((header.layer, header.copy, tensors))
             else:
-                assert header.copy is not None
                 inbox.deliver(header.layer, header.copy, tensors)
             self._changed.notify_all()
 
@@ -123,11 +121,13 @@ class Router:
             for layer, copy, tensors in inbox.copies:
                 deliver(layer, copy, tensors)
             inbox.copies.clear()
-            gone = [self._lost[rank] for rank in ranks if rank in self._lost]
-            problem = inbox.problem or (gone[0] if gone else None)
-            if problem is not None:
-                inbox.problem = problem
-                fail(problem)
+            inbox.problem = self._problem(inbox, ranks)
+            if inbox.problem is not None:
+                fail(inbox.problem)
+
+    def _problem(self, inbox: _Inbox, ranks: Sequence[int]) -> PeerError | None:
+        """Why a forward with some ranks cannot go on; None where it can. Call with `_changed` held."""
+        return inbox.problem or next((self._lost[rank] for rank in ranks if rank in self._lost), None)
 
     def _closed(self, number: int) -> None:
         """No copy of the forward is delivered any more."""
@@ -149,8 +149,7 @@ class Router:
                 found = inbox.messages.pop((rank, kind, index), None)
                 if found is not None:
                     return found
-                gone = [self._lost[other] for other in ranks if other in self._lost]
-                problem = inbox.problem or (gone[0] if gone else None)
+                problem = self._problem(inbox, ranks)
                 if problem is not None:
                     raise problem
                 self._changed.wait()

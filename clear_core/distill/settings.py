@@ -6,12 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from ..weights import LARGEST_FACTOR, LARGEST_RADIUS
+from .loss import LossWeights
 
 LAYER_BY_LAYER, END_TO_END, BOTH = METHODS = ("layer by layer", "end to end", "both")
 WEIGHTS, LORA = OUTPUTS = ("weights", "LoRA")
 ADAMW, ADAMW_8BIT, PRODIGY = OPTIMIZERS = ("AdamW", "AdamW 8-bit", "Prodigy")
 LARGEST_RANK: Final = 1024
 LARGEST_SHIFT: Final = 100.0
+LARGEST_LOSS_WEIGHT: Final = 100.0
 GUIDANCE: Final = 3.5
 """Of teacher, student and generated samples, as the authors trained."""
 
@@ -24,6 +26,7 @@ class Settings:
     each. cooldown: share of the steps, at the end, in which the learning rate falls linearly to zero; the authors' is
     constant. timestep_shift: of the noise's share, as in ComfyUI's model sampling: 1 draws all alike, as the authors,
     more than 1 draws more of the noisy ones, where an image's composition is decided.
+    flow_weight, output_weight, attention_weight: of the loss's terms, see `LossWeights`.
     Raises ValueError for a value that is not allowed.
     """
 
@@ -40,6 +43,9 @@ class Settings:
     seed: int = 0
     cooldown: float = 0.0
     timestep_shift: float = 1.0
+    flow_weight: float = LossWeights().flow
+    output_weight: float = LossWeights().output
+    attention_weight: float = LossWeights().attention
 
     def __post_init__(self) -> None:
         for name, choices in (("method", METHODS), ("output", OUTPUTS), ("optimizer", OPTIMIZERS)):
@@ -58,6 +64,17 @@ class Settings:
             raise ValueError(
                 f"timestep_shift is {self.timestep_shift:g}; {1 / LARGEST_SHIFT:g} to {LARGEST_SHIFT:g} is allowed"
             )
+        for name in ("flow_weight", "output_weight", "attention_weight"):
+            if not 0 <= getattr(self, name) <= LARGEST_LOSS_WEIGHT:
+                raise ValueError(f"{name} is {getattr(self, name):g}; 0 to {LARGEST_LOSS_WEIGHT:g} is allowed")
+        if not self.flow_weight + self.output_weight:
+            raise ValueError(
+                "flow_weight and output_weight are both 0, and the last blocks would not be trained; set one of them"
+            )
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        return LossWeights(self.flow_weight, self.output_weight, self.attention_weight)
 
     def stage(self, step: int) -> str:
         """How a step, counted from 0, trains: `LAYER_BY_LAYER` or `END_TO_END`."""

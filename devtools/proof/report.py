@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .measure import Measure, Row
-from .variants import LONG, START, UNTRAINED, Variant
+from .variants import TEACHER, TIMES, UNTRAINED, Variant
 
 _FIGURES = {"loss": 4, "psnr": 1, "coherence": 3, "right": 2}  # and their digits
 _INTRODUCTION = (
@@ -76,8 +76,9 @@ def write(
         "",
         "![four prompts, a row for each model](images/proof_pictures.jpg)",
         "",
-        f"from {100 * START:.0f} % on: `start_percent` of Apply CLEAR Attention, so that the first steps have full "
-        "attention, and no loss of the window can be given.",
+        "velocity alone: without the loss's flow and attention terms (`flow_weight` and `attention_weight` 0). from "
+        "10 % on: `start_percent` of Apply CLEAR Attention. The first steps have full attention then, and no loss of "
+        "the window can be given.",
         "",
         "The loss comes back sooner than the coherence. What distant parts of a picture share is a small part of a "
         "velocity's error, it is decided in the first steps of sampling, and a student has only the attention's "
@@ -196,7 +197,10 @@ def _by_kind(rows: Mapping[Variant, Row]) -> dict[tuple[int, int, str], list[Row
 
 def _trained(variant: Variant) -> str:
     what = f"LoRA {variant.rank}" if variant.rank else "weights"
-    return f"{what}, {LONG} times the samples" if variant.long else what
+    if not variant.training:
+        return what
+    alone = ", velocity alone" if variant.training == TEACHER else ""
+    return f"{what}{alone}, {TIMES[variant.training]} times the samples"
 
 
 def _untrained(rows: Mapping[Variant, Row], radius: int, down_factor: int) -> Row | None:

@@ -90,12 +90,13 @@ def all_kept(
 
     say: told of each row that this process has measured.
     """
+    rows: dict[Path, dict[str, float]] = {}
     for wait in (False, True):  # first what nobody is at, then what others have not finished
         for number, (file, measure) in enumerate(work.items()):
             with suppress(TimeoutError):
                 there = file.is_file()
-                row = kept(file, measure, wait=wait)
+                rows[file] = kept(file, measure, wait=wait)
                 if not there:
-                    told = ", ".join(f"{key} {value:.4g}" for key, value in [*row.items()][-3:])
+                    told = ", ".join(f"{key} {value:.4g}" for key, value in [*rows[file].items()][-3:])
                     say(f"{number + 1} of {len(work)}, {file.stem}: {told}")
-    return {file: kept(file, measure) for file, measure in work.items()}
+    return rows

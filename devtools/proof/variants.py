@@ -11,17 +11,20 @@ from clear_core.distill.settings import BOTH, END_TO_END, LAYER_BY_LAYER, LORA, 
 from ..small_flux.files import RADIUS
 
 UNTRAINED = "untrained"
-LONG = 4
-START = 0.1
-"""The share of the schedule with full attention, where that is compared: the first 2 of 20 steps."""
+USUAL, LONG, TEACHER = "", "long", "teacher"
+TIMES = {LONG: 4, TEACHER: 10}
+"""How many times the samples of the usual training one has. TEACHER has no flow term and no attention term: the student
+follows the dense model's velocity alone."""
+STARTS = (0.1, 0.3, 0.5)
+"""Shares of the schedule with full attention that are compared: the first 2, 6 and 10 of 20 steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One student. method: of CLEAR's distillation, or UNTRAINED. rank: of a LoRA; 0 for weights in full.
 
-    long: trained on `LONG` times the samples, at a rate that falls in the second half. start_percent: of Apply CLEAR
-    Attention, the share of the schedule that is sampled with full attention.
+    training: USUAL, or LONG or TEACHER on more samples, at a rate that falls in the second half. start_percent: of
+    Apply CLEAR Attention, the share of the schedule that is sampled with full attention.
     """
 
     radius: int
@@ -29,7 +32,7 @@ class Variant:
     rank: int = 0
     down_factor: int = 1
     seed: int = 0
-    long: bool = False
+    training: str = USUAL
     start_percent: float = 0.0
 
     @property
@@ -40,7 +43,7 @@ class Variant:
             what = UNTRAINED
         down = f"_down_{self.down_factor}" if self.down_factor > 1 else ""
         method = "" if self.method == UNTRAINED else "_" + self.method.replace(" ", "_")
-        long = "_long" if self.long else ""
+        long = f"_{self.training}" if self.training else ""
         start = f"_from_{100 * self.start_percent:.0f}" if self.start_percent else ""
         return f"r{self.radius}{down}_{what}{method}{long}{start}_seed_{self.seed}"
 
@@ -67,14 +70,17 @@ class Variant:
             "learning_rate": 2e-3 if self.rank else 5e-4,
             "seed": self.seed,
         }
-        if self.long:
+        if self.training:
+            times = 4 if self.training == TEACHER else 2
             found |= {
-                "steps": steps * LONG // 2,
-                "batch": batch * 2,
+                "steps": steps * TIMES[self.training] // times,
+                "batch": batch * times,
                 "learning_rate": 1e-3,
                 "cooldown": 0.5,
                 "timestep_shift": 2.0,
             }
+        if self.training == TEACHER:
+            found |= {"flow_weight": 0.0, "output_weight": 1.0, "attention_weight": 0.0}
         return found
 
 
@@ -88,13 +94,15 @@ def grid(seeds: int) -> Iterator[Variant]:
     for radius in (2, middle, 4):
         yield Variant(radius, UNTRAINED)
     yield Variant(middle, UNTRAINED, down_factor=4)
-    yield Variant(middle, UNTRAINED, start_percent=START)
+    for start in STARTS:
+        yield Variant(middle, UNTRAINED, start_percent=start)
     for seed in range(seeds):
         full = replace(MAIN, seed=seed)
         yield full
-        long = replace(full, long=True)
-        yield long
-        yield replace(long, start_percent=START)
+        for long in (replace(full, training=LONG), replace(full, method=END_TO_END, training=TEACHER)):
+            yield long
+            for start in STARTS:
+                yield replace(long, start_percent=start)
         for method in (LAYER_BY_LAYER, END_TO_END):
             yield replace(full, method=method)
         for rank in (4, 16, 64):

@@ -16,6 +16,7 @@ from clear_core.cluster.channel import Listener, Refused, Token, connect
 from clear_core.cluster.frames import body_of, message_of
 from clear_core.cluster.messages import (
     Address,
+    Alive,
     Bye,
     Cancel,
     Card,
@@ -50,7 +51,20 @@ GRAPH = {
 HELLO = Hello(1, "0.2.0", "0.3.75", "2.9.0+cu128", (Card("NVIDIA H200", 150 * 2**30, 6.5e14), Card("é", 0, 0.0)))
 LOAD = LoadModel(GRAPH, "12:3", 0, {"flux/größe.safetensors": SHA, "a b.c/d..e/clear local 8.safetensors": SHA})
 GROUP = Group(3, "run-3/", 4, 3, Address("fe80::1%eth0", 29500))
-FORWARD = Forward(3, 0, 48, 64, (Rows(0, 16), Rows(16, 32), Rows(32, 48)), (0, 0, 1), 16, False, "exact")
+FORWARD = Forward(
+    run=3,
+    forward=0,
+    height=48,
+    width=64,
+    bands=(Rows(0, 16), Rows(16, 32), Rows(32, 48)),
+    lanes=(0, 0, 1),
+    radius=16,
+    together=False,
+    text_merge="exact",
+    ranks=(0, 1),
+    active=True,
+    given=("x", "timestep", "context"),
+)
 MESSAGES: tuple[Message, ...] = (
     HELLO,
     Welcome(0),
@@ -67,6 +81,7 @@ MESSAGES: tuple[Message, ...] = (
     Progress(2**53 - 1, 27, 56),
     Done(3, 27),
     Cancel(3),
+    Alive(2**53 - 1),
     Bye(),
 )
 
@@ -191,6 +206,10 @@ WRONG: tuple[tuple[Message, str, object, str], ...] = (
     (FORWARD, "lanes", [0, 2, 2], "lanes: must begin with 0 and leave none out"),
     (FORWARD, "lanes", [1, 1, 1], "lanes: must begin with 0 and leave none out"),
     (FORWARD, "lanes", [0, 1, 0], "lanes: must begin with 0 and leave none out"),
+    (FORWARD, "ranks", [0], "ranks: must be 2, one for each lane, got 1"),
+    (FORWARD, "active", 0, "active: must be true or false, got 0"),
+    (FORWARD, "given", [], "given: must have 1 to 4096 entries, got 0"),
+    (Alive(0), "asked", -1, "asked: must be from 0 to"),
 )  # fmt: skip
 
 

@@ -103,6 +103,9 @@ def test_the_loss_is_the_weighted_sum() -> None:
     found = losses(Prediction(one, {block: two}), Prediction(zero, {block: zero}), two)
     assert (float(found.flow), float(found.output), float(found.attention)) == (1, 1, 4)
     assert float(found.total) == 1 + 0.5 + 2
+    weights = Settings(flow_weight=0, output_weight=3, attention_weight=0.25).loss_weights
+    other = losses(Prediction(one, {block: two}), Prediction(zero, {block: zero}), two, weights)
+    assert float(other.total) == float(other.detached().total) == 3 + 1
 
 
 def test_the_student_starts_as_the_teacher_and_without_a_gradient_it_is_told() -> None:
@@ -192,9 +195,12 @@ def test_more_steps_follow_only_where_none_of_the_former_depends_on_their_number
     [
         ({"cooldown": 1.5}, "cooldown is 1.5; 0 to 1 is allowed"),
         ({"timestep_shift": 0.0}, "timestep_shift is 0; 0.01 to 100 is allowed"),
+        ({"attention_weight": -1.0}, "attention_weight is -1; 0 to 100 is allowed"),
+        ({"flow_weight": float("nan")}, "flow_weight is nan; 0 to 100 is allowed"),
+        ({"flow_weight": 0.0, "output_weight": 0.0}, "both 0, and the last blocks would not be trained"),
     ],
 )
-def test_a_schedule_out_of_range_is_refused(given: dict[str, float], text: str) -> None:
+def test_a_schedule_or_weights_out_of_range_are_refused(given: dict[str, float], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         Settings(**given)
 

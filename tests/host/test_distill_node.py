@@ -105,6 +105,7 @@ def test_out_of_memory_says_what_is_kept_and_what_needs_less(
         ({"name": "a/b"}, "name is 'a/b'"),
         ({"learning_rate": 0.0}, "must be over 0"),
         ({"cooldown": -0.5}, "cooldown is -0.5; 0 to 1 is allowed"),
+        ({"flow_weight": 0.0, "output_weight": 0.0}, "flow_weight and output_weight are both 0"),
     ],
     ids=str,
 )

@@ -323,8 +323,9 @@ def test_the_quick_commands_train_a_model_and_measure_a_student(clip_l: Path, tm
     assert rows[0]["loss"] != rows[1]["loss"]
     page = (tmp_path / "proof.md").read_text(encoding="utf-8")
     assert "| 3 |  | untrained |" in page and "| 3 |  | both, weights |" in page
-    assert "| 3 |  | both, weights, 4 times the samples |" in page
-    assert "| 3 |  | both, weights, 4 times the samples, from 10 % on |  |" in page, "no loss: attention was full too"
+    assert "| 3 |  | end to end, weights, velocity alone, 10 times the samples |" in page
+    start = "| 3 |  | end to end, weights, velocity alone, 10 times the samples, from 10 % on |  |"
+    assert start in page, "no loss: attention was full too"
     assert "| 512 | ntk, proportional | 1 |" in page and "| distilled | " in page
     for name in ("proof.png", "proof_pictures.jpg"):
         assert (tmp_path / "images" / name).is_file()

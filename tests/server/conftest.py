@@ -30,6 +30,14 @@ _PATIENCE = 60_000
 expect.set_options(timeout=_PATIENCE)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A wait in the browser that ran out of time is tried once more, like `retries` of Playwright's own runner, and the
+    summary names it. What is wrong is wrong twice; nothing else is tried again."""
+    for item in items:
+        if "page" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=[r"(?i)timeout \d+ms"]))
+
+
 @pytest.fixture(scope="session")
 def base(worker_id: str) -> Iterator[OwnBase]:
     """The base folder of this process's servers, with the demo files."""

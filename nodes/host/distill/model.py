@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ....clear_core.distill.attention import BlockAttention
-from ....clear_core.distill.loss import Losses, Prediction, compared_blocks, losses
+from ....clear_core.distill.loss import Losses, LossWeights, Prediction, compared_blocks, losses
 from ....clear_core.distill.recompute import in_place_allowed, recomputed
 from ....clear_core.distill.trained import Trained, by_block
 from ....clear_core.layout import TokenLayout
@@ -116,15 +116,22 @@ class DistilledModel:
         return Prediction(self._forward(inputs, hook), seen)
 
     def end_to_end(
-        self, trained: Trained, inputs: Inputs, target: Tensor, share: float = 1.0, after_block: AfterBlock = _nothing
+        self,
+        trained: Trained,
+        inputs: Inputs,
+        target: Tensor,
+        share: float = 1.0,
+        after_block: AfterBlock = _nothing,
+        weights: LossWeights | None = None,
     ) -> Losses:
-        """Add share times the gradients of the authors' loss. target: noise - x0, as `inputs.latent`.
+        """Add share times the gradients of the loss. target: noise - x0, as `inputs.latent`. weights: of the loss's
+        terms, None for the authors'.
 
         The losses come without a graph.
         """
         teacher = self.teacher(inputs, after_block)
         with torch.enable_grad():
-            found = losses(self.student(trained, inputs, after_block), teacher, target)
+            found = losses(self.student(trained, inputs, after_block), teacher, target, weights)
         add_gradients(found.total * share, list(trained.parameters.values()))
         return found.detached()
 

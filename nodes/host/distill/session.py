@@ -99,7 +99,8 @@ class Session:
                 errors = self.student.layer_by_layer(trained, inputs, share, lambda block: check())
                 each = {f"{block.kind} {block.index}": float(error) for block, error in errors.items()}
                 return {"loss": sum(each.values()) / len(each), **each}
-            found = self.student.end_to_end(trained, inputs, target, share, lambda block: check())
+            weights = self.settings.loss_weights
+            found = self.student.end_to_end(trained, inputs, target, share, lambda block: check(), weights)
             names = [f"{block.kind} {block.index}" for block in self.student.compared]
             each = dict(zip(names, found.attention_each.tolist(), strict=False))
             return {
