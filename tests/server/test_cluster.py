@@ -140,7 +140,7 @@ def test_a_cancelled_prompt_leaves_the_worker_ready(
 
     assert client.run(with_machines(prompt, bands=6, machines=address), cancel).status == "interrupted"
     short = demo_prompt({"CLEARApply": {"radius": 3}}, seed=16, width=96, height=176)
-    shared = client.run(with_machines(short, bands=6, machines=address))
+    shared = client.run(with_machines(short, bands=5, machines=address))  # not 6: the node, not run again, says nothing
     assert "with 127.0.0.1" in texts(shared), texts(shared)
     assert difference(picture(shared), picture(client.run(short))) <= 1
     assert server.log.count("has left") == 0
