@@ -50,7 +50,8 @@ def machines_input() -> io.Input:
         optional=True,
         advanced=True,
         tooltip="Empty: this machine alone. Or the address and port of this machine on which others join, such as "
-        "192.168.1.10:8189. Each of them runs: python dev.py worker --join 192.168.1.10:8189 --token-file FILE",
+        "192.168.1.10:8189. Each of them runs: python dev.py worker --join 192.168.1.10:8189 --token-file FILE. Those "
+        "that would make a step longer are left out; with ' all' behind the address nobody is.",
     )
 
 

@@ -16,7 +16,9 @@ transport    messages between ranks, and their way to the forward that they belo
 local        a transport between threads of one process
 c10d         a transport between processes, over gloo
 
+measure      one small measurement of a device and of a link
 machines     what a machine computes and what its links carry
 predict      the time of a forward on some machines
+deal         how rows are dealt to machines that have joined
 choose       which machines are worth it, and how many rows each gets
 """

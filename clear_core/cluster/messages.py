@@ -6,6 +6,7 @@
                              <-     LoadModel
     Loaded, or Failed        ->
                              <-     Group: both join a process group of torch.distributed
+                             <-     Measure, once, before the first Forward: answered by the process group
                              <-     Forward, once for each forward of the model in a run
     Progress ..., Done       ->            or Failed
                              <-     Cancel, at any time
@@ -145,6 +146,14 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class Measure:
+    """Give back what rank 0 sends by the process group (`clear_core.cluster.measure`). forward: a number of its own."""
+
+    run: Number
+    forward: Number
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """Rows `start` up to, not including, `stop` of the image's token grid."""
 
@@ -226,8 +235,8 @@ class Bye:
 
 
 FromWorker = Hello | Loaded | Failed | Progress | Done | Alive | Bye
-FromDriver = Welcome | Refusal | LoadModel | Group | Forward | Cancel | Alive | Bye
-Message = FromWorker | Welcome | Refusal | LoadModel | Group | Forward | Cancel
+FromDriver = Welcome | Refusal | LoadModel | Group | Measure | Forward | Cancel | Alive | Bye
+Message = FromWorker | Welcome | Refusal | LoadModel | Group | Measure | Forward | Cancel
 
 VERSION = 1
 """Of these messages: goes up when one of them changes."""

@@ -69,3 +69,5 @@ def test_addresses(nodes_api: Any) -> None:
     assert str(machines.parse_address(" 10.0.0.1:8189 ")) == "10.0.0.1:8189"
     assert str(machines.parse_address("[fd00::1]:8189")) == "[fd00::1]:8189"
     assert machines.parse_address("[fd00::1]:8189").host == "fd00::1"
+    everyone = machines.parse_address("10.0.0.1:8189 all")
+    assert everyone.everyone and everyone == machines.parse_address("10.0.0.1:8189")

@@ -73,11 +73,12 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
 
 
-def with_machines(prompt: Any, **inputs: Any) -> Any:
-    """The prompt with CLEAR Multi-GPU behind Apply CLEAR Attention."""
+def with_machines(prompt: Any, machines: str, *, everyone: bool = True, **inputs: Any) -> Any:
+    """The prompt with CLEAR Multi-GPU behind Apply CLEAR Attention. everyone: nobody is left out by a prediction."""
     prompt = workflow.changed(prompt)
     apply, end = workflow.node_id(prompt, "CLEARApply"), workflow.node_id(prompt, "ModelSamplingFlux")
     given = {"model": [apply, 0], "devices": "cpu", "bands": 1, "text_merge": "exact", **inputs}
+    given["machines"] = f"{machines} all" if everyone else machines
     prompt["cut"] = node("CLEARMultiGPU", **given)
     prompt[end]["inputs"]["model"] = ["cut", 0]
     return prompt
@@ -104,6 +105,22 @@ def test_the_picture_is_that_of_one_machine(
     assert difference(picture(shared), plain) <= 1
     assert "with 127.0.0.1" in texts(shared), texts(shared)
     assert "got prompt" in worker.log
+
+
+def test_links_and_devices_are_measured_and_rows_dealt_by_what_is_predicted(
+    client: ComfyClient, server: ComfyServer, worker: ComfyServer, address: str, demo_prompt: Any, picture: Any
+) -> None:
+    prompt = demo_prompt({"CLEARApply": {"radius": 3}}, seed=17, width=96, height=176)
+    plain = picture(client.run(prompt))
+    dealt = client.run(with_machines(prompt, bands=6, machines=address, everyone=False))
+    assert difference(picture(dealt), plain) <= 1
+    assert re.search(r"CLEAR Multi-GPU: [\d.]+ Gbit/s to 127\.0\.0\.1\S* \(cpu\)", server.log)
+    # Two processes on the same cores: which of both it is depends on what else these do.
+    taken = (
+        r"with 127\.0\.0\.1\S* \(cpu\): \d+ of 11 rows, [\d.]+ Gbit/s\npredicted: [\d.e-]+ s a step, [\d.e-]+ s alone"
+    )
+    left = r"this machine alone\nwithout 127\.0\.0\.1\S* \(cpu\): .* s a step with it, [\d.e-]+ s without"
+    assert re.search(f"{taken}|{left}", texts(dealt)), texts(dealt)
 
 
 def test_a_lora_before_it_is_on_both_and_one_behind_it_is_refused(

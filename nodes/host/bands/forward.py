@@ -27,7 +27,7 @@ from ..node_text import node_text_sender
 from ..run_record import note_run
 from .cut import CutForward
 from .last import last_wrapper
-from .machines import Machines
+from .machines import Machines, work_of
 from .memory import plan_that_fits, replica_needs, shape_for_estimate
 from .progress import StartProgress, band_progress
 from .replicas import Lane, Replicas, preflight
@@ -165,9 +165,8 @@ class _Bands:
             rows: Any = torch.compiler.disable(forward.rows)
             return rows(banded)
 
-        parts = machines.forward(
-            given, [lane.share for lane in lanes], plan_of, self.settings.text_merge, compute, active=frame.active
-        )
+        work = work_of(flux, frame, given, clear.band_window(active=frame.active))
+        parts = machines.forward(given, lanes, work, plan_of, self.settings.text_merge, compute, active=frame.active)
         self.show(machines.text)
         return None if parts is None else forward.cropped(parts)
 

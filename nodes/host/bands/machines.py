@@ -10,7 +10,12 @@ from torch import Tensor
 from ....clear_core.bands.plan import BandPlan
 from ....clear_core.bands.remote import Links
 from ....clear_core.bands.workers import TextMerge
+from ....clear_core.cluster.predict import Forward
+from ....clear_core.window import Window
+from ..attention_call import Frame
 from ..forward_args import ForwardArgs
+from .memory import shape_of
+from .replicas import Lane
 
 
 class Machines(Protocol):
@@ -26,7 +31,8 @@ class Machines(Protocol):
     def forward(
         self,
         given: ForwardArgs,
-        shares: Sequence[float],
+        lanes: Sequence[Lane],
+        work: Forward | None,
         plan_of: Callable[[Sequence[float]], BandPlan],
         text_merge: TextMerge,
         compute: Callable[[BandPlan, Links], Tensor],
@@ -35,7 +41,16 @@ class Machines(Protocol):
     ) -> list[Tensor] | None:
         """The output's rows by rank, top to bottom; None where no other machine takes part.
 
-        shares: of the rows, of this machine's lanes. plan_of: the plan with further lanes of such shares behind them.
-        compute: this machine's own rows.
+        lanes: of this machine. work: what is computed, where its time can be predicted: with a window. plan_of: the
+        plan with further lanes of such shares behind them. compute: this machine's own rows.
         """
         ...
+
+
+def work_of(flux: Any, frame: Frame, given: ForwardArgs, window: Window | None) -> Forward | None:
+    """One forward, for the prediction; None without a window."""
+    if window is None:
+        return None
+    shape = shape_of(flux, given.x.element_size())
+    depth = len(flux.double_blocks), len(flux.single_blocks)
+    return Forward(frame.image, window, given.context.shape[1], shape, *depth)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ....clear_core.bands.plan import BandPlan
@@ -24,6 +25,8 @@ from ....clear_core.bands.workers import TextMerge
 from ....clear_core.cluster import messages as said
 from ....clear_core.cluster.c10d import PATIENCE, C10dTransport, new_store
 from ....clear_core.cluster.channel import Channel, Disconnected, Listener, Refused, Token
+from ....clear_core.cluster.machines import Link
+from ....clear_core.cluster.measure import matrix_rate, time_link
 from ....clear_core.cluster.schema import MalformedError
 from ....clear_core.cluster.transport import ForwardLinks, Router
 from ....clear_core.file_stamp import FileStamp
@@ -50,12 +53,13 @@ class ModelJob:
 class Member:
     """A worker that has joined. loaded: the job that it has; answered: the last question that it has answered.
 
-    problem: why it takes no part, "" where it does.
+    problem: why it takes no part, "" where it does. link: to this process, measured in the first group.
     """
 
     number: int
     channel: Channel
     hello: said.Hello
+    link: Link | None = None
     loaded: ModelJob | None = None
     loading: ModelJob | None = None
     answered: int = -1
@@ -96,6 +100,7 @@ class Driver:
         self._group: _Group | None = None
         self._store: Any = None
         self._hashes: dict[FileStamp, str] = {}
+        self._rates: dict[torch.device, float] = {}
         self._closed = False
         self._listener = Listener(address.host, address.port, token, refused=self._refused)
         threading.Thread(target=self._accept, name="clear-join", daemon=True).start()
@@ -112,6 +117,12 @@ class Driver:
         for member in self.members:
             self._tell(member, said.Bye())
             member.channel.close()
+
+    def rate(self, device: torch.device) -> float:
+        """Operations a second of a device of this machine, measured once."""
+        if device not in self._rates:
+            self._rates[device] = matrix_rate(device)
+        return self._rates[device]
 
     def prepare(self, job: ModelJob, check: Callable[[], None], waits: float = _LOAD_SECONDS) -> None:
         """Have every worker load a job's MODEL, and wait until each has it or says why not. check: may raise to end."""
@@ -156,6 +167,7 @@ class Driver:
                 return None
             try:
                 group = self._grouped(members)
+                self._measure(group)
                 share = deal(group.members)
                 if len(set(share.ranks)) == 1:
                     return None
@@ -198,6 +210,20 @@ class Driver:
             raise
         finally:
             links.end()
+
+    def _measure(self, group: _Group) -> None:
+        """Time the links of those that have just joined. Raises PeerError."""
+        for rank, member in enumerate(group.members, 1):
+            if member.link is not None:
+                continue
+            links = group.router.forward(next(self._forwards), (0, rank))
+            if not self._tell(member, said.Measure(group.run, links.number)):
+                raise PeerError(f"rank {rank} has left")
+            try:
+                member.link = time_link(links, rank)
+            finally:
+                links.end()
+            _log.info("CLEAR Multi-GPU: %s to %s", member.link, member.name)
 
     def _ready(self, job: ModelJob, *, after_failure: bool) -> list[Member]:
         """Workers that have the MODEL; after a failure those of them that answer now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from ....clear_core.cluster import messages as said
 from ....clear_core.cluster.channel import read_token
+from ....clear_core.cluster.measure import matrix_rate
 from ...compat import host_version, pack_version
 from ...options.machines import JoinAddress, parse_address
 from ..server import running_server
@@ -34,7 +36,7 @@ def machines_session(address: JoinAddress, dynprompt: Any, node_id: str, name: s
     Raises ValueError where nobody can listen there, or for a MODEL that others cannot load.
     """
     graph, node, output = model_graph(dynprompt, node_id, name)
-    return Session(_driver(address), graph, node, output, model)
+    return Session(_driver(address), graph, node, output, model, everyone=address.everyone)
 
 
 def token_file() -> Path:
@@ -53,7 +55,7 @@ def start_worker() -> Worker | None:
     server = running_server()
     if join is None or server is None:
         return None
-    worker = Worker(join, read_token(Path(os.environ.get(TOKEN, ""))), _hello, server)
+    worker = Worker(join, read_token(Path(os.environ.get(TOKEN, ""))), lru_cache(maxsize=1)(_hello), server)
     worker.start()
     return worker
 
@@ -91,8 +93,15 @@ def _torch_version() -> str:
 
 
 def _hello() -> said.Hello:
+    """Measures every card: a second or two."""
     cards = [
-        said.Card(torch.cuda.get_device_name(index), torch.cuda.get_device_properties(index).total_memory, 0.0)
+        said.Card(
+            torch.cuda.get_device_name(index),
+            torch.cuda.get_device_properties(index).total_memory,
+            matrix_rate(torch.device("cuda", index)),
+        )
         for index in range(torch.cuda.device_count())
     ]
-    return said.Hello(said.VERSION, **_versions(), cards=tuple(cards) or (said.Card("cpu", 0, 0.0),))
+    return said.Hello(
+        said.VERSION, **_versions(), cards=tuple(cards) or (said.Card("cpu", 0, matrix_rate(torch.device("cpu"))),)
+    )

@@ -24,6 +24,7 @@ from ....clear_core.bands.remote import PeerError
 from ....clear_core.cluster import messages as said
 from ....clear_core.cluster.c10d import C10dTransport, joined_store
 from ....clear_core.cluster.channel import Channel, Refused, Token, connect
+from ....clear_core.cluster.measure import answer_link
 from ....clear_core.cluster.schema import MalformedError
 from ....clear_core.cluster.transport import Router
 from ....clear_core.file_stamp import FileStamp
@@ -44,7 +45,7 @@ class Worker:
 
     def __init__(self, address: JoinAddress, token: Token, hello: Callable[[], said.Hello], server: Any) -> None:
         self._address, self._token, self._hello, self._server = address, token, hello, server
-        self._commands: queue.SimpleQueue[said.Group | said.Forward | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[said.Group | said.Measure | said.Forward | None] = queue.SimpleQueue()
         self._channel: Channel | None = None
         self._serving = threading.Event()
         self._job = 0  # the latest that the driver has asked for
@@ -82,7 +83,7 @@ class Worker:
                 channel.send(said.encode(message))
             elif isinstance(message, said.LoadModel):
                 self._load(message)
-            elif isinstance(message, (said.Group, said.Forward)):
+            elif isinstance(message, (said.Group, said.Measure, said.Forward)):
                 self._commands.put(message)
 
     def _load(self, asked: said.LoadModel) -> None:
@@ -162,7 +163,7 @@ class Worker:
         _log.warning("CLEAR worker: %s", reason)
         self._say(said.Failed(run, reason[:4000]))
 
-    def _command(self) -> said.Group | said.Forward | None:
+    def _command(self) -> said.Group | said.Measure | said.Forward | None:
         while True:
             try:
                 return self._commands.get(timeout=_TICK)
@@ -170,7 +171,7 @@ class Worker:
                 comfy.model_management.throw_exception_if_processing_interrupted()
 
     def _obey(
-        self, command: said.Group | said.Forward, patched: Any, bands: RankBands, router: Router | None
+        self, command: said.Group | said.Measure | said.Forward, patched: Any, bands: RankBands, router: Router | None
     ) -> Router | None:
         """The group after a command."""
         if isinstance(command, said.Group):
@@ -181,6 +182,15 @@ class Worker:
                 return None  # the driver tries again, without those that do not answer
         if router is None:
             return None
+        if isinstance(command, said.Measure):
+            links = router.forward(command.forward, (0, router.transport.rank))
+            try:
+                answer_link(links, 0)
+            except PeerError as error:
+                _log.info("CLEAR worker: %s", error)
+            finally:
+                links.end()
+            return router
         links = router.forward(command.forward, command.ranks)
         try:
             given = {name: links.receive(0, "given", index)[0] for index, name in enumerate(command.given)}
