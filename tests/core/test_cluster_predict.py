@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise, permutations
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import cluster
 from clear_core.bands.exchange import Traffic
 from clear_core.bands.memory import ModelShape
 from clear_core.bands.plan import BandPlan, halo_bytes
@@ -346,3 +348,10 @@ def test_bands_of_a_plan_follow_the_rows() -> None:
         bands = [plan.bands[band] for band in plan.bands_of(lane)]
         assert (bands[0].start, bands[-1].stop) == (top, bottom)
         assert min(map(len, bands)) >= 4
+
+
+def test_the_table_of_the_docs_is_what_the_command_prints() -> None:
+    """One line of each card, and the words above the table."""
+    docs = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    told = cluster.table([cluster.row("RTX 4090", 8192, 2), cluster.row("H200", 16384, 2)])
+    assert all(line in docs for line in told.splitlines())
