@@ -35,9 +35,7 @@ def environment(**values: str) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def address() -> str:
     """Where workers join."""
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{opened.getsockname()[1]}"
+    return _free_address()
 
 
 def token_of(server: ComfyServer, address: str) -> str:
@@ -193,3 +191,40 @@ def test_a_worker_that_is_killed_costs_a_forward_and_may_come_back(
     other = demo_prompt({"CLEARApply": {"radius": 3}}, seed=14, width=96, height=176)
     again = client.run(with_machines(other, bands=6, machines=address))
     assert "with 127.0.0.1" in texts(again), texts(again)
+
+
+def test_without_its_driver_a_worker_stops(new_server: Callable[[], ComfyServer], demo_prompt: Any) -> None:
+    """The driver is killed in the middle of a prompt; the worker ends its own, and waits for a driver."""
+    at = _free_address()
+    prompt = demo_prompt({"CLEARApply": {"radius": 3}}, seed=18, width=96, height=176, steps=40)
+    with new_server() as driver:
+        client = ComfyClient(driver.address)
+        client.run(with_machines(demo_prompt(width=64, height=64, steps=1), machines=at))
+        worker = new_server()
+        with environment(CLEAR_WORKER_JOIN=at, CLEAR_WORKER_TOKEN_FILE=token_of(driver, at)):
+            worker.start()
+        try:
+            joined(driver, 1)
+            killed: list[int] = []
+
+            def kill(run: Run) -> None:
+                if not killed and run.steps_of(workflow.node_id(prompt, "SamplerCustomAdvanced")):
+                    killed.append(len(ComfyClient(worker.address).get_json("/queue")["queue_running"]))
+                    psutil.Process(driver.pid).kill()
+
+            with pytest.raises((OSError, ClientError)):
+                client.run(with_machines(prompt, bands=6, machines=at), kill)
+            assert killed == [1]
+            ends = time.monotonic() + 60
+            while ComfyClient(worker.address).get_json("/queue")["queue_running"] or "trying again" not in worker.log:
+                assert time.monotonic() < ends, worker.log[-2000:]
+                time.sleep(0.2)
+            assert "Prompt executed" in worker.log
+        finally:
+            worker.stop()
+
+
+def _free_address() -> str:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{opened.getsockname()[1]}"

@@ -14,6 +14,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,7 @@ class Worker:
         self._channel: Channel | None = None
         self._serving = threading.Event()
         self._job = 0  # the latest that the driver has asked for
+        self._job_taken = False  # by the host, since it was last told to forget
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="clear-worker", daemon=True).start()
@@ -66,6 +69,7 @@ class Worker:
             finally:
                 self._channel = None
                 self._release()
+                self._free()
             time.sleep(_AGAIN)
 
     def _talk(self, channel: Channel) -> None:
@@ -106,6 +110,7 @@ class Worker:
             text = error.read().decode("utf-8", "replace") if isinstance(error, urllib.error.HTTPError) else str(error)
             self.failed(f"its ComfyUI does not take the graph: {text[:2000]}")
             return
+        self._job_taken = True
         threading.Thread(target=self._watch, args=(number, self._job), name="clear-loading", daemon=True).start()
 
     def _watch(self, prompt: str, job: int) -> None:
@@ -132,6 +137,13 @@ class Worker:
             self._commands.put(None)
             while self._serving.is_set():
                 time.sleep(_TICK / 10)
+
+    def _free(self) -> None:
+        """The driver has gone: have the host forget what graphs have made, which it would keep in main memory."""
+        if self._job_taken:
+            self._job_taken = False
+            with suppress(OSError):
+                _post(f"{self._own}/free", {"unload_models": True, "free_memory": True}).close()
 
     def serve(self, model: Any, job: int) -> None:
         """In the host's thread, by the node: compute forwards until the MODEL is released. model: of the graph of a
@@ -230,7 +242,12 @@ def _sha256(path: Path) -> str | None:
 
 
 def _request(address: str, body: Mapping[str, Any] | None = None) -> Any:
+    with _post(address, body) as answer:
+        return json.load(answer)
+
+
+def _post(address: str, body: Mapping[str, Any] | None) -> HTTPResponse:
+    """body: None asks without one."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+    return urllib.request.urlopen(request, timeout=30)
