@@ -124,7 +124,7 @@ def test_a_lora_before_it_is_on_both_and_one_behind_it_is_refused(
     end = workflow.node_id(behind, "ModelSamplingFlux")
     behind["lora"] = node("LoraLoaderModelOnly", **lora, model=["cut", 0])
     behind[end]["inputs"]["model"] = ["lora", 0]
-    with pytest.raises(ClientError, match="Nodes behind CLEAR Multi-GPU change the model"):
+    with pytest.raises(ClientError, match="The model is changed behind the node that has machines"):
         client.run(behind)
 
 
