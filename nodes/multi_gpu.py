@@ -9,7 +9,6 @@ from comfy_api.latest import io
 from . import host
 from .band_inputs import band_inputs, check_band_inputs, machines_input
 from .options.bands import resolve_bands
-from .options.machines import parse_address
 from .schema import CACHED_PER_NODE_ID, CATEGORY, make
 
 
@@ -48,9 +47,9 @@ class CLEARMultiGPU(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, devices: str, bands: int, text_merge: str, machines: str = "") -> io.NodeOutput:
-        settings, address = resolve_bands(devices, bands, text_merge), parse_address(machines)
+        settings = resolve_bands(devices, bands, text_merge)
         node_id, graph = cls.hidden.unique_id, cls.hidden.dynprompt
-        session = None if address is None else host.machines_session(address, graph, node_id, "model", model)
+        session = host.machines_session(machines, graph, node_id, "model", model)
         patched = host.apply_bands(model, settings, node_id=node_id, machines=session)
         # Raised here, ComfyUI's dialog names this node; in the run, it would name the sampler.
         if graph is not None and not host.has_clear(model) and host.no_clear_after(graph, node_id):

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from . import host
-from .band_inputs import band_inputs, check_band_inputs
+from .band_inputs import band_inputs, check_band_inputs, machines_input
 from .options.bands import resolve_bands
 from .schema import CATEGORY, make
 
@@ -32,19 +32,24 @@ class CLEARTiledSampler(io.ComfyNode):
                 make(io.Sigmas.Input, "sigmas", tooltip="As in SamplerCustomAdvanced."),
                 make(io.Latent.Input, "latent_image", tooltip="As in SamplerCustomAdvanced."),
                 *band_inputs(),
+                machines_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="output"),
                 io.Latent.Output(display_name="denoised_output"),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
     @classmethod
     def validate_inputs(
-        cls, devices: str | None = None, bands: int | None = None, text_merge: str | None = None
+        cls,
+        devices: str | None = None,
+        bands: int | None = None,
+        text_merge: str | None = None,
+        machines: str | None = None,
     ) -> bool | str:
-        return check_band_inputs(devices, bands, text_merge)
+        return check_band_inputs(devices, bands, text_merge, machines)
 
     @classmethod
     def execute(
@@ -57,8 +62,10 @@ class CLEARTiledSampler(io.ComfyNode):
         devices: str,
         bands: int,
         text_merge: str,
+        machines: str = "",
     ) -> io.NodeOutput:
-        settings = resolve_bands(devices, bands, text_merge)
+        settings, node_id = resolve_bands(devices, bands, text_merge), cls.hidden.unique_id
+        session = host.guided_session(machines, cls.hidden.dynprompt, node_id, "guider", guider)
         return host.sample_in_bands(
-            noise, guider, sampler, sigmas, latent_image, settings, node_id=cls.hidden.unique_id
+            noise, guider, sampler, sigmas, latent_image, settings, node_id=node_id, machines=session
         )

@@ -7,7 +7,7 @@ const MODEL_INPUTS = /^(model|guider)/;
 const BANDS_NODE = "CLEARMultiGPU";
 const BANDS_SAMPLER = "CLEARTiledSampler";
 const PLAIN_SAMPLER = "SamplerCustomAdvanced";
-const BANDS_INPUTS = ["devices", "bands", "text_merge"];
+const BANDS_INPUTS = ["devices", "bands", "text_merge", "machines"];
 
 /** @param {unknown} value @returns {value is [id: string, slot: number]} */
 function isLink(value) {

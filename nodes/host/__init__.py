@@ -16,7 +16,7 @@ from comfy.utils import ProgressBar
 
 from .attention_call import Frame
 from .bands.forward import NO_CLEAR, apply_bands, sample_in_bands
-from .cluster.start import machines_session, start_worker
+from .cluster.start import guided_session, machines_session, start_worker
 from .cluster.worker import RANK_NODE, Worker
 from .distill.job import Job as DistillJob
 from .distill.watch import distill
@@ -84,6 +84,7 @@ __all__ = [
     "fetched_weights",
     "file_fingerprint",
     "folder_fingerprint",
+    "guided_session",
     "has_clear",
     "image_fingerprint",
     "image_folder",

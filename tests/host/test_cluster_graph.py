@@ -9,10 +9,19 @@ import pytest
 
 from devtools import workflow
 
+from host.executing import load_core_nodes
+
 
 @pytest.fixture
 def graphs(nodes_api: Any) -> Any:
     return nodes_api.module("nodes.host.cluster.graph")
+
+
+@pytest.fixture
+def classes(host: Any) -> dict[str, Any]:
+    """Of the host, with its guiders."""
+    load_core_nodes(host, ("nodes_custom_sampler",))
+    return host.NODE_CLASS_MAPPINGS
 
 
 class Prompt:
@@ -38,6 +47,69 @@ def test_the_models_part_of_a_shipped_workflow(graphs: Any, pack: dict[str, Any]
 
 
 @pytest.mark.parametrize(
+    ("kind", "inputs"),
+    [
+        ("BasicGuider", {"conditioning": ["4", 0]}),
+        ("CFGGuider", {"positive": ["4", 0], "negative": ["4", 0], "cfg": 2.0}),
+        ("DualCFGGuider", {"cond1": ["4", 0], "cond2": ["4", 0], "negative": ["4", 0], "cfg_conds": 2.0}),
+    ],
+)
+def test_the_model_of_a_guider(graphs: Any, classes: dict[str, Any], kind: str, inputs: dict[str, Any]) -> None:
+    prompt = {
+        "guider": {"class_type": kind, "inputs": {**inputs, "model": ["cut", 1]}},
+        "sampler": {"class_type": "CLEARTiledSampler", "inputs": {"guider": ["guider", 0], "machines": "host:1"}},
+    }
+    assert graphs.guided_model(Prompt(prompt), "sampler", "guider", classes) == ("guider", "model")
+
+
+class _Two:
+    """A guider of another pack, of two models; the second may be left out."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"strong": ("MODEL",), "cfg": ("FLOAT", {})}, "optional": {"weak": ("MODEL", {})}}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "takes"), [({"strong": ["1", 0], "weak": ["2", 0]}, "strong, weak"), ({"cfg": ["3", 0]}, "none")]
+)
+def test_a_guider_of_no_model_or_several_is_named(graphs: Any, inputs: dict[str, Any], takes: str) -> None:
+    prompt = Prompt(
+        {
+            "7": {"class_type": "TwoModels", "inputs": inputs},
+            "sampler": {"class_type": "CLEARTiledSampler", "inputs": {"guider": ["7", 0], "sampler": None}},
+        }
+    )
+    words = rf"node 7 \(TwoModels\) takes {takes}: put CLEAR Multi-GPU in front of the guider"
+    with pytest.raises(ValueError, match=words):
+        graphs.guided_model(prompt, "sampler", "guider", {"TwoModels": _Two})
+    with pytest.raises(ValueError, match="sampler is not linked: connect a guider"):
+        graphs.guided_model(prompt, "sampler", "sampler", {"TwoModels": _Two})
+
+
+def test_a_guider_whose_second_model_is_left_out(graphs: Any) -> None:
+    prompt = {
+        "7": {"class_type": "TwoModels", "inputs": {"strong": ["1", 0], "cfg": ["3", 0]}},
+        "sampler": {"class_type": "CLEARTiledSampler", "inputs": {"guider": ["7", 0]}},
+    }
+    assert graphs.guided_model(Prompt(prompt), "sampler", "guider", {"TwoModels": _Two}) == ("7", "strong")
+
+
+def test_a_worker_drives_nobody(graphs: Any) -> None:
+    """CLEAR Multi-GPU with machines before the sampler with machines, their address by a link."""
+    prompt = {
+        "where": {"class_type": "PrimitiveString", "inputs": {"value": "10.0.0.1:8189"}},
+        "cut": {"class_type": "CLEARMultiGPU", "inputs": {"model": ["load", 0], "bands": 2, "machines": ["where", 0]}},
+        "load": {"class_type": "UNETLoader", "inputs": {"unet_name": "flux"}},
+        "guider": {"class_type": "BasicGuider", "inputs": {"model": ["cut", 0]}},
+    }
+    graph, node, _ = graphs.model_graph(Prompt(prompt), "guider", "model")
+    assert graph[node]["inputs"] == {"model": ["load", 0], "bands": 2, "machines": ""}
+    assert graph.keys() == {"cut", "load"}
+    assert prompt["cut"]["inputs"]["machines"] == ["where", 0]
+
+
+@pytest.mark.parametrize(
     ("kind", "inputs", "reason"),
     [
         ("SaveImage", {"filename_prefix": "x"}, r"node 1 \(SaveImage\) writes files or shows results"),
@@ -60,7 +132,8 @@ def test_an_address_that_is_none_says_what_is_allowed(nodes_api: Any, pack: dict
     machines = nodes_api.module("nodes.options.machines")
     with pytest.raises(ValueError, match=r"machines is '.*'; write the address and port of this machine"):
         machines.parse_address(text)
-    assert pack["CLEARMultiGPU"].validate_inputs(machines=text) is not True
+    for kind in ("CLEARMultiGPU", "CLEARTiledSampler"):
+        assert pack[kind].validate_inputs(machines=text) is not True
 
 
 def test_addresses(nodes_api: Any) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from PIL import Image, ImageDraw
 
-from devtools import workflow
+from clear_core.cluster.channel import Refused, Token, connect
+from devtools import checkpoints_plugins, workflow
 from devtools.client import ClientError, ComfyClient, Run
+from devtools.plugged import different, in_bands, small
 from devtools.server import ComfyServer
 
 
@@ -82,6 +86,21 @@ def with_machines(prompt: Any, machines: str, *, everyone: bool = True, **inputs
     return prompt
 
 
+def sampled(prompt: Any, **inputs: Any) -> Any:
+    """The prompt with CLEAR Tiled Multi-GPU Sampler instead of the core's sampler."""
+    prompt = workflow.changed(prompt)
+    sampler = prompt[workflow.node_id(prompt, "SamplerCustomAdvanced")]
+    sampler["class_type"] = "CLEARTiledSampler"
+    sampler["inputs"] |= {"devices": "cpu", "bands": 1, "text_merge": "exact", **inputs}
+    return prompt
+
+
+def pictures(client: ComfyClient, run: Run) -> np.ndarray:
+    """All that a run saved, uint8 [images, height, width, 3]."""
+    opened = [Image.open(io.BytesIO(client.image(image))).convert("RGB") for image in run.images()]
+    return np.stack([np.asarray(image) for image in opened])
+
+
 def difference(one: np.ndarray, other: np.ndarray) -> int:
     return int(np.abs(one.astype(int) - other.astype(int)).max())
 
@@ -121,6 +140,84 @@ def test_links_and_devices_are_measured_and_rows_dealt_by_what_is_predicted(
     assert re.search(f"{taken}|{left}", texts(dealt)), texts(dealt)
 
 
+def test_the_samplers_picture_is_that_of_one_machine(
+    client: ComfyClient, worker: ComfyServer, address: str, demo_prompt: Any, picture: Any
+) -> None:
+    """Also with CLEAR Multi-GPU and its own machines before it, which a worker must not look for."""
+    prompt = demo_prompt({"CLEARApply": {"radius": 3}}, seed=17, width=96, height=176)
+    plain = picture(client.run(prompt))
+    both = sampled(with_machines(prompt, machines=address), bands=6, machines=f"{address} all")
+    sampler = workflow.node_id(both, "CLEARTiledSampler")
+    for change in (sampled(prompt, bands=6, machines=f"{address} all"), both):
+        shared = client.run(change)
+        assert any(node == sampler and "with 127.0.0.1" in text for node, text in shared.texts), shared.texts
+        assert difference(picture(shared), plain) <= 1
+
+
+def test_global_context_a_batch_and_guidance_by_two_prompts(
+    client: ComfyClient, worker: ComfyServer, address: str, demo_prompt: Any
+) -> None:
+    prompt = demo_prompt({"CLEARApply": {"radius": 3, "down_factor": 4}}, seed=18, width=128, height=192)
+    prompt = workflow.changed(prompt, {"EmptySD3LatentImage": {"batch_size": 2}})
+    guider = prompt[workflow.node_id(prompt, "BasicGuider")]
+    encode = prompt[workflow.node_id(prompt, "CLIPTextEncode")]
+    prompt["other"] = node("CLIPTextEncode", **{**encode["inputs"], "text": "fog"})
+    conditions = {"positive": guider["inputs"].pop("conditioning"), "negative": ["other", 0], "cfg": 3.0}
+    guider["class_type"], guider["inputs"] = "CFGGuider", {**guider["inputs"], **conditions}
+    plain = pictures(client, client.run(prompt))
+    assert len(plain) == 2 and difference(*plain) > 1
+    shared = client.run(sampled(prompt, bands=4, machines=f"{address} all"))
+    assert "with 127.0.0.1" in texts(shared), texts(shared)
+    assert difference(pictures(client, shared), plain) <= 1
+
+
+def test_a_controlnets_residuals_reach_the_worker(
+    client: ComfyClient, worker: ComfyServer, address: str, picture: Any, plugin_files: None
+) -> None:
+    image = Image.new("RGB", (160, 120), "black")
+    ImageDraw.Draw(image).ellipse((30, 20, 90, 80), fill="white")
+    files: workflow.Changes = {
+        "LoadImage": {"image": client.upload_picture("to_follow.png", image)},
+        "ControlNetLoader": {"control_net_name": Path(checkpoints_plugins.CONTROL_UNION).name},
+        "ControlNetApplyAdvanced": {"end_percent": 1.0},
+    }
+    prompt = small("11_controlnet", files, steps=2)
+    plain = picture(client.run(prompt))
+    without = picture(client.run(workflow.changed(prompt, {"ControlNetApplyAdvanced": {"strength": 0.0}})))
+    assert different(plain, without)
+    cut = in_bands(prompt)
+    cut["bands"]["inputs"]["machines"] = f"{address} all"
+    shared = client.run(cut)
+    assert "with 127.0.0.1" in texts(shared), texts(shared)
+    assert difference(picture(shared), plain) <= 1
+
+
+def test_strangers_are_refused_in_a_line_each_and_the_worker_stays(
+    client: ComfyClient, server: ComfyServer, worker: ComfyServer, address: str, demo_prompt: Any
+) -> None:
+    host, port = address.split(":")
+    start, left = len(server.log), server.log.count("has left")
+
+    def refused() -> list[str]:
+        return [line for line in server.log[start:].splitlines() if "CLEAR Multi-GPU: refused" in line]
+
+    with socket.create_connection((host, int(port)), timeout=30) as stranger:
+        stranger.sendall(bytes(range(256)) * 64)
+        with suppress(ConnectionResetError):  # it closes without having read all
+            assert stranger.recv(1) == b""
+    wrong = Token("the token of another cluster, as long as one")
+    with pytest.raises(Refused, match="another token"):
+        connect(host, int(port), wrong, timeout=30)
+    ends = time.monotonic() + 30
+    while len(refused()) < 2 and time.monotonic() < ends:
+        time.sleep(0.1)
+    shared = client.run(with_machines(demo_prompt(seed=19, width=96, height=176), bands=6, machines=address))
+    assert "with 127.0.0.1" in texts(shared), texts(shared)
+    garbage, other = refused()
+    assert re.search(r"refused 127\.0\.0\.1:\d+: ", garbage) and "it has another token" in other, (garbage, other)
+    assert wrong.text not in server.log and server.log.count("has left") == left
+
+
 def test_a_lora_before_it_is_on_both_and_one_behind_it_is_refused(
     client: ComfyClient, worker: ComfyServer, address: str, demo_prompt: Any, picture: Any, plugin_files: None
 ) -> None:
@@ -139,7 +236,7 @@ def test_a_lora_before_it_is_on_both_and_one_behind_it_is_refused(
     end = workflow.node_id(behind, "ModelSamplingFlux")
     behind["lora"] = node("LoraLoaderModelOnly", **lora, model=["cut", 0])
     behind[end]["inputs"]["model"] = ["lora", 0]
-    with pytest.raises(ClientError, match="Nodes behind CLEAR Multi-GPU change the model"):
+    with pytest.raises(ClientError, match="The model is changed behind the node that has machines"):
         client.run(behind)
 
 

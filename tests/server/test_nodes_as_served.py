@@ -78,6 +78,14 @@ def test_widgets_of_training_keep_their_positions(object_info: dict[str, Any]) -
         assert list(workflow.widget_names(node, object_info))[: len(names)] == names
 
 
+def test_widgets_of_bands_keep_their_positions(object_info: dict[str, Any]) -> None:
+    names = ["devices", "bands", "text_merge", "machines"]
+    for node in ("CLEARMultiGPU", "CLEARTiledSampler"):
+        assert list(workflow.widget_names(node, object_info))[: len(names)] == names
+        assert object_info[node]["input"]["optional"].keys() == {"machines"}
+        assert object_info[node]["input"]["optional"]["machines"][1]["default"] == ""
+
+
 def test_loader_node(object_info: dict[str, Any]) -> None:
     info = object_info["CLEARWeightsLoader"]
     inputs = declared(object_info, "CLEARWeightsLoader")

@@ -147,7 +147,13 @@ def test_what_needs_clear_is_bypassed_too(page: Page) -> None:
         "4": node("LoraLoaderModelOnly", model=["3", 0], strength_model=1),
         "5": node("BasicGuider", model=["4", 0], conditioning=["9", 0]),
         "6": node(
-            "CLEARTiledSampler", guider=["5", 0], latent_image=["8", 0], bands=2, devices="auto", text_merge="exact"
+            "CLEARTiledSampler",
+            guider=["5", 0],
+            latent_image=["8", 0],
+            bands=2,
+            devices="auto",
+            text_merge="exact",
+            machines="",
         ),
         "7": node("CLEARMultiGPU", model=["1", 0], bands=2),
         "8": node("EmptySD3LatentImage", width=64),

@@ -476,7 +476,7 @@ def test_ticked_devices_are_written_into_the_widget(page: Page, renderer: str) -
     assert boxes(page) == {"auto": False, "cuda:0": False, "cuda:1": True, "cpu": False}
     devices.get_by_role("checkbox", name="cuda:0").click()
     assert widget(page, "CLEARTiledSampler", "devices") == "cuda:0,cuda:1"
-    assert saved(page, "CLEARTiledSampler")["widgets_values"] == ["cuda:0,cuda:1", 64, "exact"]
+    assert saved(page, "CLEARTiledSampler")["widgets_values"] == ["cuda:0,cuda:1", 64, "exact", ""]
     prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
     (sampler,) = (node for node in prompt.values() if node["class_type"] == "CLEARTiledSampler")
     assert sampler["inputs"]["devices"] == "cuda:0,cuda:1"

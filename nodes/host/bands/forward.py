@@ -65,13 +65,24 @@ def apply_bands(
 
 
 def sample_in_bands(
-    noise: Any, guider: Any, sampler: Any, sigmas: Any, latent: Any, settings: BandSettings, *, node_id: str | None
+    noise: Any,
+    guider: Any,
+    sampler: Any,
+    sigmas: Any,
+    latent: Any,
+    settings: BandSettings,
+    *,
+    node_id: str | None,
+    machines: Machines | None = None,
 ) -> Any:
-    """What the core's SamplerCustomAdvanced gives for a guider like this one over a model that runs in bands."""
+    """What the core's SamplerCustomAdvanced gives for a guider like this one over a model that runs in bands.
+
+    node_id, machines: as for `apply_bands`.
+    """
     from comfy_extras.nodes_custom_sampler import SamplerCustomAdvanced
 
     banded = copy.copy(guider)
-    banded.model_patcher = apply_bands(guider.model_patcher, settings, node_id=node_id)
+    banded.model_patcher = apply_bands(guider.model_patcher, settings, node_id=node_id, machines=machines)
     banded.model_options = banded.model_patcher.model_options
     return SamplerCustomAdvanced.execute(noise, banded, sampler, sigmas, latent)
 

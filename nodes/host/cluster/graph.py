@@ -15,6 +15,8 @@ Graph = dict[str, dict[str, Any]]
 """In ComfyUI's API format: class_type and inputs by the id of the node."""
 
 _OUTSIDE = re.compile(r"(^|[\\/])\.\.([\\/]|$)|^([\\/]|[A-Za-z]:)")
+_DRIVES = frozenset({("CLEARMultiGPU", "machines")})
+"""Inputs with which a node has machines of its own; all that make a MODEL."""
 _FOLDERS = frozenset({"input", "output", "temp", "custom_nodes", "configs"})
 """Names of the host's folders that hold no models."""
 
@@ -28,7 +30,8 @@ def node_classes() -> Mapping[str, Any]:
 def model_graph(dynprompt: Any, node_id: str, name: str) -> tuple[Graph, str, int]:
     """The nodes before an input, and the id and output of the one that it is linked to.
 
-    Raises ValueError for an input without a link.
+    None of them has machines of its own: the driver's last node decides, and a worker drives nobody. Raises ValueError
+    for an input without a link.
     """
     link = dynprompt.get_node(node_id)["inputs"].get(name)
     if not is_link(link):
@@ -39,9 +42,35 @@ def model_graph(dynprompt: Any, node_id: str, name: str) -> tuple[Graph, str, in
         number = waiting.pop()
         if number not in graph:
             node = dynprompt.get_node(number)
-            graph[number] = {"class_type": node["class_type"], "inputs": dict(node["inputs"])}
-            waiting += [str(value[0]) for value in node["inputs"].values() if is_link(value)]
+            kind = node["class_type"]
+            inputs = {key: "" if (kind, key) in _DRIVES else value for key, value in node["inputs"].items()}
+            graph[number] = {"class_type": kind, "inputs": inputs}
+            waiting += [str(value[0]) for value in inputs.values() if is_link(value)]
     return graph, str(link[0]), int(link[1])
+
+
+def guided_model(dynprompt: Any, node_id: str, name: str, classes: Mapping[str, Any]) -> tuple[str, str]:
+    """The id of the node that makes the GUIDER which an input is linked to, and the name of its input for the MODEL.
+
+    classes: the host's. Raises ValueError where that node takes none or several.
+    """
+    link = dynprompt.get_node(node_id)["inputs"].get(name)
+    if not is_link(link):
+        raise ValueError(f"{name} is not linked: connect a guider")
+    number = str(link[0])
+    node = dynprompt.get_node(number)
+    kind = node["class_type"]
+    given = _declared(kind, classes)
+    found = [
+        key for key, value in node["inputs"].items() if is_link(value) and key in given and given[key][0] == "MODEL"
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"machines needs a guider that is made from one model, and node {number} ({kind}) takes "
+            f"{', '.join(found) or 'none'}: put CLEAR Multi-GPU in front of the guider and set its machines, or leave "
+            "machines empty here"
+        )
+    return number, found[0]
 
 
 def refusal(graph: Mapping[str, Mapping[str, Any]], classes: Mapping[str, Any]) -> str:
@@ -80,7 +109,12 @@ def model_files(graph: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
 
 def _is_input_file(kind: str, key: str, classes: Mapping[str, Any]) -> bool:
     """Whether a widget chooses a file of the input folder: the host shows an upload button for it."""
-    types = classes[kind].INPUT_TYPES()
-    given = {**types.get("required", {}), **types.get("optional", {})}.get(key)
+    given = _declared(kind, classes).get(key)
     options = given[1] if given is not None and len(given) > 1 and isinstance(given[1], Mapping) else {}
     return any(name.endswith("_upload") for name in options)
+
+
+def _declared(kind: str, classes: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of a node's class: by name their type, and their options where they have some."""
+    types = classes[kind].INPUT_TYPES()
+    return {**types.get("required", {}), **types.get("optional", {})}

@@ -39,7 +39,7 @@ def tensors_of(given: ForwardArgs, arguments: Mapping[str, Any]) -> dict[str, Te
     for name, value in arguments.items():
         if value is None or name == "transformer_options":
             continue
-        if name not in _KNOWN:
+        if name not in _KNOWN or (name in _NAMES and not isinstance(value, Tensor)):
             raise ValueError(f"the argument {name} of the model's forward cannot be sent to other machines")
         if isinstance(value, Tensor):
             found[name] = value

@@ -58,8 +58,8 @@ class Session:
             )
         if digest(model) != self._job.digest:
             raise ValueError(
-                "Nodes behind CLEAR Multi-GPU change the model, which other machines do not see: put them before it, "
-                "or leave machines empty."
+                "The model is changed behind the node that has machines, which other machines do not see: put LoRA "
+                "and patch nodes before it, or leave machines empty."
             )
         self._prepared = True
         self._driver.prepare(self._job, comfy.model_management.throw_exception_if_processing_interrupted)

@@ -19,7 +19,7 @@ from ...compat import host_version, pack_version
 from ...options.machines import JoinAddress, parse_address
 from ..server import running_server
 from .driver import Driver
-from .graph import model_graph
+from .graph import guided_model, model_graph, node_classes
 from .session import Session
 from .worker import Worker
 
@@ -30,13 +30,27 @@ JOIN, TOKEN = "CLEAR_WORKER_JOIN", "CLEAR_WORKER_TOKEN_FILE"
 _KEY = "clear_attention_driver"  # on the server's application
 
 
-def machines_session(address: JoinAddress, dynprompt: Any, node_id: str, name: str, model: Any) -> Session:
-    """The machines that join at an address, for the MODEL that a node's input `name` is linked to.
+def machines_session(machines: str, dynprompt: Any, node_id: str, name: str, model: Any) -> Session | None:
+    """The machines that join at a node's `machines`, for the MODEL that its input `name` is linked to; None for "".
 
-    Raises ValueError where nobody can listen there, or for a MODEL that others cannot load.
+    Raises ValueError for what is no address, where nobody can listen there, or for a MODEL that others cannot load.
     """
+    address = parse_address(machines)
+    if address is None:
+        return None
     graph, node, output = model_graph(dynprompt, node_id, name)
     return Session(_driver(address), graph, node, output, model, everyone=address.everyone)
+
+
+def guided_session(machines: str, dynprompt: Any, node_id: str, name: str, guider: Any) -> Session | None:
+    """As `machines_session`, for the MODEL of the GUIDER that the input is linked to.
+
+    Also raises ValueError for a guider whose node takes no MODEL or several.
+    """
+    if parse_address(machines) is None:
+        return None
+    maker, made_from = guided_model(dynprompt, node_id, name, node_classes())
+    return machines_session(machines, dynprompt, maker, made_from, guider.model_patcher)
 
 
 def token_file() -> Path:
