@@ -56,7 +56,7 @@ class C10dTransport:
     """store: of `new_store`, or joined. name: of this group alone. patience: seconds.
 
     interface: the address of this machine on which gloo listens; "" for the one that the host's name resolves to.
-    Making it waits for all ranks, at most twice that time. Raises RuntimeError where they do not come.
+    Making it waits for all ranks, at most twice that time for each way. Raises RuntimeError where they do not come.
     """
 
     def __init__(
@@ -70,7 +70,11 @@ class C10dTransport:
         options._timeout = self._gloo_patience = timedelta(seconds=2 * patience)
         device = gloo.create_device(hostname=interface) if interface else None
         options._devices = [device or gloo.create_default_device()]
-        self._group: Any = gloo(distributed.PrefixStore(name, store), rank, size, options)
+        # What goes down, to higher ranks, and what goes up have sockets of their own: gloo's receiver tells the sender
+        # that it is ready, which would be heard only after what it sends itself, and both ways would take turns.
+        self._groups: tuple[Any, ...] = tuple(
+            gloo(distributed.PrefixStore(f"{name}/{way}", store), rank, size, options) for way in ("down", "up")
+        )
         self._queues: dict[int, queue.Queue[_Posted | None]] = {
             other: queue.Queue() for other in range(size) if other != rank
         }
@@ -124,8 +128,8 @@ class C10dTransport:
         with self._lock:
             if self._working or not self._closed.is_set():
                 return
-            group, self._group = self._group, None  # its sockets are open as long as it is there
-        if group is not None:
+            groups, self._groups = self._groups, ()  # their sockets are open as long as they are there
+        for group in groups:
             group.shutdown()
 
     def _work(self, work: Callable[[int], None], rank: int) -> None:
@@ -195,10 +199,10 @@ class C10dTransport:
 
     def _send(self, rank: int, data: Tensor, tag: int) -> None:
         if data.numel():
-            self._group.send([data], rank, tag).wait(self._gloo_patience)
+            self._groups[rank < self.rank].send([data], rank, tag).wait(self._gloo_patience)
 
     def _recv(self, rank: int, data: Tensor, tag: int) -> None:
-        self._group.recv([data], rank, tag).wait(self._gloo_patience)
+        self._groups[rank > self.rank].recv([data], rank, tag).wait(self._gloo_patience)
         self._heard[rank] = time.monotonic()
 
     def _lose(self, rank: int, reason: str) -> None:
