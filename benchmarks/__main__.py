@@ -37,6 +37,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--cluster", action="store_true", help="instead: machines and networks, a model of the speed-up"
     )
+    parser.add_argument(
+        "--cluster-overlap", action="store_true", help="instead: two processes with a slow link, beside the model"
+    )
     parser.add_argument("--memory", action="store_true", help="instead: peak memory by number of bands, computed")
     parser.add_argument(
         "--training", action="store_true", help="instead: attention in training; with --memory, its peak"
@@ -69,6 +72,8 @@ def main(arguments: list[str]) -> int:
         print(cluster.table(machines))
         _write(options.json, _heading(arguments) | {"rows": [row.as_dict() for row in machines]})
         return 0
+    if options.cluster_overlap:
+        return _cluster_overlap(options, arguments)
     if options.memory and options.training:
         return _training(options, arguments)
     if options.training:
@@ -134,6 +139,20 @@ def main(arguments: list[str]) -> int:
         print(step.table(results))
         content[part] = [result.as_dict() for result in results]
     _write(options.json, content)
+    return 0
+
+
+def _cluster_overlap(options: argparse.Namespace, arguments: list[str]) -> int:
+    from . import cluster_overlap  # the tests' processes and networks; nothing else here needs them
+
+    name = device_name(torch.device("cpu"))
+    print(
+        f"A forward on two processes in network namespaces, on {name}; {cluster_overlap.described()}; the median of "
+        f"{options.repeats}. The model has what the same processes measured: the steps alone, the link by messages.\n"
+    )
+    found = cluster_overlap.rows(options.repeats)
+    print(cluster_overlap.table(found))
+    _write(options.json, _heading(arguments, name) | {"rows": [row.as_dict() for row in found]})
     return 0
 
 

@@ -12,7 +12,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -56,7 +56,7 @@ class C10dTransport:
     """store: of `new_store`, or joined. name: of this group alone. patience: seconds.
 
     interface: the address of this machine on which gloo listens; "" for the one that the host's name resolves to.
-    Making it waits for all ranks, at most twice that time. Raises RuntimeError where they do not come.
+    Making it waits for all ranks, at most twice that time for each way. Raises RuntimeError where they do not come.
     """
 
     def __init__(
@@ -70,15 +70,21 @@ class C10dTransport:
         options._timeout = self._gloo_patience = timedelta(seconds=2 * patience)
         device = gloo.create_device(hostname=interface) if interface else None
         options._devices = [device or gloo.create_default_device()]
-        self._group: Any = gloo(distributed.PrefixStore(name, store), rank, size, options)
+        # What goes down, to higher ranks, and what goes up have sockets of their own: gloo's receiver tells the sender
+        # that it is ready, which would be heard only after what it sends itself, and both ways would take turns.
+        self._groups: tuple[Any, ...] = tuple(
+            gloo(distributed.PrefixStore(f"{name}/{way}", store), rank, size, options) for way in ("down", "up")
+        )
         self._queues: dict[int, queue.Queue[_Posted | None]] = {
             other: queue.Queue() for other in range(size) if other != rank
         }
         self._threads: dict[threading.Thread, int] = {}  # and for which rank
+        self._working = 0  # of them, those that have not ended
         self._heard = dict.fromkeys(self._queues, 0.0)
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._lost: set[int] = set()
+        self._closing: set[int] = set()  # those that have said "bye"
         self._receive: Receive | None = None
         self._tell_lost: Lost | None = None
         self.sent = dict.fromkeys(self._queues, 0)
@@ -90,9 +96,13 @@ class C10dTransport:
         threading.Thread(target=self._watch, name="clear-watch", daemon=True).start()
         for other in self._queues:
             for work, name in ((self._send_all, "send"), (self._receive_all, "receive")):
-                thread = threading.Thread(target=work, args=(other,), name=f"clear-{name}-{other}", daemon=True)
-                thread.start()
+                thread = threading.Thread(
+                    target=self._work, args=(work, other), name=f"clear-{name}-{other}", daemon=True
+                )
                 self._threads[thread] = other
+        self._working = len(self._threads)
+        for thread in self._threads:
+            thread.start()
 
     def post(self, rank: int, header: Header, tensors: Sequence[Tensor]) -> None:
         header.pack()  # what cannot be sent is an error of the caller
@@ -111,9 +121,24 @@ class C10dTransport:
                 thread.join(0.01)
             thread.join(_ENDS)  # unless it waits for a lost rank
         self._closed.set()
-        if not any(thread.is_alive() for thread in self._threads):
-            self._group.shutdown()
-            self._group = None  # its sockets are open as long as it is there
+        self._release()
+
+    def _release(self) -> None:
+        """Close the sockets, once nothing is to be carried and no thread waits at one: the last to end does it."""
+        with self._lock:
+            if self._working or not self._closed.is_set():
+                return
+            groups, self._groups = self._groups, ()  # their sockets are open as long as they are there
+        for group in groups:
+            group.shutdown()
+
+    def _work(self, work: Callable[[int], None], rank: int) -> None:
+        try:
+            work(rank)
+        finally:
+            with self._lock:
+                self._working -= 1
+            self._release()
 
     def _watch(self) -> None:
         """Names ranks from which nothing comes, until this one closes."""
@@ -126,15 +151,16 @@ class C10dTransport:
         """What is posted for one rank, and signs of life where nothing is."""
         messages = self._queues[rank]
         try:
-            while rank not in self._lost:
+            while rank not in self._lost or rank in self._closing:
                 try:
                     posted = messages.get(timeout=self._patience / _ALIVES)
                 except queue.Empty:
-                    self._send(rank, _bytes(Header("alive").pack()), _HEADERS)
-                    continue
+                    posted = _Posted(Header("alive"), ())
                 if posted is None:
                     self._send(rank, _bytes(Header("bye").pack()), _HEADERS)
                     return
+                if rank in self._closing:
+                    continue  # it reads nothing but the "bye"
                 self._send(rank, _bytes(posted.header.pack()), _HEADERS)
                 if posted.computed is not None:
                     posted.computed.synchronize()
@@ -154,6 +180,8 @@ class C10dTransport:
                 self._recv(rank, data, _HEADERS)
                 header = unpack(data.numpy().tobytes())
                 if header.kind == "bye":
+                    self._closing.add(rank)
+                    self._queues[rank].put(None)  # "bye" is the answer: until then the other side waits, and cannot end
                     self._lose(rank, "it has closed")
                     return
                 if header.kind == "alive":
@@ -171,10 +199,10 @@ class C10dTransport:
 
     def _send(self, rank: int, data: Tensor, tag: int) -> None:
         if data.numel():
-            self._group.send([data], rank, tag).wait(self._gloo_patience)
+            self._groups[rank < self.rank].send([data], rank, tag).wait(self._gloo_patience)
 
     def _recv(self, rank: int, data: Tensor, tag: int) -> None:
-        self._group.recv([data], rank, tag).wait(self._gloo_patience)
+        self._groups[rank > self.rank].recv([data], rank, tag).wait(self._gloo_patience)
         self._heard[rank] = time.monotonic()
 
     def _lose(self, rank: int, reason: str) -> None:

@@ -5,6 +5,9 @@
 The first line is `{"store": [address, port], "interface": address}`. `{"group": name, "rank": 0, "size": 2}` joins a
 group; `{"forward": 1, "ranks": [0, 1], "image": [24, 4], ...}` runs a forward and writes this rank's rows to `out`; an
 empty line ends it.
+
+With `"hold": n` the forward stops where a band of this rank attends for the n-th time, from 0, and goes on after one
+more line: `{}`, or `{"busy": seconds}` to compute that long before, or `{"leave": true}` to fail instead.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -27,6 +32,11 @@ from clear_core.window import Window
 from core.attention_only import forwards
 
 PATIENCE = 3.0
+Command = Callable[[Router, C10dTransport, "dict[str, Any]"], None]
+
+
+class Leaves(Exception):
+    """The rank was told to fail."""
 
 
 def tell(**what: Any) -> None:
@@ -41,7 +51,12 @@ def forward(router: Router, transport: C10dTransport, asked: dict[str, Any]) -> 
     plan = BandPlan.cut(Grid(*asked["image"]), asked["bands"], window, down_factor=factor, shares=shares)
     links = router.forward(asked["forward"], ranks)
 
+    calls = count()
+
     def at_layer(lane: int, layer: int) -> None:
+        if next(calls) == asked.get("hold"):
+            tell(holds=layer)
+            _obey(json.loads(sys.stdin.readline()))
         if asked.get("tell"):
             tell(layer=layer)
             time.sleep(asked["tell"])
@@ -50,7 +65,7 @@ def forward(router: Router, transport: C10dTransport, asked: dict[str, Any]) -> 
     before = dict(transport.sent)
     try:
         out = run.run(forwards(plan, asked.get("layers", 3), down_factor=factor, at_layer=at_layer))
-    except PeerError as error:
+    except (PeerError, Leaves) as error:
         tell(failed=str(error), lost=sorted(router.lost))
         return
     finally:
@@ -60,7 +75,16 @@ def forward(router: Router, transport: C10dTransport, asked: dict[str, Any]) -> 
     tell(done=asked["forward"], traffic=run.traffic.total, sent=sent)
 
 
-def main() -> None:
+def _obey(order: dict[str, Any]) -> None:
+    if order.get("leave"):
+        raise Leaves("it was told to")
+    ends, matrix = time.monotonic() + order.get("busy", 0.0), torch.ones(256, 256)
+    while time.monotonic() < ends:
+        torch.mm(matrix, matrix)
+
+
+def main(commands: Mapping[str, Command]) -> None:
+    """commands: what to do for a line that has the name."""
     given = json.loads(sys.stdin.readline())
     store = joined_store(*given["store"])
     router: Router | None = None
@@ -70,7 +94,12 @@ def main() -> None:
         if not line.strip():
             break
         asked = json.loads(line)
-        if "group" in asked:
+        if "close" in asked:
+            assert router is not None
+            router.close()
+            router = transport = None
+            tell(closed=True)
+        elif "group" in asked:
             if router is not None:
                 router.close()
             transport = C10dTransport(
@@ -85,10 +114,10 @@ def main() -> None:
             tell(joined=asked["group"])
         else:
             assert router is not None and transport is not None
-            forward(router, transport, asked)
+            next(do for name, do in commands.items() if name in asked)(router, transport, asked)
     if router is not None:
         router.close()
 
 
 if __name__ == "__main__":
-    main()
+    main({"forward": forward})

@@ -29,10 +29,10 @@ TESTS = Path(__file__).parents[1]
 class Rank:
     """One process. before: a command that starts it, such as one that gives it a network of its own."""
 
-    def __init__(self, before: Sequence[str] = ()) -> None:
+    def __init__(self, before: Sequence[str] = (), module: str = "core.cluster_rank") -> None:
         path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
         self.process = subprocess.Popen(
-            [*before, sys.executable, "-m", "core.cluster_rank"],
+            [*before, sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -52,7 +52,11 @@ class Rank:
 
     def answer_with(self, name: str) -> dict[str, Any]:
         """The next answer that says so."""
-        while name not in (found := self.answer()):
+        return self.answer_with_any(name)
+
+    def answer_with_any(self, *names: str) -> dict[str, Any]:
+        """The next answer that says one of these."""
+        while not {*names} & {*(found := self.answer())}:
             pass
         return found
 
@@ -73,17 +77,29 @@ class Rank:
             self.process.send_signal(signal.SIGCONT)
         self.process.kill()
         self.process.wait()
+        self.closed()
+
+    def closed(self) -> None:
+        """Close the pipes of a process that has ended."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with suppress(OSError):
+                pipe.close()
 
 
 class Ranks:
     """Processes that share a store, and the groups that they join. interfaces: the address of each, and the store's."""
 
     def __init__(self, ranks: Sequence[Rank], interfaces: Sequence[str], store: str) -> None:
-        self._store = new_store(store)
+        self._host, self._store = store, new_store(store)
         self.all = ranks
         self._groups = 0
+        self.welcome(ranks, interfaces)
+
+    def welcome(self, ranks: Sequence[Rank], interfaces: Sequence[str]) -> None:
+        """Give new processes the store."""
         for rank, interface in zip(ranks, interfaces, strict=True):
-            rank.ask(store=[store, self._store.port], interface=interface)
+            rank.ask(store=[self._host, self._store.port], interface=interface)
         for rank in ranks:
             assert rank.answer() == {"ready": True}
 
@@ -108,15 +124,29 @@ def run(members: Sequence[Rank], forward: int, folder: Path, **more: Any) -> tup
     for number, rank in enumerate(members):
         rank.ask(**asked(forward, len(members), folder / f"{number}.pt", **more))
     told = [rank.answer_with("done") for rank in members]
-    return torch.cat([torch.load(folder / f"{number}.pt") for number in range(len(members))], dim=2), told
+    return output(members, folder), told
+
+
+def output(members: Sequence[Rank], folder: Path) -> Tensor:
+    """What all ranks have written, joined."""
+    return torch.cat([torch.load(folder / f"{number}.pt") for number in range(len(members))], dim=2)
 
 
 def right(found: Tensor, **more: Any) -> bool:
     """Whether it is the output of one process, to 1e-6."""
+    return equal(found, wanted(**more))
+
+
+def equal(found: Tensor, wanted: Tensor) -> bool:
+    """To 1e-6 of the largest."""
+    return bool((found - wanted).abs().max() <= 1e-6 * wanted.abs().max())
+
+
+def wanted(**more: Any) -> Tensor:
+    """The output of one process."""
     given = asked(0, 1, Path(), **more)
     window = None if given["radius"] is None else Window(given["radius"])
     factor = given.get("down_factor", 1)
     plan = BandPlan.cut(Grid(*given["image"]), given["bands"], window, down_factor=factor)
     out = BandedForward(plan, [torch.device("cpu")]).run(forwards(plan, given.get("layers", 3), down_factor=factor))
-    wanted = torch.cat(out, dim=2)
-    return bool((found - wanted).abs().max() <= 1e-6 * wanted.abs().max())
+    return torch.cat(out, dim=2)

@@ -7,11 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from clear_core.cluster.c10d import C10dTransport, joined_store, new_store
+from clear_core.cluster.transport import Router
 
 from core.cluster_rank import PATIENCE
 from core.cluster_ranks import TESTS, Rank, Ranks, asked, right, run
@@ -47,7 +52,7 @@ def test_every_variant_gives_what_one_process_does_and_bytes_equal_the_formula(t
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=["kill -9", "SIGSTOP"])
 def test_the_others_go_on_without_a_rank_that_is_gone(three: Ranks, tmp_path: Path, fault: signal.Signals) -> None:
     """It is named, the survivors form a new group, and the forward is repeated with another plan."""
-    three.join(three.all)
+    first = three.join(three.all)
     long = {"tell": 0.02, "layers": 40}
     for number, rank in enumerate(three.all):
         rank.ask(**asked(0, 3, tmp_path / "none.pt", **long))
@@ -68,6 +73,7 @@ def test_the_others_go_on_without_a_rank_that_is_gone(three: Ranks, tmp_path: Pa
         three.join(three.all)
         found, _ = run(three.all, 2, tmp_path)
         assert right(found)
+        _closed(three.all, first)  # also of the group whose threads waited for it
 
 
 def test_groups_leave_nothing_behind(two: Ranks, tmp_path: Path) -> None:
@@ -76,11 +82,34 @@ def test_groups_leave_nothing_behind(two: Ranks, tmp_path: Path) -> None:
     for number in range(12):
         run(two.all, number, tmp_path)
         two.join(two.all)
-    for rank, files in zip(two.all, first, strict=True):
+    _closed(two.all, first)
+
+
+def _closed(ranks: Sequence[Rank], first: Sequence[int]) -> None:
+    """Until each has no more files open than at first."""
+    for rank, files in zip(ranks, first, strict=True):
         ends = time.monotonic() + 60
         while rank.files() > files:
             assert time.monotonic() < ends
             time.sleep(0.1)
+
+
+def test_a_rank_that_leaves_is_answered_and_ends() -> None:
+    """However long its patience is, while the others stay."""
+    store = new_store("127.0.0.1")
+    stores = [store, joined_store("127.0.0.1", store.port)]
+    with ThreadPoolExecutor(2) as pool:
+        made = [
+            pool.submit(C10dTransport, stores[rank], "group", rank, 2, patience=300.0, interface="127.0.0.1")
+            for rank in range(2)
+        ]
+        leaves, stays = (Router(each.result()) for each in made)
+    leaving = threading.Thread(target=leaves.close, daemon=True)
+    leaving.start()
+    leaving.join(60)
+    assert not leaving.is_alive()
+    assert "it has closed" in str(stays.lost[0])
+    stays.close()
 
 
 def test_links_that_are_cut_and_slow() -> None:
