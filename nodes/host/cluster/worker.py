@@ -39,6 +39,7 @@ from .rank import RankBands, serving
 _log = logging.getLogger("clear-attention")
 RANK_NODE = "CLEARClusterRank"
 _AGAIN = 2.0  # seconds between two tries to join
+_AGAIN_REFUSED = 30.0  # where the driver does not want it: each try is a line in its log
 _TICK = 0.5
 
 
@@ -59,18 +60,21 @@ class Worker:
     def _run(self) -> None:
         told = ""
         while True:
+            wait = _AGAIN
             try:
                 with connect(self._address.host, self._address.port, self._token, timeout=10) as channel:
                     self._channel = channel
                     self._talk(channel)
             except (OSError, Refused, MalformedError) as error:
+                if isinstance(error, Refused):
+                    wait = _AGAIN_REFUSED
                 if told != (told := f"{self._address}: {error}"):
                     _log.info("CLEAR worker: %s; trying again", told)
             finally:
                 self._channel = None
                 self._release()
                 self._free()
-            time.sleep(_AGAIN)
+            time.sleep(wait)
 
     def _talk(self, channel: Channel) -> None:
         """One stay with a driver."""
