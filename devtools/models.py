@@ -284,28 +284,38 @@ def sample(
     noise: Tensor | None = None,
     start: Tensor | None = None,
     denoise: float = 1.0,
+    first: tuple[Any, int] | None = None,
     **options: Any,
 ) -> Tensor:
     """A whole sampling run of a MODEL through the host's guider, Euler, CFG 1. The final latent.
 
     cond: what nodes would have put into the conditioning. prompt: the context and the pooled text, for a model of other
     widths than the tiny one's. noise: [batch, 16, height, width], else drawn from the seed for one image. start: a
-    latent of that shape to be sampled again, of which `denoise` is noised, as by BasicScheduler.
+    latent of that shape to be sampled again, of which `denoise` is noised, as by BasicScheduler. first: another MODEL
+    for so many of the first steps, as by SplitSigmas and two samplers.
     """
     import comfy.samplers
 
     given = prompt or inputs(height, width, text)
-    guider = comfy.samplers.CFGGuider(model)
     positive = [[given["context"], {"pooled_output": given["pooled_text"], "guidance": 3.5, **(cond or {})}]]
-    guider.set_conds(positive, positive)
-    guider.set_cfg(1.0)
     sampling = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", int(steps / denoise))[-(steps + 1) :]
     if noise is None:
         noise = torch.randn(1, 16, height, width, generator=torch.Generator().manual_seed(seed))
     sampler = comfy.samplers.sampler_object("euler")
     latent = torch.zeros_like(noise) if start is None else start
-    return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed, **options)
+
+    def sampled(by: Any, noise: Tensor, latent: Tensor, sigmas: Tensor) -> Tensor:
+        guider = comfy.samplers.CFGGuider(by)
+        guider.set_conds(positive, positive)
+        guider.set_cfg(1.0)
+        return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed, **options)
+
+    if first is not None:
+        other, count = first
+        latent = sampled(other, noise, latent, sigmas[: count + 1])
+        noise, sigmas = torch.zeros_like(noise), sigmas[count:]
+    return sampled(model, noise, latent, sigmas)
 
 
 def clear_tensors(model: Any, *, factor: int = 1, seed: int = 3) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ class Proof:
             if variant != variant.student:  # trained by its own row
                 kept(file(variant.student), partial(student, variant.student))
             row, images = bench.row(variant, say)
-            if variant.start_percent:
+            if variant != variant.student:
                 del row["loss"]  # at some of its noise levels attention is full
             gallery.sheet(images[:SHOWN], SHOWN, folder / f"{variant.name}.png")
             return row

@@ -81,11 +81,14 @@ class Bench:
 
     def row(self, variant: Variant, say: Callable[[str], None]) -> tuple[Row, Tensor]:
         """The student's scores, and its pictures: [pictures, height, width, 3]."""
-        return self.compared(self._student(variant, say))
+        return self.compared(self._student(variant, say), dense=variant.dense)
 
-    def compared(self, model: Any) -> tuple[Row, Tensor]:
-        """The scores of any MODEL beside the dense one, and its pictures: [pictures, height, width, 3]."""
-        images = self._pictures(model)
+    def compared(self, model: Any, *, dense: float = 0.0) -> tuple[Row, Tensor]:
+        """The scores of any MODEL beside the dense one, and its pictures: [pictures, height, width, 3].
+
+        dense: the share of the steps that the dense model samples before it.
+        """
+        images = self._pictures(model, first=(self._model, round(dense * gallery.STEPS)) if dense else None)
         row = self._scores(images)
         row["psnr"] = gallery.psnr(images, self.images)
         errors = [(self.velocity(model, *probe) - wanted).square().mean() for probe, wanted in self._probes]
@@ -138,8 +141,8 @@ class Bench:
         with torch.inference_mode():
             return self._vae.encode(image)[0].clone().float()
 
-    def _pictures(self, model: Any) -> Tensor:
-        samples = gallery.latents(model, self._held_out[1], self._chosen)
+    def _pictures(self, model: Any, first: tuple[Any, int] | None = None) -> Tensor:
+        samples = gallery.latents(model, self._held_out[1], self._chosen, first=first)
         return gallery.decoded(self._vae, samples).float()
 
     def _scores(self, images: Tensor) -> Row:

@@ -77,13 +77,15 @@ def write(
         "![four prompts, a row for each model](images/proof_pictures.jpg)",
         "",
         "velocity alone: without the loss's flow and attention terms (`flow_weight` and `attention_weight` 0). from "
-        "10 % on: `start_percent` of Apply CLEAR Attention. The first steps have full attention then, and no loss of "
-        "the window can be given.",
+        "10 % on: `start_percent` of Apply CLEAR Attention, full attention with the student's weights before. after "
+        "30 % dense: the dense model samples the first steps, with SplitSigmas and two samplers. Neither has a loss of "
+        "its own.",
         "",
         "The loss comes back sooner than the coherence. What distant parts of a picture share is a small part of a "
-        "velocity's error, it is decided in the first steps of sampling, and a student has only the attention's "
-        "projections to carry it over several windows. A larger radius or down-sampled tokens (`down`) leave less to "
-        "carry.",
+        "velocity's error, and a student has only the attention's projections to carry it over several windows. A "
+        "larger radius or down-sampled tokens (`down`) leave less to carry. It is not decided in the first steps "
+        "alone: after a dense start pictures are closer to the dense model's, and the window loses in the steps that "
+        "remain. Full attention with the student's weights, which were trained for the window, does harm.",
         "",
         *_sizes(further.sizes),
         "",
@@ -191,6 +193,8 @@ def _by_kind(rows: Mapping[Variant, Row]) -> dict[tuple[int, int, str], list[Row
         what = UNTRAINED if not variant.trained else f"{variant.method}, {_trained(variant)}"
         if variant.start_percent:
             what += f", from {100 * variant.start_percent:.0f} % on"
+        if variant.dense:
+            what += f", after {100 * variant.dense:.0f} % dense"
         kinds.setdefault((variant.radius, variant.down_factor, what), []).append(row)
     return kinds
 

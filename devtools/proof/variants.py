@@ -17,6 +17,8 @@ TIMES = {LONG: 4, TEACHER: 10}
 follows the dense model's velocity alone."""
 STARTS = (0.1, 0.3, 0.5)
 """Shares of the schedule with full attention that are compared: the first 2, 6 and 10 of 20 steps."""
+DENSE = (0.3, 0.5)
+"""Shares of the schedule that the dense model samples, with its own weights, before the student does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class Variant:
     """One student. method: of CLEAR's distillation, or UNTRAINED. rank: of a LoRA; 0 for weights in full.
 
     training: USUAL, or LONG or TEACHER on more samples, at a rate that falls in the second half. start_percent: of
-    Apply CLEAR Attention, the share of the schedule that is sampled with full attention.
+    Apply CLEAR Attention, the share of the schedule that is sampled with full attention, by the student's weights.
+    dense: the share that the dense model samples before.
     """
 
     radius: int
@@ -34,6 +37,7 @@ class Variant:
     seed: int = 0
     training: str = USUAL
     start_percent: float = 0.0
+    dense: float = 0.0
 
     @property
     def name(self) -> str:
@@ -45,7 +49,8 @@ class Variant:
         method = "" if self.method == UNTRAINED else "_" + self.method.replace(" ", "_")
         long = f"_{self.training}" if self.training else ""
         start = f"_from_{100 * self.start_percent:.0f}" if self.start_percent else ""
-        return f"r{self.radius}{down}_{what}{method}{long}{start}_seed_{self.seed}"
+        dense = f"_after_{100 * self.dense:.0f}_dense" if self.dense else ""
+        return f"r{self.radius}{down}_{what}{method}{long}{start}{dense}_seed_{self.seed}"
 
     @property
     def trained(self) -> bool:
@@ -54,7 +59,7 @@ class Variant:
     @property
     def student(self) -> Variant:
         """The one whose training this one uses: itself, where nothing differs but the sampling."""
-        return replace(self, start_percent=0.0)
+        return replace(self, start_percent=0.0, dense=0.0)
 
     def settings(self, steps: int, batch: int) -> dict[str, Any]:
         """Of `clear_core.distill.settings.Settings`. steps, batch: of a training that is not long."""
@@ -103,6 +108,8 @@ def grid(seeds: int) -> Iterator[Variant]:
             yield long
             for start in STARTS:
                 yield replace(long, start_percent=start)
+            for share in DENSE:
+                yield replace(long, dense=share)
         for method in (LAYER_BY_LAYER, END_TO_END):
             yield replace(full, method=method)
         for rank in (4, 16, 64):

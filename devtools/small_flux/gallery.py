@@ -30,10 +30,12 @@ def latents(
     steps: int = STEPS,
     start: Tensor | None = None,
     denoise: float = 1.0,
+    first: tuple[Any, int] | None = None,
 ) -> Tensor:
     """One for each chosen prompt: [chosen, 16, side / 8, side / 8]. Euler, no CFG, noise from `seed` + the prompt.
 
-    start: latents of that shape to be sampled again, of which `denoise` is noised.
+    start: latents of that shape to be sampled again, of which `denoise` is noised. first: another MODEL for so many of
+    the first steps.
     """
     out = []
     size = max(1, _BATCH * 256**2 // side**2)
@@ -54,6 +56,7 @@ def latents(
                 noise=noise,
                 start=given,
                 denoise=denoise,
+                first=first,
             )
         out.append(found.cpu())
     return torch.cat(out)
