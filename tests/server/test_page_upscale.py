@@ -70,9 +70,9 @@ def test_the_size_by_each_input(page: Page, renderer: str) -> None:
 
 
 def test_a_size_that_cannot_be_is_refused_in_words(page: Page, renderer: str, client: Any) -> None:
-    client.upload_picture("large.png", scene(512, 64))
+    name = client.upload_picture("large.png", scene(512, 64))  # another, where other tests have one of that name there
     open_upscale(page, size_by="scale", scale=64.0)
-    change_widgets(page, {"LoadImage": {"image": "large.png"}})
+    change_widgets(page, {"LoadImage": {"image": name}})
     expect(panel(page)).to_contain_text("scale 64 would make 32768 x 4096 pixels of this 512 x 64 image")
 
 
