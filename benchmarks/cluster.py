@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 
 from clear_core.cluster.choose import choose
 from clear_core.cluster.machines import Link, Machine
+from clear_core.cluster.measure import ATTENTION_SHARE
 from clear_core.cluster.predict import Forward, predict
 from clear_core.flux import PIXELS_PER_TOKEN
 from clear_core.layout import Grid
 from clear_core.window import Window
 
-CARDS = {"RTX 4090": (165e12, 0.5), "H200": (800e12, 0.5)}
+CARDS = {"RTX 4090": (165e12, ATTENTION_SHARE), "H200": (800e12, ATTENTION_SHARE)}
 """Operations a second of matrix products, and the share of it in attention: as in tests/core/test_simulate.py."""
 NETWORKS = (1, 2.5, 10, 25, 100, 400)  # Gbit/s
 REACHED = 0.9  # of a network's rate

@@ -14,14 +14,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from clear_core.distill.settings import END_TO_END
-
 from .inprocess import pack_module
 from .machine import processor_name
 from .proof import beyond, report
 from .proof.measure import FULL, QUICK, Bench, Measure, Row
 from .proof.rows import all_kept, identity, kept, options_of, prompts
-from .proof.variants import MAIN, STARTS, TEACHER, UNTRAINED, Variant, grid
+from .proof.variants import LONGEST, MAIN, STARTS, UNTRAINED, Variant, grid
 from .small_flux import files, gallery
 from .small_flux.command import host_with_text, run, say
 
@@ -32,8 +30,7 @@ SHOWN = 4
 def main(arguments: list[str]) -> int:
     options = options_of("prove", __doc__, "proof", arguments)
     proof = Proof(options.folder, options.models, host_with_text(options.clip), QUICK if options.quick else FULL)
-    longer = replace(MAIN, method=END_TO_END, training=TEACHER)
-    few = [Variant(files.RADIUS, UNTRAINED), MAIN, longer, replace(longer, start_percent=STARTS[0])]
+    few = [Variant(files.RADIUS, UNTRAINED), MAIN, LONGEST, replace(LONGEST, start_percent=STARTS[0])]
     variants = few if options.quick else list(grid(options.seeds))
     dense, rows = proof.students(variants)
     further = proof.beyond(beyond.QUICK if options.quick else beyond.FULL)
@@ -112,7 +109,7 @@ class Proof:
         for radius in (2, 3, 4):
             names |= {Variant(radius, UNTRAINED).name: f"radius {radius}, untrained"}
             names |= {Variant(radius).name: f"radius {radius}, distilled"}
-        names |= {replace(MAIN, method=END_TO_END, training=TEACHER).name: f"radius {MAIN.radius}, longer"}
+        names |= {LONGEST.name: f"radius {MAIN.radius}, longer"}
         rows = {label: self._folder / "rows" / f"{name}.png" for name, label in names.items()}
         report.sheet(path, {label: file for label, file in rows.items() if file.is_file()})
 

@@ -55,9 +55,8 @@ def by_prediction(work: Forward, own: Sequence[float], shares: Sequence[float], 
         machines.append(Machine(name, sum(offer.rates), ATTENTION_SHARE))
         links[THIS, name] = offer.link
     for one, other in combinations(machines[1:], 2):
-        links[one.name, other.name] = max(
-            links[THIS, one.name], links[THIS, other.name], key=lambda link: 1 / link.bytes_per_second
-        )
+        both = links[THIS, one.name], links[THIS, other.name]
+        links[one.name, other.name] = min(both, key=lambda link: link.bytes_per_second)
     choice = choose(work, machines, links)
     rows = {machine.name: count for machine, count in zip(choice.machines, choice.rows, strict=True)}
     reasons = {left.machine.name: left.reason for left in choice.left_out}

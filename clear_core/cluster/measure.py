@@ -12,9 +12,8 @@ from .machines import Link
 from .transport import ForwardLinks
 
 ATTENTION_SHARE: Final = 0.5
-"""Of a card's rate in matrix products that windowed attention is taken to reach; `bench --cluster` assumes the same."""
-_SIDES: Final = {"cpu": 768}
-_SIDE: Final = 4096
+"""Of a card's rate in matrix products that windowed attention is taken to reach."""
+_SIDE, _SIDE_CPU = 4096, 768
 _REPEATS: Final = 3
 _BYTES: Final = 4 * 2**20
 _SMALL: Final = 64
@@ -22,8 +21,7 @@ _SMALL: Final = 64
 
 def matrix_rate(device: torch.device) -> float:
     """Operations a second of matrix products: in bfloat16, on the CPU in float32. The best of a few."""
-    side = _SIDES.get(device.type, _SIDE)
-    kind = torch.float32 if device.type == "cpu" else torch.bfloat16
+    side, kind = (_SIDE_CPU, torch.float32) if device.type == "cpu" else (_SIDE, torch.bfloat16)
     one, other = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
     took: list[float] = []
     for _ in range(_REPEATS + 1):  # the first one loads the library
@@ -39,10 +37,7 @@ def time_link(links: ForwardLinks, rank: int) -> Link:
 
     Raises PeerError where it is lost.
     """
-    trips: list[float] = []
-    for index in range(_REPEATS):
-        trips.append(_there_and_back(links, rank, index, _SMALL))
-    latency = statistics.median(trips) / 2
+    latency = statistics.median(_there_and_back(links, rank, index, _SMALL) for index in range(_REPEATS)) / 2
     carrying = _there_and_back(links, rank, _REPEATS, _BYTES) / 2 - latency
     return Link(_BYTES / max(carrying, 1e-9), latency)
 

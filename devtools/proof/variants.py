@@ -91,6 +91,8 @@ class Variant:
 
 MAIN = Variant(RADIUS)
 """The student that the demo uses."""
+LONGEST = replace(MAIN, method=END_TO_END, training=TEACHER)
+"""The same window, trained longest."""
 
 
 def grid(seeds: int) -> Iterator[Variant]:
@@ -104,7 +106,7 @@ def grid(seeds: int) -> Iterator[Variant]:
     for seed in range(seeds):
         full = replace(MAIN, seed=seed)
         yield full
-        for long in (replace(full, training=LONG), replace(full, method=END_TO_END, training=TEACHER)):
+        for long in (replace(full, training=LONG), replace(LONGEST, seed=seed)):
             yield long
             for start in STARTS:
                 yield replace(long, start_percent=start)

@@ -21,7 +21,7 @@ from clear_core.cluster.channel import Refused, Token, connect
 from devtools import checkpoints_plugins, workflow
 from devtools.client import ClientError, ComfyClient, Run
 from devtools.plugged import different, in_bands, small
-from devtools.server import ComfyServer
+from devtools.server import ComfyServer, free_port
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def environment(**values: str) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def address() -> str:
     """Where workers join."""
-    return _free_address()
+    return f"127.0.0.1:{free_port()}"
 
 
 def token_of(server: ComfyServer, address: str) -> str:
@@ -292,7 +292,7 @@ def test_a_worker_that_is_killed_costs_a_forward_and_may_come_back(
 
 def test_without_its_driver_a_worker_stops(new_server: Callable[[], ComfyServer], demo_prompt: Any) -> None:
     """The driver is killed in the middle of a prompt; the worker ends its own, and waits for a driver."""
-    at = _free_address()
+    at = f"127.0.0.1:{free_port()}"
     prompt = demo_prompt({"CLEARApply": {"radius": 3}}, seed=18, width=96, height=176, steps=40)
     with new_server() as driver:
         client = ComfyClient(driver.address)
@@ -319,9 +319,3 @@ def test_without_its_driver_a_worker_stops(new_server: Callable[[], ComfyServer]
             assert "Prompt executed" in worker.log
         finally:
             worker.stop()
-
-
-def _free_address() -> str:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{opened.getsockname()[1]}"

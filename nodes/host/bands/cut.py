@@ -15,8 +15,11 @@ import comfy.ldm.common_dit
 import torch
 from torch import Tensor
 
+from ....clear_core.bands.plan import BandPlan
+from ....clear_core.bands.remote import Links
 from ....clear_core.bands.run import BandedForward, Forwards
-from ....clear_core.bands.workers import BandWorker, ReplicatedWorker, Worker
+from ....clear_core.bands.transfer import Transfers
+from ....clear_core.bands.workers import BandWorker, ReplicatedWorker, TextMerge, Worker
 from ..attention_call import STEP, Frame
 from ..forward_args import ForwardArgs
 from ..node_text import origin_of
@@ -76,6 +79,17 @@ class CutForward:
         """The output from rows of it that follow each other: [batch, channels, rows * patch size, padded width]."""
         out = torch.cat([part.to(self._given.x.device) for part in parts], dim=-2)
         return out[..., : self._height, : self._width]
+
+    def linked_rows(
+        self, plan: BandPlan, links: Links, text_merge: TextMerge, transfers: Transfers, check: Callable[[], None]
+    ) -> Tensor:
+        """`rows` of a forward whose other lanes are in other processes. check: may raise to stop."""
+        devices = [torch.device("cpu")] * plan.lane_count
+        devices[links.lanes.start : links.lanes.stop] = [lane.device for lane in self._lanes[: len(links.lanes)]]
+        banded = BandedForward(plan, devices, text_merge, transfers=transfers, links=links, check=check)
+        # Workers that take turns are beyond torch.compile; it would try, and give up on each of them.
+        rows: Any = torch.compiler.disable(self.rows)
+        return rows(banded)
 
     def rows(self, banded: BandedForward) -> Tensor:
         """The output's rows of this process's bands, on the input's device."""

@@ -164,17 +164,8 @@ class _Bands:
             return self._plan(flux, given, clear, [*lanes, *(Lane(lanes[0].device, None, share) for share in others)])
 
         def compute(plan: BandPlan, links: Links) -> Tensor:
-            devices = [lane.device for lane in lanes] + [torch.device("cpu")] * (plan.lane_count - len(lanes))
-            banded = BandedForward(
-                plan,
-                devices,
-                self.settings.text_merge,
-                transfers=self.transfers,
-                links=links,
-                check=comfy.model_management.throw_exception_if_processing_interrupted,
-            )
-            rows: Any = torch.compiler.disable(forward.rows)
-            return rows(banded)
+            check = comfy.model_management.throw_exception_if_processing_interrupted
+            return forward.linked_rows(plan, links, self.settings.text_merge, self.transfers, check)
 
         work = work_of(flux, frame, given, clear.band_window(active=frame.active))
         parts = machines.forward(given, lanes, work, plan_of, self.settings.text_merge, compute, active=frame.active)

@@ -13,7 +13,6 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....clear_core.bands.plan import BandPlan
-from ....clear_core.bands.run import BandedForward
 from ....clear_core.bands.transfer import Transfers
 from ....clear_core.bands.workers import TextMerge
 from ....clear_core.cluster.transport import ForwardLinks
@@ -76,19 +75,9 @@ class RankBands:
         plan, links, text_merge = self._now
         flux = executor.class_obj
         lanes = self.replicas.lanes(flux, given.x.device)[: len(links.lanes)]
-        devices = [torch.device("cpu")] * plan.lane_count
-        devices[links.lanes.start : links.lanes.stop] = [lane.device for lane in lanes]
-        banded = BandedForward(
-            plan,
-            devices,
-            text_merge,
-            transfers=self.transfers,
-            links=links,
-            check=comfy.model_management.throw_exception_if_processing_interrupted,
-        )
         forward = CutForward(executor, given, given.options[FRAME], lanes, self.weights, None)
-        rows: Any = torch.compiler.disable(forward.rows)
-        self._rows = rows(banded)
+        check = comfy.model_management.throw_exception_if_processing_interrupted
+        self._rows = forward.linked_rows(plan, links, text_merge, self.transfers, check)
         return given.x
 
 

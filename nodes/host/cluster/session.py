@@ -12,7 +12,6 @@ from ....clear_core.bands.plan import BandPlan
 from ....clear_core.bands.remote import Links
 from ....clear_core.bands.workers import TextMerge
 from ....clear_core.cluster.deal import Deal, Offer, by_prediction, equally
-from ....clear_core.cluster.machines import Link
 from ....clear_core.cluster.predict import Forward
 from ..bands.replicas import Lane
 from ..forward_args import ForwardArgs
@@ -94,10 +93,10 @@ class Session:
 
     def _deal(self, lanes: Sequence[Lane], work: Forward | None, members: Sequence[Member]) -> Deal:
         """By what is predicted, kept for as long as nothing has changed."""
-        offers = [
-            Offer(member.name, tuple(card.flops for card in member.hello.cards), member.link or _UNKNOWN)
-            for member in members
-        ]
+        offers: list[Offer] = []
+        for member in members:
+            assert member.link is not None  # the driver measures before it deals
+            offers.append(Offer(member.name, tuple(card.flops for card in member.hello.cards), member.link))
         if self._everyone or work is None:
             return equally(offers)
         key = (work, tuple(member.number for member in members))
@@ -105,9 +104,6 @@ class Session:
             rates = [self._driver.rate(lane.device) for lane in lanes]
             self._dealt = key, by_prediction(work, rates, [lane.share for lane in lanes], offers)
         return self._dealt[1]
-
-
-_UNKNOWN = Link(1e9)  # never dealt by: the driver measures before
 
 
 def _told(plan: BandPlan, ranks: Sequence[int], members: Sequence[Member], dealt: Deal) -> list[str]:
