@@ -200,11 +200,12 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The worker has done a block of the model. block: its number, from 0."""
+    """How far the worker is in a forward. first: its first band. blocks: that each of its bands has done."""
 
     run: Number
     forward: Number
-    block: Index
+    first: Index
+    blocks: Annotated[tuple[Index, ...], Length(1, 4096)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +239,7 @@ FromWorker = Hello | Loaded | Failed | Progress | Done | Alive | Bye
 FromDriver = Welcome | Refusal | LoadModel | Group | Measure | Forward | Cancel | Alive | Bye
 Message = FromWorker | Welcome | Refusal | LoadModel | Group | Measure | Forward | Cancel
 
-VERSION = 1
+VERSION = 2
 """Of these messages: goes up when one of them changes."""
 
 _READER = Reader(get_args(Message))

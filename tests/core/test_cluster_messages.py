@@ -79,7 +79,7 @@ MESSAGES: tuple[Message, ...] = (
     GROUP,
     FORWARD,
     replace(FORWARD, radius=None, together=True, text_merge="average"),
-    Progress(2**53 - 1, 27, 56),
+    Progress(2**53 - 1, 27, 2, (0, 56)),
     Done(3, 27),
     Measure(3, 8),
     Cancel(3),

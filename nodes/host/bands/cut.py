@@ -43,10 +43,9 @@ class CutForward:
         frame: Frame,
         lanes: Sequence[Lane],
         weights: BlockWeights,
-        block_done: BlockDone | None,
     ) -> None:
         """executor: of the model's forward. lanes: of this process, the first ones of its plan or those that the
-        plan's links give it. block_done: told of each block that a band has finished.
+        plan's links give it.
 
         Raises ValueError for patches of other nodes that a part of the image cannot have.
         """
@@ -61,7 +60,6 @@ class CutForward:
         self._frame = frame
         self._lanes = lanes
         self._weights = weights
-        self._block_done = block_done
         self._first = 0  # of this process's lanes
         self._mask: Tensor | None = given.get("attention_mask")
         self._masks: dict[torch.device, Tensor | None] = {}
@@ -71,9 +69,12 @@ class CutForward:
         x = comfy.ldm.common_dit.pad_to_patch_size(given.x, (patch, patch))
         self._given = given.replaced(x=x, attention_mask=None)
 
-    def run(self, banded: BandedForward) -> Tensor:
-        """The forward's output, as without bands: [batch, channels, height, width] on the input's device."""
-        return self.cropped([self.rows(banded)])
+    def run(self, banded: BandedForward, block_done: BlockDone | None) -> Tensor:
+        """The forward's output, as without bands: [batch, channels, height, width] on the input's device.
+
+        block_done: told of each block that a band has finished.
+        """
+        return self.cropped([self.rows(banded, block_done)])
 
     def cropped(self, parts: Sequence[Tensor]) -> Tensor:
         """The output from rows of it that follow each other: [batch, channels, rows * patch size, padded width]."""
@@ -81,7 +82,13 @@ class CutForward:
         return out[..., : self._height, : self._width]
 
     def linked_rows(
-        self, plan: BandPlan, links: Links, text_merge: TextMerge, transfers: Transfers, check: Callable[[], None]
+        self,
+        plan: BandPlan,
+        links: Links,
+        text_merge: TextMerge,
+        transfers: Transfers,
+        check: Callable[[], None],
+        block_done: BlockDone | None,
     ) -> Tensor:
         """`rows` of a forward whose other lanes are in other processes. check: may raise to stop."""
         devices = [torch.device("cpu")] * plan.lane_count
@@ -89,9 +96,9 @@ class CutForward:
         banded = BandedForward(plan, devices, text_merge, transfers=transfers, links=links, check=check)
         # Workers that take turns are beyond torch.compile; it would try, and give up on each of them.
         rows: Any = torch.compiler.disable(self.rows)
-        return rows(banded)
+        return rows(banded, block_done)
 
-    def rows(self, banded: BandedForward) -> Tensor:
+    def rows(self, banded: BandedForward, block_done: BlockDone | None) -> Tensor:
         """The output's rows of this process's bands, on the input's device."""
         positions = Positions.of(self._flux, self._original, self._given)
         self._first = banded.lanes.start
@@ -106,7 +113,7 @@ class CutForward:
             parts = banded.run(
                 Forwards(
                     partial(self._replicated, positions),
-                    partial(self._band, positions),
+                    partial(self._band, positions, block_done),
                     lambda lane, layer: around_layer(lane - self._first, layer),
                 )
             )
@@ -121,9 +128,9 @@ class CutForward:
         positions.take([slice(0, 1), slice(start, start + references)], given.x.device)
         # A real one: zeros would become NaN in layers that scale their input by its largest value.
         one_token = given.x[..., :patch, :patch]
-        return self._call(worker, positions, given.replaced(x=one_token, control=None))
+        return self._call(worker, positions, given.replaced(x=one_token, control=None), None)
 
-    def _band(self, positions: Positions, worker: BandWorker) -> Tensor:
+    def _band(self, positions: Positions, block_done: BlockDone | None, worker: BandWorker) -> Tensor:
         """Rows of the image; one text token stands in for the text, none for the references."""
         rows, width, patch = worker.rows, self._frame.image.width, self._flux.patch_size
         given, tokens = self._copy(worker), slice(rows.start * width, rows.stop * width)
@@ -134,7 +141,8 @@ class CutForward:
             ref_latents=None,
             control=_control_of(given.get("control"), tokens, given.x.device),
         )
-        return self._call(worker, positions, band)
+        done = None if block_done is None else partial(block_done, worker.band)
+        return self._call(worker, positions, band, done)
 
     def _copy(self, worker: Worker) -> ForwardArgs:
         """The complete forward's arguments on a worker's device; ControlNet residuals stay where they are."""
@@ -143,20 +151,25 @@ class CutForward:
     def _lane(self, worker: Worker) -> Lane:
         return self._lanes[worker.lane - self._first]
 
-    def _call(self, worker: ReplicatedWorker | BandWorker, positions: Positions, given: ForwardArgs) -> Tensor:
-        """Run the host's forward on a worker's lane."""
+    def _call(
+        self,
+        worker: ReplicatedWorker | BandWorker,
+        positions: Positions,
+        given: ForwardArgs,
+        done: Callable[[], None] | None,
+    ) -> Tensor:
+        """Run the host's forward on a worker's lane. done: called after each block."""
         forward = getattr(self._lane(worker).flux, self._original.__name__)
-        return given.replaced(transformer_options=self._options(worker, positions)).call(forward)
+        return given.replaced(transformer_options=self._options(worker, positions, done)).call(forward)
 
-    def _options(self, worker: ReplicatedWorker | BandWorker, positions: Positions) -> dict[str, Any]:
+    def _options(
+        self, worker: ReplicatedWorker | BandWorker, positions: Positions, done: Callable[[], None] | None
+    ) -> dict[str, Any]:
         """The host's options for one worker: blocks that pause, positions of its own."""
         given = self._given.options
         replace = {kind: dict(found) for kind, found in (given.get("patches_replace") or {}).items()}
         blocks = replace.setdefault("dit", {})
         last: dict[str, Any] = {}
-        done = None
-        if self._block_done is not None and isinstance(worker, BandWorker):
-            done = partial(self._block_done, worker.band)
         for kind, modules in (("double_block", self._flux.double_blocks), ("single_block", self._flux.single_blocks)):
             for index in range(len(modules)):
                 blocks[kind, index] = _pausing(worker, (kind, index), blocks.get((kind, index)), last, done)

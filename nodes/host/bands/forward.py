@@ -27,9 +27,9 @@ from ..node_text import node_text_sender
 from ..run_record import note_run
 from .cut import CutForward
 from .last import last_wrapper
-from .machines import Machines, work_of
+from .machines import Machines, SharedForward, work_of
 from .memory import plan_that_fits, replica_needs, shape_for_estimate
-from .progress import StartProgress, band_progress
+from .progress import BlockDone, ForwardProgress, StartProgress, band_progress
 from .replicas import Lane, Replicas, preflight
 from .weights import BlockWeights
 
@@ -140,15 +140,14 @@ class _Bands:
         if len(plan.bands) == 1:
             return given.call(executor)
         note_run(bands=len(plan.bands), devices=[str(lane.device) for lane in lanes[: plan.lane_count]])
-        blocks = len(flux.double_blocks) + len(flux.single_blocks)
-        block_done = self.progress(plan, blocks) if self.progress is not None else None
+        block_done = self.progress(plan, _blocks(flux), ()).block_done if self.progress is not None else None
         self.replicas.follow_hooks()
         devices = [lane.device for lane in lanes]
         banded = BandedForward(plan, devices, self.settings.text_merge, transfers=self.transfers)
-        forward = CutForward(executor, given, frame, lanes, self.weights, block_done)
+        forward = CutForward(executor, given, frame, lanes, self.weights)
         # Workers that take turns are beyond torch.compile; it would try, and give up on each of them.
         run: Any = torch.compiler.disable(forward.run)
-        out = run(banded)
+        out = run(banded, block_done)
         self.show(self._text(banded, lanes, self.replicas.missing(home)))
         return out
 
@@ -158,17 +157,24 @@ class _Bands:
         """One forward with other machines; None where none takes part."""
         flux, frame = executor.class_obj, given.options[FRAME]
         self.replicas.follow_hooks()
-        forward = CutForward(executor, given, frame, lanes, self.weights, None)
+        forward = CutForward(executor, given, frame, lanes, self.weights)
 
         def plan_of(others: Sequence[float]) -> BandPlan:
             return self._plan(flux, given, clear, [*lanes, *(Lane(lanes[0].device, None, share) for share in others)])
 
-        def compute(plan: BandPlan, links: Links) -> Tensor:
+        def compute(plan: BandPlan, links: Links, block_done: BlockDone | None) -> Tensor:
             check = comfy.model_management.throw_exception_if_processing_interrupted
-            return forward.linked_rows(plan, links, self.settings.text_merge, self.transfers, check)
+            return forward.linked_rows(plan, links, self.settings.text_merge, self.transfers, check, block_done)
+
+        def progress(plan: BandPlan, names: Sequence[str]) -> ForwardProgress:
+            assert self.progress is not None
+            return self.progress(plan, _blocks(flux), names)
 
         work = work_of(flux, frame, given, clear.band_window(active=frame.active))
-        parts = machines.forward(given, lanes, work, plan_of, self.settings.text_merge, compute, active=frame.active)
+        watched = None if self.progress is None else progress
+        parts = machines.forward(
+            SharedForward(given, lanes, work, plan_of, self.settings.text_merge, compute, watched, active=frame.active)
+        )
         self.show(machines.text)
         return None if parts is None else forward.cropped(parts)
 
@@ -210,6 +216,10 @@ _SCALED_BY_BAND = (
     "layers that quantise their input take its scale from each band: the image differs from the one without bands by "
     "the format's rounding"
 )
+
+
+def _blocks(flux: Any) -> int:
+    return len(flux.double_blocks) + len(flux.single_blocks)
 
 
 def _scales_its_input(layer: Any) -> bool:

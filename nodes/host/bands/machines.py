@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -15,7 +16,28 @@ from ....clear_core.window import Window
 from ..attention_call import Frame
 from ..forward_args import ForwardArgs
 from .memory import shape_of
+from .progress import BlockDone, ForwardProgress
 from .replicas import Lane
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedForward:
+    """One forward that other machines may take part in.
+
+    lanes: of this machine. work: what is computed, where its time can be predicted: with a window. plan_of: the plan
+    with further lanes of such shares behind them. compute: this machine's own rows, told of each block that is done.
+    progress: called with the plan and the machine of each lane, "" for this one; None where nobody watches.
+    active: whether the window is on in this step.
+    """
+
+    given: ForwardArgs
+    lanes: Sequence[Lane]
+    work: Forward | None
+    plan_of: Callable[[Sequence[float]], BandPlan]
+    text_merge: TextMerge
+    compute: Callable[[BandPlan, Links, BlockDone | None], Tensor]
+    progress: Callable[[BandPlan, Sequence[str]], ForwardProgress] | None
+    active: bool
 
 
 class Machines(Protocol):
@@ -28,22 +50,8 @@ class Machines(Protocol):
         """Before sampling: have all load the model. Raises ValueError for what cannot travel."""
         ...
 
-    def forward(
-        self,
-        given: ForwardArgs,
-        lanes: Sequence[Lane],
-        work: Forward | None,
-        plan_of: Callable[[Sequence[float]], BandPlan],
-        text_merge: TextMerge,
-        compute: Callable[[BandPlan, Links], Tensor],
-        *,
-        active: bool,
-    ) -> list[Tensor] | None:
-        """The output's rows by rank, top to bottom; None where no other machine takes part.
-
-        lanes: of this machine. work: what is computed, where its time can be predicted: with a window. plan_of: the
-        plan with further lanes of such shares behind them. compute: this machine's own rows.
-        """
+    def forward(self, shared: SharedForward) -> list[Tensor] | None:
+        """The output's rows by rank, top to bottom; None where no other machine takes part."""
         ...
 
 

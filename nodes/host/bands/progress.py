@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ....clear_core.bands.plan import BandPlan
@@ -14,8 +14,47 @@ _EVERY = 0.2  # seconds
 
 BlockDone = Callable[[int], None]
 """Called with a band's number whenever it has finished a block."""
-StartProgress = Callable[[BandPlan, int], BlockDone]
-"""Called when a forward begins, with its plan and its number of blocks."""
+
+
+class Throttle:
+    """Lets one call through every 0.2 s."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now - self._last < _EVERY:
+            return False
+        self._last = now
+        return True
+
+
+class ForwardProgress:
+    """Blocks that each band of a forward has done. report: gets these numbers whenever the throttle lets it."""
+
+    def __init__(self, bands: int, report: Callable[[Sequence[int]], None], throttle: Throttle) -> None:
+        self._done = [0] * bands  # a band's own worker alone counts it up
+        self._report, self._throttle = report, throttle
+
+    def block_done(self, band: int) -> None:
+        self._done[band] += 1
+        self._changed()
+
+    def others_done(self, first: int, blocks: Sequence[int]) -> None:
+        """Another machine's report of its bands, from `first` on; what is beyond the last band is ignored."""
+        for band, count in enumerate(blocks[: max(0, len(self._done) - first)], first):
+            self._done[band] = count
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._throttle.due():
+            self._report(tuple(self._done))
+
+
+StartProgress = Callable[[BandPlan, int, Sequence[str]], ForwardProgress]
+"""Called when a forward begins, with its plan, its number of blocks, and the other machine that has each lane: "" for
+one of this machine, () where all are."""
 
 
 def band_progress(node_id: str | None) -> StartProgress | None:
@@ -23,25 +62,21 @@ def band_progress(node_id: str | None) -> StartProgress | None:
     server = running_server()
     if server is None or node_id is None:
         return None
-    sent = [0.0]  # when the last message went, over all forwards
+    throttle = Throttle()  # over all forwards
 
-    def start(plan: BandPlan, blocks: int) -> BlockDone:
-        done = [0] * len(plan.bands)  # a band's own worker alone counts it up
+    def start(plan: BandPlan, blocks: int, machines: Sequence[str]) -> ForwardProgress:
         about = {
             "node": node_id,
             "grid": [plan.image.height, plan.image.width],
             "bands": [[rows.start, rows.stop, lane] for rows, lane in zip(plan.bands, plan.lanes, strict=True)],
             "blocks": blocks,
+            "machines": list(machines),
         }
 
-        def block_done(band: int) -> None:
-            done[band] += 1
-            now = time.monotonic()
-            if now - sent[0] >= _EVERY:
-                sent[0] = now
-                message: dict[str, Any] = {**about, "done": list(done)}
-                server.send_sync(EVENT, message, server.client_id)
+        def report(done: Sequence[int]) -> None:
+            message: dict[str, Any] = {**about, "done": list(done)}
+            server.send_sync(EVENT, message, server.client_id)
 
-        return block_done
+        return ForwardProgress(len(plan.bands), report, throttle)
 
     return start

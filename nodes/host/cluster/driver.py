@@ -25,59 +25,28 @@ from ....clear_core.bands.workers import TextMerge
 from ....clear_core.cluster import messages as said
 from ....clear_core.cluster.c10d import PATIENCE, C10dTransport, new_store
 from ....clear_core.cluster.channel import Channel, Disconnected, Listener, Refused, Token
-from ....clear_core.cluster.machines import Link
 from ....clear_core.cluster.measure import matrix_rate, time_link
 from ....clear_core.cluster.schema import MalformedError
 from ....clear_core.cluster.transport import ForwardLinks, Router
 from ....clear_core.file_stamp import FileStamp
 from ...options.machines import JoinAddress
+from ..bands.progress import BlockDone, ForwardProgress
+from .member import TRIES, Member, ModelJob
 
 _log = logging.getLogger("clear-attention")
+Compute = Callable[[BandPlan, ForwardLinks, BlockDone | None], Tensor]
+"""This process's own rows."""
 _LOAD_SECONDS = 1800.0
-_TRIES = 3  # of a group, before a worker that does not join it is left out
 _TICK = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class ModelJob:
-    """What a worker needs for a MODEL. digest: of the driver's own, which the worker's must equal."""
-
-    graph: Mapping[str, Mapping[str, Any]]
-    node: str
-    output: int
-    files: Mapping[str, Path]
-    digest: str
-
-
-@dataclass(eq=False)
-class Member:
-    """A worker that has joined. loaded: the job that it has; answered: the last question that it has answered.
-
-    problem: why it takes no part, "" where it does. link: to this process, measured in the first group.
-    """
-
-    number: int
-    channel: Channel
-    hello: said.Hello
-    link: Link | None = None
-    loaded: ModelJob | None = None
-    loading: ModelJob | None = None
-    answered: int = -1
-    problem: str = ""
-    gone: bool = False
-    untried: int = _TRIES
-
-    @property
-    def name(self) -> str:
-        return f"{self.channel.peer} ({self.hello.cards[0].name})"
-
-
-@dataclass(frozen=True, slots=True)
 class Share:
-    """How a forward is dealt. ranks: whose each lane of the plan is."""
+    """How a forward is dealt. ranks: whose each lane of the plan is. progress: None where nobody watches."""
 
     plan: BandPlan
     ranks: tuple[int, ...]
+    progress: ForwardProgress | None
 
 
 @dataclass(eq=False)
@@ -90,14 +59,22 @@ class _Group:
 class Driver:
     """Listens at one address. Its workers outlive a prompt; `close` ends all."""
 
-    def __init__(self, address: JoinAddress, token: Token, versions: Callable[[], Mapping[str, str]]) -> None:
-        """versions: pack_version, host_version and torch_version, which a worker's must equal."""
+    def __init__(
+        self,
+        address: JoinAddress,
+        token: Token,
+        versions: Callable[[], Mapping[str, str]],
+        changed: Callable[[], None],
+    ) -> None:
+        """versions: pack_version, host_version and torch_version, which a worker's must equal. changed: called, by any
+        thread, when what there is to show of a member has changed."""
         self.address = address
-        self._versions = versions
+        self._versions, self._tell_page = versions, changed
         self._changed = threading.Condition()
         self._members: dict[int, Member] = {}
         self._numbers, self._runs, self._forwards, self._questions = (itertools.count() for _ in range(4))
         self._group: _Group | None = None
+        self._running: tuple[int, ForwardProgress | None] = -1, None  # the forward's number
         self._store: Any = None
         self._hashes: dict[FileStamp, str] = {}
         self._rates: dict[torch.device, float] = {}
@@ -141,6 +118,7 @@ class Driver:
                     self._tell(member, said.LoadModel(job.graph, job.node, job.output, files))
                 waiting = True
             if not waiting:
+                self._tell_page()
                 return
             check()
             with self._changed:
@@ -152,13 +130,13 @@ class Driver:
         tensors: Mapping[str, Tensor],
         deal: Callable[[Sequence[Member]], Share],
         text_merge: TextMerge,
-        compute: Callable[[BandPlan, ForwardLinks], Tensor],
+        compute: Compute,
         *,
         active: bool,
     ) -> list[Tensor] | None:
         """The rows of the output of every rank, top to bottom; None where no worker takes part.
 
-        deal: bands and lanes for this process and so many workers. compute: this process's own rows.
+        deal: bands and lanes for this process and so many workers.
         """
         failures = 0
         while True:
@@ -168,7 +146,10 @@ class Driver:
             try:
                 group = self._grouped(members)
                 self._measure(group)
+                before = [member.dealt for member in group.members]
                 share = deal(group.members)
+                if before != [member.dealt for member in group.members]:
+                    self._tell_page()
                 if len(set(share.ranks)) == 1:
                     return None
                 return self._run(group, share, tensors, text_merge, compute, active=active)
@@ -183,11 +164,12 @@ class Driver:
         share: Share,
         tensors: Mapping[str, Tensor],
         text_merge: TextMerge,
-        compute: Callable[[BandPlan, ForwardLinks], Tensor],
+        compute: Compute,
         *,
         active: bool,
     ) -> list[Tensor]:
         plan, number = share.plan, next(self._forwards)
+        self._running = number, share.progress
         links = group.router.forward(number, share.ranks)
         rows = tuple(said.Rows(band.start, band.stop) for band in plan.bands)
         message = said.Forward(
@@ -201,7 +183,7 @@ class Driver:
             for index, tensor in enumerate(tensors.values()):
                 links.send(rank, "given", index, (tensor,))
         try:
-            own = compute(plan, links)
+            own = compute(plan, links, share.progress and share.progress.block_done)
             return [own, *(links.receive(rank, "output", 0)[0] for rank in links.others)]
         except PeerError:
             raise
@@ -224,6 +206,7 @@ class Driver:
             finally:
                 links.end()
             _log.info("CLEAR Multi-GPU: %s to %s", member.link, member.name)
+            self._tell_page()
 
     def _ready(self, job: ModelJob, *, after_failure: bool) -> list[Member]:
         """Workers that have the MODEL; after a failure those of them that answer now."""
@@ -259,7 +242,7 @@ class Driver:
                     member.loaded, member.problem = None, "it does not join the group: see its log"
             raise PeerError(f"the machines do not reach each other ({str(error).splitlines()[0][:200]})") from error
         for member in members:
-            member.untried = _TRIES
+            member.untried = TRIES
         self._group = _Group(run, tuple(members), Router(transport))
         return self._group
 
@@ -303,6 +286,7 @@ class Driver:
         with self._changed:
             self._members[member.number] = member
             self._changed.notify_all()
+        self._tell_page()
         reason = ""
         try:
             while True:
@@ -317,9 +301,15 @@ class Driver:
             member.gone = True
             self._members.pop(member.number, None)
             self._changed.notify_all()
+        self._tell_page()
         _log.info("CLEAR Multi-GPU: %s has left%s", member.name, reason)
 
     def _heard(self, member: Member, message: said.Message) -> None:
+        if isinstance(message, said.Progress):
+            number, progress = self._running
+            if progress is not None and message.forward == number:
+                progress.others_done(message.first, message.blocks)
+            return
         with self._changed:
             if isinstance(message, said.Alive):
                 member.answered = message.asked

@@ -19,6 +19,7 @@ from ....clear_core.cluster.transport import ForwardLinks
 from ..attention_call import ACTIVE, BANDS, FRAME
 from ..bands.cut import CutForward
 from ..bands.last import last_wrapper
+from ..bands.progress import BlockDone
 from ..bands.replicas import Replicas
 from ..bands.weights import BlockWeights
 from ..forward_args import ForwardArgs
@@ -32,7 +33,7 @@ class RankBands:
     replicas: Replicas = field(default_factory=lambda: Replicas(()))
     transfers: Transfers = field(default_factory=Transfers)
     weights: BlockWeights = field(default_factory=BlockWeights)
-    _now: tuple[BandPlan, ForwardLinks, TextMerge] | None = None
+    _now: tuple[BandPlan, ForwardLinks, TextMerge, BlockDone] | None = None
     _rows: Tensor | None = None
 
     def rows(
@@ -42,6 +43,7 @@ class RankBands:
         plan: BandPlan,
         links: ForwardLinks,
         text_merge: TextMerge,
+        block_done: BlockDone,
         *,
         active: bool,
     ) -> Tensor:
@@ -60,7 +62,7 @@ class RankBands:
         comfy.sampler_helpers.prepare_model_patcher(model, {}, options)
         arguments = {name: _on(home, value) for name, value in arguments_of(given).items()}
         arguments["transformer_options"] = {**options["transformer_options"], ACTIVE: active}
-        self._now, self._rows = (plan, links, text_merge), None
+        self._now, self._rows = (plan, links, text_merge, block_done), None
         try:
             with torch.inference_mode():
                 model.model.diffusion_model(**arguments)
@@ -72,12 +74,12 @@ class RankBands:
     def compute(self, executor: Any, given: ForwardArgs) -> Tensor:
         """In the model's wrapper: keeps this rank's rows; returns something of the output's shape."""
         assert self._now is not None
-        plan, links, text_merge = self._now
+        plan, links, text_merge, block_done = self._now
         flux = executor.class_obj
         lanes = self.replicas.lanes(flux, given.x.device)[: len(links.lanes)]
-        forward = CutForward(executor, given, given.options[FRAME], lanes, self.weights, None)
+        forward = CutForward(executor, given, given.options[FRAME], lanes, self.weights)
         check = comfy.model_management.throw_exception_if_processing_interrupted
-        self._rows = forward.linked_rows(plan, links, text_merge, self.transfers, check)
+        self._rows = forward.linked_rows(plan, links, text_merge, self.transfers, check, block_done)
         return given.x
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import comfy.model_management
 from torch import Tensor
 
 from ....clear_core.bands.plan import BandPlan
-from ....clear_core.bands.remote import Links
-from ....clear_core.bands.workers import TextMerge
 from ....clear_core.cluster.deal import Deal, Offer, by_prediction, equally
 from ....clear_core.cluster.predict import Forward
+from ..bands.machines import SharedForward
 from ..bands.replicas import Lane
-from ..forward_args import ForwardArgs
-from .driver import Driver, Member, ModelJob, Share
+from .driver import Driver, Share
 from .graph import Graph, model_files, node_classes, refusal
+from .member import Dealt, Member, ModelJob
 from .model import digest, tensors_of
 
 
@@ -63,33 +62,27 @@ class Session:
         self._prepared = True
         self._driver.prepare(self._job, comfy.model_management.throw_exception_if_processing_interrupted)
 
-    def forward(
-        self,
-        given: ForwardArgs,
-        lanes: Sequence[Lane],
-        work: Forward | None,
-        plan_of: Callable[[Sequence[float]], BandPlan],
-        text_merge: TextMerge,
-        compute: Callable[[BandPlan, Links], Tensor],
-        *,
-        active: bool,
-    ) -> list[Tensor] | None:
+    def forward(self, shared: SharedForward) -> list[Tensor] | None:
         self._told = []
         if not self._prepared:
             return None
 
         def share(members: Sequence[Member]) -> Share:
-            dealt = self._deal(lanes, work, members)
-            owners = [0] * len(lanes)
+            dealt = self._deal(shared.lanes, shared.work, members)
+            owners = [0] * len(shared.lanes)
             for rank, shares in enumerate(dealt.shares, 1):
                 owners += [rank] * len(shares)
-            plan = plan_of([each for shares in dealt.shares for each in shares])
+            plan = shared.plan_of([each for shares in dealt.shares for each in shares])
             ranks = tuple(owners[: plan.lane_count])
-            self._told = _told(plan, ranks, members, dealt)
-            return Share(plan, ranks)
+            for rank, member in enumerate(members, 1):
+                member.dealt = Dealt(_rows(plan, ranks, rank), plan.image.height, dealt.left_out.get(rank - 1, ""))
+            self._told = _told(members, dealt)
+            names = ["", *(member.name for member in members)]
+            progress = shared.progress and shared.progress(plan, [names[rank] for rank in ranks])
+            return Share(plan, ranks, progress)
 
-        tensors = tensors_of(given, given.arguments)
-        return self._driver.forward(self._job, tensors, share, text_merge, compute, active=active)
+        tensors = tensors_of(shared.given, shared.given.arguments)
+        return self._driver.forward(self._job, tensors, share, shared.text_merge, shared.compute, active=shared.active)
 
     def _deal(self, lanes: Sequence[Lane], work: Forward | None, members: Sequence[Member]) -> Deal:
         """By what is predicted, kept for as long as nothing has changed."""
@@ -106,17 +99,20 @@ class Session:
         return self._dealt[1]
 
 
-def _told(plan: BandPlan, ranks: Sequence[int], members: Sequence[Member], dealt: Deal) -> list[str]:
+def _rows(plan: BandPlan, ranks: Sequence[int], rank: int) -> int:
+    """Of the image, that a rank computes."""
+    lanes = [lane for lane, owner in enumerate(ranks) if owner == rank]
+    return sum(len(plan.bands[band]) for lane in lanes for band in plan.bands_of(lane))
+
+
+def _told(members: Sequence[Member], dealt: Deal) -> list[str]:
     """Lines for the node."""
     lines: list[str] = []
-    for rank, member in enumerate(members, 1):
-        rows = sum(
-            len(plan.bands[band]) for lane, owner in enumerate(ranks) if owner == rank for band in plan.bands_of(lane)
-        )
-        if rows:
-            lines.append(f"with {member.name}: {rows} of {plan.image.height} rows, {member.link}")
-        elif rank - 1 in dealt.left_out:
-            lines.append(f"without {member.name}: {dealt.left_out[rank - 1]}")
+    for member in members:
+        if member.dealt.rows:
+            lines.append(f"with {member.name}: {member.dealt.rows} of {member.dealt.of} rows, {member.link}")
+        elif member.dealt.left_out:
+            lines.append(f"without {member.name}: {member.dealt.left_out}")
     if dealt.seconds is not None and dealt.alone is not None and lines and lines[0].startswith("with "):
         lines.append(f"predicted: {dealt.seconds:.3g} s a step, {dealt.alone:.3g} s alone")
     return lines

@@ -20,6 +20,7 @@ from ...options.machines import JoinAddress, parse_address
 from ..server import running_server
 from .driver import Driver
 from .graph import guided_model, model_graph, node_classes
+from .member import Member
 from .session import Session
 from .worker import Worker
 
@@ -27,6 +28,8 @@ _log = logging.getLogger("clear-attention")
 
 JOIN, TOKEN = "CLEAR_WORKER_JOIN", "CLEAR_WORKER_TOKEN_FILE"
 """Of the environment: they make a process a worker."""
+EVENT = "clear_attention.machines"
+"""The message to the page when a driver's workers have changed: {"machines": the driver's address}."""
 _KEY = "clear_attention_driver"  # on the server's application
 
 
@@ -86,7 +89,9 @@ def _driver(address: JoinAddress) -> Driver:
         known.close()
         setattr(server, _KEY, None)
     try:
-        driver = Driver(address, read_token(token_file()), _versions)
+        driver = Driver(
+            address, read_token(token_file()), _versions, lambda: server.send_sync(EVENT, {"machines": str(address)})
+        )
     except OSError as error:
         raise ValueError(
             f"machines is {address}; this machine cannot listen there ({error.strerror or error}): use an address of "
@@ -95,6 +100,12 @@ def _driver(address: JoinAddress) -> Driver:
     setattr(server, _KEY, driver)
     _log.info("CLEAR Multi-GPU: other machines join at %s, each with a copy of %s", address, token_file())
     return driver
+
+
+def known_workers(machines: str) -> tuple[Member, ...] | None:
+    """The workers that have joined at a node's `machines`; None where nothing listens there. Raises ValueError."""
+    address, driver = parse_address(machines), getattr(running_server(), _KEY, None)
+    return tuple(driver.members) if driver is not None and driver.address == address else None
 
 
 def _versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from http.client import HTTPResponse
 from pathlib import Path
@@ -28,11 +28,12 @@ from ....clear_core.cluster.c10d import C10dTransport, joined_store
 from ....clear_core.cluster.channel import Channel, Refused, Token, connect
 from ....clear_core.cluster.measure import answer_link
 from ....clear_core.cluster.schema import MalformedError
-from ....clear_core.cluster.transport import Router
+from ....clear_core.cluster.transport import ForwardLinks, Router
 from ....clear_core.file_stamp import FileStamp
 from ....clear_core.layout import Band, Grid
 from ....clear_core.window import Window
 from ...options.machines import JoinAddress
+from ..bands.progress import ForwardProgress, Throttle
 from .graph import model_files, node_classes, refusal
 from .rank import RankBands, serving
 
@@ -53,6 +54,7 @@ class Worker:
         self._serving = threading.Event()
         self._job = 0  # the latest that the driver has asked for
         self._job_taken = False  # by the host, since it was last told to forget
+        self._throttle = Throttle()
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="clear-worker", daemon=True).start()
@@ -210,7 +212,11 @@ class Worker:
         links = router.forward(command.forward, command.ranks)
         try:
             given = {name: links.receive(0, "given", index)[0] for index, name in enumerate(command.given)}
-            out = bands.rows(patched, given, plan_of(command), links, command.text_merge, active=command.active)
+            plan = plan_of(command)
+            progress = self._progress(command, plan, links)
+            out = bands.rows(
+                patched, given, plan, links, command.text_merge, progress.block_done, active=command.active
+            )
             links.send(0, "output", 0, (out,))
             self._say(said.Done(command.run, command.forward))
         except PeerError as error:
@@ -221,6 +227,15 @@ class Worker:
         finally:
             links.end()
         return router
+
+    def _progress(self, command: said.Forward, plan: BandPlan, links: ForwardLinks) -> ForwardProgress:
+        """Tells the driver what this rank's bands have done."""
+        own = [band for lane in links.lanes for band in plan.bands_of(lane)]
+
+        def report(done: Sequence[int]) -> None:
+            self._say(said.Progress(command.run, command.forward, own[0], tuple(done[own[0] : own[-1] + 1])))
+
+        return ForwardProgress(len(plan.bands), report, self._throttle)
 
     def _join(self, group: said.Group) -> C10dTransport:
         store = joined_store(group.store.host, group.store.port)
