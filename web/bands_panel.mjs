@@ -9,6 +9,7 @@ import { t } from "./i18n.mjs";
 import { COLUMNS, GAP, PADDING, measured } from "./measured.mjs";
 import { modelFile } from "./run_plan.mjs";
 import { sizeSelect } from "./size_select.mjs";
+import { workersList } from "./workers_list.mjs";
 
 /** @typedef {import("./types").BandsPayload} BandsPayload */
 /** @typedef {import("./types").BandProgress} BandProgress */
@@ -26,8 +27,10 @@ export function bandsPanel(node) {
     const right = html("div", { class: "clear-numbers" }, facts);
     const columns = html("div", { class: "clear-columns" }, picture, right);
     const run = estimate(node);
+    const workers = workersList(node);
     const [factsHeight, pickerHeight] = [measured(node, facts), measured(node, picker.element)];
-    const element = html("div", { class: "clear-panel" }, columns, run.element, picker.element);
+    const workersHeight = measured(node, workers.element);
+    const element = html("div", { class: "clear-panel" }, columns, run.element, picker.element, workers.element);
 
     /** @type {BandsPayload | undefined} */
     let plan;
@@ -50,6 +53,7 @@ export function bandsPanel(node) {
         const linked = Object.keys(values).find((name) => values[name] === undefined);
         const [width, height] = size.update();
         picker.refresh(again);
+        workers.refresh(again);
         run.refresh([width, height], again);
         if (!settings || linked) {
             plan = undefined;
@@ -81,16 +85,22 @@ export function bandsPanel(node) {
 
     return {
         element,
-        height: () => 2 * PADDING + Math.max(COLUMNS, factsHeight()) + run.height() + pickerHeight() + GAP,
+        height() {
+            const devices = pickerHeight() + GAP + (workersHeight() ? workersHeight() + GAP : 0);
+            return 2 * PADDING + Math.max(COLUMNS, factsHeight()) + run.height() + devices;
+        },
         refresh: () => refresh(),
         runEnded() {
             running = undefined;
+            workers.progressed(undefined);
             refresh(true); // memory is free again
         },
         progressed(progress) {
             running = progress;
+            workers.progressed(progress);
             show();
         },
+        machinesChanged: () => workers.refresh(true),
     };
 }
 

@@ -138,6 +138,9 @@ api.addEventListener("reconnected", () => forEachPanel((panel) => panel.runEnded
     const progress = /** @type {CustomEvent<import("./types").BandProgress>} */ (event).detail;
     forEachPanel((panel, node) => isNode(node, progress.node) && panel.progressed?.(progress));
 });
+/** @type {EventTarget} */ (api).addEventListener("clear_attention.machines", () => {
+    forEachPanel((panel) => panel.machinesChanged?.());
+});
 /** @type {EventTarget} */ (api).addEventListener("clear_attention.upscale", (event) => {
     const message = /** @type {CustomEvent<import("./types").UpscaleEvent>} */ (event).detail;
     forEachPanel((panel, node) => isNode(node, message.node) && panel.upscaled?.(message));

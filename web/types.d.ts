@@ -34,6 +34,8 @@ export interface Panel {
     runEnded?(): void;
     /** A sampling step has progressed. */
     progressed?(progress: BandProgress): void;
+    /** Machines have joined or left, or rows were dealt anew. */
+    machinesChanged?(): void;
     /** An upscale has started, or progressed. */
     upscaled?(event: UpscaleEvent): void;
     /** The download of a weights file has progressed, begun or ended. */
@@ -145,6 +147,15 @@ export interface BandProgress {
     bands: Band[];
     blocks: number;
     done: number[];
+    /** By lane: the name of the other machine that has it, "" for this one; empty where all are this one's. */
+    machines: string[];
+}
+
+/** nodes/host/page/workers.py */
+export interface WorkersPayload {
+    refused?: undefined;
+    listening: boolean;
+    workers: { name: string; cards: string[]; link: number | null; rows: number; of: number; problem: string }[];
 }
 
 /** nodes/host/page/estimate.py */

@@ -28,6 +28,7 @@ from ...options.stages import MAX_STAGES, plan_stages
 from ...options.target import Target
 from ...options.vae import TILINGS
 from ..bands.memory import RESERVE
+from ..cluster.start import known_workers
 from ..files import absent_release, download_folder, weights_files, weights_path
 from ..flux_model import model_here
 from ..machine import home, machine, used_by_models
@@ -63,6 +64,7 @@ from .query import (
     size_of,
 )
 from .upscale import upscale_payload
+from .workers import workers_payload
 
 PREFIX = "/clear_attention"
 _MOST_STEPS = 10_000
@@ -175,6 +177,11 @@ def estimate(query: Query) -> Any:
     return estimate_payload(asked, _here(bands), own_times(subject, clear.backend))
 
 
+def machines(query: Query) -> Any:
+    """The other machines that have joined at a node's `machines`; see `workers_payload`."""
+    return workers_payload(known_workers(read_values(query, {"machines": (str, None)})["machines"]))
+
+
 ROUTES: Mapping[str, Callable[[Query], Any]] = {
     "window": window,
     "bands": bands,
@@ -183,6 +190,7 @@ ROUTES: Mapping[str, Callable[[Query], Any]] = {
     "weights": weights,
     "upscale": upscale,
     "estimate": estimate,
+    "machines": machines,
 }
 
 
