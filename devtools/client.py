@@ -56,6 +56,7 @@ class Run:
     previews: list[bytes] = field(default_factory=list)
     outputs: dict[str, Any] = field(default_factory=dict)  # by node id, as in the history
     cached: list[str] = field(default_factory=list)
+    sent: dict[str, list[Any]] = field(default_factory=dict)  # by type: a pack's messages to its page
 
     def steps_of(self, node_id: str) -> list[Step]:
         return [step for step in self.steps if step.node_id == node_id]
@@ -200,6 +201,8 @@ def _read_binary(message: bytes, run: Run) -> None:
 def _read_text(message: dict[str, Any], run: Run) -> bool:
     """Take a message in; True when it was the last one of this run."""
     data = message.get("data", {})
+    if "." in message["type"]:
+        run.sent.setdefault(message["type"], []).append(data)
     if data.get("prompt_id") != run.prompt_id:
         return False
     match message["type"]:

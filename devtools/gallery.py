@@ -146,10 +146,15 @@ def served(folder: Path, *, base: Path = BASE, options: Sequence[str] = ()) -> I
     folder: an empty one, for what the server reads and writes. base, options: of the server; its models have the demo's
     text encoder. Raises ServerError where the server does not start.
     """
+    with small_server(folder, base=base, options=options) as server:
+        yield ComfyClient(server.address, timeout=1800)
+
+
+def small_server(folder: Path, *, base: Path = BASE, options: Sequence[str] = ()) -> ComfyServer:
+    """A server that has the small FLUX, not started. folder, base, options: as for `served`."""
     more = extra_models(_stand_ins(folder / "models"), workflow.SMALL, folder / "paths.yaml")
     more += [*only_this_pack(folder, small.LOADER), *options, "--use-pytorch-cross-attention"]
-    with ComfyServer(folder / "server.log", options=more, base=base, cpu=True) as server:
-        yield ComfyClient(server.address, timeout=1800)
+    return ComfyServer(folder / "server.log", options=more, base=base, cpu=True)
 
 
 def results(client: ComfyClient, names: Iterable[str]) -> Iterator[tuple[str, list[Image.Image]]]:

@@ -12,6 +12,7 @@ import queue
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +28,7 @@ PATIENCE = 6.0
 _ALIVES = 4  # in the patience of the other side
 _CHUNK = 4 * 2**20  # bytes of a send; each that comes is a sign of life, also on a link of 10 Mbit/s
 _HEADERS, _BODIES = 1, 2  # tags
+_UNDER_WAY = 3  # of the sends, or receives, of one rank
 _ENDS = 0.5  # seconds that a thread may take to end
 
 
@@ -149,7 +151,7 @@ class C10dTransport:
 
     def _send_all(self, rank: int) -> None:
         """What is posted for one rank, and signs of life where nothing is."""
-        messages = self._queues[rank]
+        messages, sends = self._queues[rank], _Pipeline(self._gloo_patience)
         try:
             while rank not in self._lost or rank in self._closing:
                 try:
@@ -157,17 +159,17 @@ class C10dTransport:
                 except queue.Empty:
                     posted = _Posted(Header("alive"), ())
                 if posted is None:
-                    self._send(rank, _bytes(Header("bye").pack()), _HEADERS)
+                    sends.add(self._send(rank, _bytes(Header("bye").pack()), _HEADERS))
+                    sends.finish()
                     return
                 if rank in self._closing:
                     continue  # it reads nothing but the "bye"
-                self._send(rank, _bytes(posted.header.pack()), _HEADERS)
+                sends.add(self._send(rank, _bytes(posted.header.pack()), _HEADERS))
                 if posted.computed is not None:
                     posted.computed.synchronize()
                 for tensor in posted.tensors:
-                    body = _bytes(tensor.detach().contiguous().cpu())
-                    for part in body.split(_CHUNK):
-                        self._send(rank, part, _BODIES)
+                    for part in _bytes(tensor.detach().contiguous().cpu()).split(_CHUNK):
+                        sends.add(self._send(rank, part, _BODIES))
         except RuntimeError as error:
             self._lose(rank, _reason(error))
 
@@ -175,35 +177,42 @@ class C10dTransport:
         """What one rank sends, until it says that it ends."""
         assert self._receive is not None
         try:
+            data, coming = self._header_from(rank)
             while rank not in self._lost:
-                data = torch.empty(HEADER_BYTES, dtype=torch.uint8)
-                self._recv(rank, data, _HEADERS)
+                coming.wait(self._gloo_patience)
+                self._heard[rank] = time.monotonic()
                 header = unpack(data.numpy().tobytes())
                 if header.kind == "bye":
                     self._closing.add(rank)
                     self._queues[rank].put(None)  # "bye" is the answer: until then the other side waits, and cannot end
                     self._lose(rank, "it has closed")
                     return
-                if header.kind == "alive":
-                    continue
-                self._receive(rank, header, tuple(self._body(rank, shape) for shape in header.tensors))
+                # The sender of the next one shall not wait to hear that this side is ready.
+                data, coming = self._header_from(rank)
+                if header.kind != "alive":
+                    self._receive(rank, header, self._tensors_from(rank, header.tensors))
         except (RuntimeError, WireError) as error:
             self._lose(rank, _reason(error))
 
-    def _body(self, rank: int, shape: Shape) -> Tensor:
-        body = torch.empty(shape.nbytes, dtype=torch.uint8)
-        for part in body.split(_CHUNK):
-            if part.numel():
-                self._recv(rank, part, _BODIES)
-        return body.view(shape.dtype).reshape(shape.sides)
+    def _header_from(self, rank: int) -> tuple[Tensor, Any]:
+        """Where the next header of a rank will be, and the receive to wait for."""
+        data = torch.empty(HEADER_BYTES, dtype=torch.uint8)
+        return data, self._recv(rank, data, _HEADERS)
 
-    def _send(self, rank: int, data: Tensor, tag: int) -> None:
-        if data.numel():
-            self._groups[rank < self.rank].send([data], rank, tag).wait(self._gloo_patience)
+    def _tensors_from(self, rank: int, wanted: Sequence[Shape]) -> tuple[Tensor, ...]:
+        receives = _Pipeline(self._gloo_patience, lambda: self._heard.update({rank: time.monotonic()}))
+        bodies = [torch.empty(shape.nbytes, dtype=torch.uint8) for shape in wanted]
+        for body in bodies:
+            for part in body.split(_CHUNK):
+                receives.add(self._recv(rank, part, _BODIES))
+        receives.finish()
+        return tuple(body.view(one.dtype).reshape(one.sides) for body, one in zip(bodies, wanted, strict=True))
 
-    def _recv(self, rank: int, data: Tensor, tag: int) -> None:
-        self._groups[rank > self.rank].recv([data], rank, tag).wait(self._gloo_patience)
-        self._heard[rank] = time.monotonic()
+    def _send(self, rank: int, data: Tensor, tag: int) -> Any:
+        return self._groups[rank < self.rank].send([data], rank, tag) if data.numel() else None
+
+    def _recv(self, rank: int, data: Tensor, tag: int) -> Any:
+        return self._groups[rank > self.rank].recv([data], rank, tag) if data.numel() else None
 
     def _lose(self, rank: int, reason: str) -> None:
         with self._lock:
@@ -212,6 +221,31 @@ class C10dTransport:
             self._lost.add(rank)
         assert self._tell_lost is not None
         self._tell_lost(rank, reason)
+
+
+class _Pipeline:
+    """Sends or receives of which a few are under way at a time: gloo asks the receiver before it sends, and that answer
+    comes while those before still travel. done: called after each."""
+
+    def __init__(self, patience: timedelta, done: Callable[[], None] = lambda: None) -> None:
+        self._patience, self._done = patience, done
+        self._under_way: deque[Any] = deque()
+
+    def add(self, work: Any) -> None:
+        """work: None for nothing to send. Raises RuntimeError where an earlier one has failed."""
+        if work is not None:
+            self._under_way.append(work)
+        while len(self._under_way) > _UNDER_WAY:
+            self._wait()
+
+    def finish(self) -> None:
+        """Wait for all. Raises RuntimeError where one fails."""
+        while self._under_way:
+            self._wait()
+
+    def _wait(self) -> None:
+        self._under_way.popleft().wait(self._patience)
+        self._done()
 
 
 def _bytes(data: bytes | Tensor) -> Tensor:

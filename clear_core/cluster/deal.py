@@ -16,11 +16,15 @@ THIS = "this machine"
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A machine that has joined. rates: of its cards, in operations a second. link: to this machine."""
+    """A machine that has joined. rates: of its cards, in operations a second. link: to this machine.
+
+    memory: bytes of its cards beside the model's weights; None where that is not to be looked at.
+    """
 
     name: str
     rates: tuple[float, ...]
     link: Link
+    memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ def by_prediction(work: Forward, own: Sequence[float], shares: Sequence[float], 
     links: dict[tuple[str, str], Link] = {}
     for number, offer in enumerate(offers, 1):
         name = f"{offer.name}, worker {number}"  # two may be called the same
-        machines.append(Machine(name, sum(offer.rates), ATTENTION_SHARE))
+        machines.append(Machine(name, sum(offer.rates), ATTENTION_SHARE, offer.memory))
         links[THIS, name] = offer.link
     for one, other in combinations(machines[1:], 2):
         both = links[THIS, one.name], links[THIS, other.name]

@@ -106,11 +106,13 @@ class Loaded:
     """The worker has the MODEL, or could have it but for some files.
 
     patch_keys_digest: SHA-256 of the names of its weight patches and of its type, to compare with the driver's.
-    missing: files that are not there or differ.
+    missing: files that are not there or differ. memory: bytes of each card beside the MODEL's weights, 0 for one that
+    has no memory of its own; () where the MODEL is not there.
     """
 
     patch_keys_digest: Sha256
     missing: Annotated[tuple[FileName, ...], Length(0, 1000)]
+    memory: Annotated[tuple[Number, ...], Length(0, 64)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,13 @@ def test_a_machine_behind_a_slow_link_is_left_out_and_told_why() -> None:
     assert alone.shares == ((),) and alone.seconds == alone.alone
 
 
+def test_a_machine_with_too_little_memory_is_left_out_and_told_why() -> None:
+    small, enough = Offer("pc", (CARD,), FAST, 64 * 2**20), Offer("pc", (CARD,), FAST, 64 * 2**30)
+    dealt = by_prediction(WORK, [CARD], [1.0], [small, enough])
+    assert dealt.shares[0] == () and len(dealt.shares[1]) == 1
+    assert "GiB beside the weights on pc, worker 1, which has 0.1" in dealt.left_out[0]
+
+
 def test_all_of_them_take_part_where_that_is_asked() -> None:
     assert equally([Offer("pc", (CARD, CARD), SLOW)]).shares == ((1.0, 1.0),)
 

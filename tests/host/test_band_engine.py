@@ -134,6 +134,31 @@ def test_several_cards_take_bands_enough_to_hide_what_travels(host: Any, nodes_a
     assert count(4, 3) == 4
 
 
+def test_a_card_of_another_machine_with_less_memory_asks_for_more_bands(
+    model: Any, nodes_api: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = nodes_api.module("nodes.host.bands.memory")
+    layout, plan = nodes_api.module("clear_core.layout"), nodes_api.module("clear_core.bands.plan")
+    window = nodes_api.module("clear_core.window").Window(4)
+    flux = model.model.diffusion_model
+    lane = nodes_api.module("nodes.host.bands.replicas").Lane(torch.device("cpu"), flux, 1.0)
+
+    def bands(others: list[int | None]) -> int:
+        def plan_of(count: int) -> Any:
+            return plan.BandPlan.cut(layout.Grid(512, 64), count, window, shares=[1.0] * (1 + len(others)))
+
+        return len(memory.plan_that_fits(plan_of, [lane], others, flux, 2, 512, 1).bands)
+
+    assert bands([None]) == 2, "nothing is to be saved on either"
+    whole = nodes_api.module("clear_core.bands.memory").banded_bytes
+    eight = plan.BandPlan.cut(layout.Grid(512, 64), 8, window, shares=[1.0] * 2)
+    need = whole(eight, 512, memory.shape_of(flux, 2, lane.device))
+    assert bands([need]) == 8
+    assert bands([need, need // 2]) > bands([need, need])
+    monkeypatch.setattr(memory, "free_bytes", lambda lanes: need // 2)
+    assert bands([need]) > 8, "the least of all decides"
+
+
 def test_references_count_as_memory(
     model: Any, nodes_api: Any, in_bands: Callable[..., Any], shown: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

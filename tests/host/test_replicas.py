@@ -265,6 +265,27 @@ def test_bands_ask_the_loaded_model_how_much_is_free(nodes_api: Any, monkeypatch
     assert memory.free_bytes([other, lane(CARD, None, 1.0, Paging())]) == 2 * 2**30 - memory.RESERVE
 
 
+def test_a_worker_tells_what_each_card_has_beside_the_weights(nodes_api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.model_management
+
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device: 24 * 2**30)
+    memory, lane = nodes_api.module("nodes.host.bands.memory"), nodes_api.module("nodes.host.bands.replicas").Lane
+
+    class Model:
+        size = 11 * 2**30
+
+        def model_size(self) -> int:
+            return self.size
+
+    other = lane(torch.device("cuda:0"), None, 1.0)
+    beside = 13 * 2**30 - memory.RESERVE
+    assert memory.rooms(Model(), [other, lane(CARD, None, 1.0)]) == (beside, beside)
+    assert memory.rooms(Model(), [other, other]) == (beside // 2,) * 2
+    assert memory.rooms(Model(), [lane(torch.device("cpu"), None, 1.0)]) == (0,), "nothing is to be saved there"
+    Model.size = 23 * 2**30
+    assert memory.rooms(Model(), [other]) == (12 * 2**30,), "the host will offload weights"
+
+
 def test_a_lora_in_bypass_mode_is_refused_on_a_second_device(nodes_api: Any, two_devices: Callable[..., Any]) -> None:
     """Its hooks hold the first device's layers: the second would compute without it."""
     from comfy.model_patcher import PatcherInjection

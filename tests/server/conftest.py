@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from devtools import workflow
+from devtools import gallery, workflow
 from devtools.checkpoints import make_demo_files
 from devtools.checkpoints_plugins import make_plugin_files
 from devtools.client import ComfyClient, Run
 from devtools.hub import LoopbackHub, small_files
+from devtools.machines import Machines, with_machines
 from devtools.own_base import OwnBase, own_base
 from devtools.page import RENDERERS, open_page, set_setting, use_renderer
 from devtools.page import browser as open_browser
@@ -78,6 +79,33 @@ def server(new_server: Callable[[], ComfyServer]) -> Iterator[ComfyServer]:
 def plugin_files(base: OwnBase) -> None:
     """LoRAs, ControlNets and FLUX.1-schnell beside the demo files; the server sees them at once."""
     base.add(make_plugin_files)
+
+
+@pytest.fixture(scope="session")
+def new_small(base: OwnBase, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], ComfyServer]:
+    """Makes servers that have the small FLUX: context managers."""
+    return lambda: gallery.small_server(tmp_path_factory.mktemp("small"), base=base.path, options=base.options)
+
+
+@pytest.fixture(scope="session")
+def small_prompt() -> Callable[..., workflow.Prompt]:
+    """The demo's: the shipped workflow on the small FLUX with its distilled weights, in few steps."""
+
+    def make(*changes: workflow.Changes, steps: int = 3, side: int = 256, seed: int = 1) -> workflow.Prompt:
+        asked = workflow.sampling(width=side, height=side, steps=steps, seed=seed)
+        text = {"Prompt": gallery.CASES["03_prompt_to_2k"].changes["Prompt"]}
+        return workflow.changed(workflow.load(), workflow.SMALL.changes(), asked, text, *changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def machines(new_small: Callable[[], ComfyServer], small_prompt: Callable[..., workflow.Prompt]) -> Iterator[Machines]:
+    """A driver that listens, and one worker; a test that adds or stops workers leaves one."""
+    with new_small() as driver, Machines(driver, new_small) as made:
+        made.client.run(with_machines(small_prompt(steps=1, side=64), made.address))
+        made.join()
+        yield made
 
 
 @pytest.fixture(scope="module")

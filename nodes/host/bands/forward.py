@@ -27,7 +27,7 @@ from ..node_text import node_text_sender
 from ..run_record import note_run
 from .cut import CutForward
 from .last import last_wrapper
-from .machines import Machines, SharedForward, work_of
+from .machines import Machines, OtherLane, SharedForward, work_of
 from .memory import plan_that_fits, replica_needs, shape_for_estimate
 from .progress import BlockDone, ForwardProgress, StartProgress, band_progress
 from .replicas import Lane, Replicas, preflight
@@ -159,8 +159,8 @@ class _Bands:
         self.replicas.follow_hooks()
         forward = CutForward(executor, given, frame, lanes, self.weights)
 
-        def plan_of(others: Sequence[float]) -> BandPlan:
-            return self._plan(flux, given, clear, [*lanes, *(Lane(lanes[0].device, None, share) for share in others)])
+        def plan_of(others: Sequence[OtherLane]) -> BandPlan:
+            return self._plan(flux, given, clear, lanes, others)
 
         def compute(plan: BandPlan, links: Links, block_done: BlockDone | None) -> Tensor:
             check = comfy.model_management.throw_exception_if_processing_interrupted
@@ -178,11 +178,18 @@ class _Bands:
         self.show(machines.text)
         return None if parts is None else forward.cropped(parts)
 
-    def _plan(self, flux: Any, given: ForwardArgs, clear: ClearSettings, lanes: Sequence[Lane]) -> BandPlan:
+    def _plan(
+        self,
+        flux: Any,
+        given: ForwardArgs,
+        clear: ClearSettings,
+        lanes: Sequence[Lane],
+        others: Sequence[OtherLane] = (),
+    ) -> BandPlan:
         """As many bands as the node was set to, or as few as fit into the lanes' memory."""
         frame: Frame = given.options[FRAME]
         window, factor = clear.band_window(active=frame.active), clear.down_factor if frame.active else 1
-        shares = [lane.share for lane in lanes]
+        shares = [lane.share for lane in (*lanes, *others)]
 
         def plan_of(count: int) -> BandPlan:
             return BandPlan.cut(frame.image, count, window, down_factor=factor, shares=shares)
@@ -191,7 +198,8 @@ class _Bands:
         if count:
             return plan_of(count)
         replicated = given.context.shape[1] + sum(grid.tokens for grid in frame.references)
-        return plan_that_fits(plan_of, lanes, flux, given.x.element_size(), replicated, given.x.shape[0])
+        there = [lane.memory for lane in others]
+        return plan_that_fits(plan_of, lanes, there, flux, given.x.element_size(), replicated, given.x.shape[0])
 
     def _text(self, banded: BandedForward, lanes: Sequence[Lane], missing: Sequence[str]) -> str:
         """What the node shows."""

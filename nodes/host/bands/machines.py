@@ -20,12 +20,21 @@ from .progress import BlockDone, ForwardProgress
 from .replicas import Lane
 
 
+@dataclass(frozen=True, slots=True)
+class OtherLane:
+    """A card of another machine. share: of the rows, in the unit of this machine's lanes. memory: bytes that a forward
+    may take there; None where nothing is to be saved."""
+
+    share: float
+    memory: int | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SharedForward:
     """One forward that other machines may take part in.
 
     lanes: of this machine. work: what is computed, where its time can be predicted: with a window. plan_of: the plan
-    with further lanes of such shares behind them. compute: this machine's own rows, told of each block that is done.
+    with further lanes behind them. compute: this machine's own rows, told of each block that is done.
     progress: called with the plan and the machine of each lane, "" for this one; None where nobody watches.
     active: whether the window is on in this step.
     """
@@ -33,7 +42,7 @@ class SharedForward:
     given: ForwardArgs
     lanes: Sequence[Lane]
     work: Forward | None
-    plan_of: Callable[[Sequence[float]], BandPlan]
+    plan_of: Callable[[Sequence[OtherLane]], BandPlan]
     text_merge: TextMerge
     compute: Callable[[BandPlan, Links, BlockDone | None], Tensor]
     progress: Callable[[BandPlan, Sequence[str]], ForwardProgress] | None

@@ -112,15 +112,23 @@ def fitting_count(
 
 
 def plan_that_fits(
-    plan_of: Callable[[int], BandPlan], lanes: Sequence[Lane], flux: Any, element_size: int, replicated: int, batch: int
+    plan_of: Callable[[int], BandPlan],
+    lanes: Sequence[Lane],
+    others: Sequence[int | None],
+    flux: Any,
+    element_size: int,
+    replicated: int,
+    batch: int,
 ) -> BandPlan:
     """How a forward is cut with `bands` 0, as the memory of the lanes' devices is now. For the rest see `shape_of`.
 
-    replicated: tokens of the text and of the references, which every lane has.
+    others: bytes that the lanes of other machines may take; None where nothing is to be saved. replicated: tokens of
+    the text and of the references, which every lane has.
     """
     offloaded = any(is_offloaded(lane.patcher) for lane in lanes)
     shape = shape_of(flux, element_size, lanes[0].device, offloaded=offloaded)
-    return plan_of(fitting_count(plan_of, len(lanes), free_bytes(lanes), replicated, shape, batch))
+    free = min((each for each in (free_bytes(lanes), *others) if each is not None), default=None)
+    return plan_of(fitting_count(plan_of, len(lanes) + len(others), free, replicated, shape, batch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +166,20 @@ class Demand:
 def _room(model: Any, device: torch.device) -> int:
     """Bytes of a device beside the model's weights."""
     return _total(device) - model.model_size() - RESERVE
+
+
+def rooms(model: Any, lanes: Sequence[Lane]) -> tuple[int, ...]:
+    """Bytes that a forward may take on each lane's device beside the weights of `model`, which need not be loaded; 0 on
+    a CPU, where nothing is to be saved."""
+    shared = Counter(lane.device for lane in lanes)
+    found: list[int] = []
+    for lane in lanes:
+        room = 0
+        if lane.device.type != "cpu":
+            # Of weights that do not fit, the host transfers some in each step.
+            room = max(_room(model, lane.device), _total(lane.device) // _LEAST_SHARE) // shared[lane.device]
+        found.append(room)
+    return tuple(found)
 
 
 def _total(device: torch.device) -> int:

@@ -39,7 +39,8 @@ class Dealt:
 class Member:
     """A worker that has joined. loaded: the job that it has; answered: the last question that it has answered.
 
-    problem: why it takes no part, "" where it does. link: to this process, measured in the first group.
+    problem: why it takes no part, "" where it does. link: to this process, measured in the first group. memory: of each
+    card, bytes beside the weights of the job that it has; None where nothing is to be saved.
     """
 
     number: int
@@ -53,6 +54,7 @@ class Member:
     gone: bool = False
     untried: int = TRIES
     dealt: Dealt = Dealt()
+    memory: tuple[int | None, ...] = ()
 
     @property
     def name(self) -> str:

@@ -19,6 +19,7 @@ from ....clear_core.cluster.transport import ForwardLinks
 from ..attention_call import ACTIVE, BANDS, FRAME
 from ..bands.cut import CutForward
 from ..bands.last import last_wrapper
+from ..bands.memory import rooms
 from ..bands.progress import BlockDone
 from ..bands.replicas import Replicas
 from ..bands.weights import BlockWeights
@@ -35,6 +36,11 @@ class RankBands:
     weights: BlockWeights = field(default_factory=BlockWeights)
     _now: tuple[BandPlan, ForwardLinks, TextMerge, BlockDone] | None = None
     _rows: Tensor | None = None
+
+    def rooms(self, model: Any) -> tuple[int, ...]:
+        """Bytes that a forward may take on each card beside the weights of a MODEL; 0 where nothing is to be saved."""
+        flux = model.get_model_object("diffusion_model")
+        return rooms(model, self.replicas.lanes(flux, torch.device(model.load_device)))
 
     def rows(
         self,

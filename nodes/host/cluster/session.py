@@ -11,7 +11,7 @@ from torch import Tensor
 from ....clear_core.bands.plan import BandPlan
 from ....clear_core.cluster.deal import Deal, Offer, by_prediction, equally
 from ....clear_core.cluster.predict import Forward
-from ..bands.machines import SharedForward
+from ..bands.machines import OtherLane, SharedForward
 from ..bands.replicas import Lane
 from .driver import Driver, Share
 from .graph import Graph, model_files, node_classes, refusal
@@ -72,7 +72,11 @@ class Session:
             owners = [0] * len(shared.lanes)
             for rank, shares in enumerate(dealt.shares, 1):
                 owners += [rank] * len(shares)
-            plan = shared.plan_of([each for shares in dealt.shares for each in shares])
+            pairs = zip(dealt.shares, members, strict=True)
+            others = [
+                OtherLane(*each) for shares, one in pairs for each in zip(shares, one.memory, strict=bool(shares))
+            ]
+            plan = shared.plan_of(others)
             ranks = tuple(owners[: plan.lane_count])
             for rank, member in enumerate(members, 1):
                 member.dealt = Dealt(_rows(plan, ranks, rank), plan.image.height, dealt.left_out.get(rank - 1, ""))
@@ -89,10 +93,12 @@ class Session:
         offers: list[Offer] = []
         for member in members:
             assert member.link is not None  # the driver measures before it deals
-            offers.append(Offer(member.name, tuple(card.flops for card in member.hello.cards), member.link))
+            memory = None if None in member.memory else sum(filter(None, member.memory))
+            rates = tuple(card.flops for card in member.hello.cards)
+            offers.append(Offer(member.name, rates, member.link, memory))
         if self._everyone or work is None:
             return equally(offers)
-        key = (work, tuple(member.number for member in members))
+        key = (work, tuple((member.number, member.memory) for member in members))
         if self._dealt is None or self._dealt[0] != key:
             rates = [self._driver.rate(lane.device) for lane in lanes]
             self._dealt = key, by_prediction(work, rates, [lane.share for lane in lanes], offers)

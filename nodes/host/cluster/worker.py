@@ -106,7 +106,7 @@ class Worker:
         own = model_files(asked.graph)
         missing = tuple(name for name, known in asked.files.items() if name not in own or _sha256(own[name]) != known)
         if missing:
-            self._say(said.Loaded("0" * 64, missing))
+            self._say(said.Loaded("0" * 64, missing, ()))
             return
         rank = {"class_type": RANK_NODE, "inputs": {"model": [asked.node, asked.output], "job": self._job}}
         prompt = {**asked.graph, RANK_NODE: rank}
@@ -162,7 +162,7 @@ class Worker:
         self._serving.set()
         router: Router | None = None
         try:
-            self._say(said.Loaded(digest, ()))
+            self._say(said.Loaded(digest, (), bands.rooms(patched)))
             while (command := self._command()) is not None:
                 if router is not None and isinstance(command, said.Group):
                     router.close()
