@@ -104,9 +104,9 @@ class _Pair:
         self._net.quicken(self.machines[1])
 
     def link(self, size: int) -> Link:
-        """As messages of a size see it."""
+        """As messages of a size see it while both directions are busy, as they are in a forward."""
         (small, large), _ = self.both("probe", forward=next(self._numbers), probe=[_SMALL, size], repeats=3)
-        return Link(size / max(large - small, 1e-6), small / 2)
+        return Link(size / max(large - small, 1e-6), small)
 
     def seconds(self, work: Work) -> float:
         """Of a forward, until the last machine is done."""

@@ -102,7 +102,7 @@ def alone(router: Router, transport: C10dTransport, asked: dict[str, Any]) -> No
 
 
 def probe(router: Router, transport: C10dTransport, asked: dict[str, Any]) -> None:
-    """Messages of given sizes to the other rank, each answered by a short one: the median seconds of each size."""
+    """Messages of given sizes to the other rank, which sends as much at the same time: the median seconds of each size."""
     links, other = router.forward(asked["forward"], (0, 1)), 1 - transport.rank
     found: list[float] = []
     for number, size in enumerate(asked["probe"]):
@@ -110,12 +110,8 @@ def probe(router: Router, transport: C10dTransport, asked: dict[str, Any]) -> No
         for turn in range(number * 100, number * 100 + asked["repeats"]):
             _meet(links, other, turn)
             began = time.monotonic()
-            if transport.rank == 0:
-                links.send(1, "given", turn, (torch.zeros(size, dtype=torch.uint8),))
-                links.receive(1, "given", turn)
-            else:
-                links.receive(0, "given", turn)
-                links.send(0, "given", turn, (torch.zeros(1, dtype=torch.uint8),))
+            links.send(other, "given", turn, (torch.zeros(size, dtype=torch.uint8),))
+            links.receive(other, "given", turn)
             seconds.append(time.monotonic() - began)
         found.append(median(seconds))
     links.end()

@@ -33,24 +33,31 @@ def matrix_rate(device: torch.device) -> float:
 
 
 def time_link(links: ForwardLinks, rank: int) -> Link:
-    """The link to another rank, which calls `answer_link` at the same time: the mean of both directions.
+    """The link to another rank, which calls `answer_link` at the same time: its rate while both directions are busy, as
+    they are in a forward.
 
     Raises PeerError where it is lost.
     """
-    latency = statistics.median(_there_and_back(links, rank, index, _SMALL) for index in range(_REPEATS)) / 2
-    carrying = _there_and_back(links, rank, _REPEATS, _BYTES) / 2 - latency
-    return Link(_BYTES / max(carrying, 1e-9), latency)
+    small, large = (torch.zeros(size, dtype=torch.uint8) for size in (_SMALL, _BYTES))
+    took: list[float] = []
+    for index in range(_REPEATS):
+        begun = time.perf_counter()
+        links.send(rank, "given", index, (small,))
+        links.receive(rank, "output", index)
+        took.append(time.perf_counter() - begun)
+    there_and_back = statistics.median(took)
+    begun = time.perf_counter()
+    links.send(rank, "given", _REPEATS, (small,))  # has the other rank begin
+    links.send(rank, "given", _REPEATS + 1, (large,))
+    links.receive(rank, "output", _REPEATS + 1)
+    carrying = time.perf_counter() - begun - there_and_back
+    return Link(_BYTES / max(carrying, 1e-9), there_and_back / 2)
 
 
 def answer_link(links: ForwardLinks, rank: int) -> None:
-    """Give each message back."""
-    for index in range(_REPEATS + 1):
+    """The other side of `time_link`. Raises PeerError where the rank is lost."""
+    for index in range(_REPEATS):
         links.send(rank, "output", index, links.receive(rank, "given", index))
-
-
-def _there_and_back(links: ForwardLinks, rank: int, index: int, size: int) -> float:
-    """Seconds of so many bytes to a rank and back."""
-    begun = time.perf_counter()
-    links.send(rank, "given", index, (torch.zeros(size, dtype=torch.uint8),))
-    links.receive(rank, "output", index)
-    return time.perf_counter() - begun
+    links.receive(rank, "given", _REPEATS)
+    links.send(rank, "output", _REPEATS + 1, (torch.zeros(_BYTES, dtype=torch.uint8),))
+    links.receive(rank, "given", _REPEATS + 1)

@@ -118,4 +118,9 @@ def grid(seeds: int) -> Iterator[Variant]:
             yield replace(full, rank=rank)
         for radius in (2, 4):
             yield replace(full, radius=radius)
-        yield replace(full, down_factor=4)
+        global_context = replace(full, down_factor=4)
+        yield global_context
+        longest = replace(global_context, method=END_TO_END, training=TEACHER)
+        yield longest
+        for share in DENSE:
+            yield replace(longest, dense=share)
