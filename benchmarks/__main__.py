@@ -40,6 +40,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--cluster-overlap", action="store_true", help="instead: two processes with a slow link, beside the model"
     )
+    parser.add_argument(
+        "--cluster-cancel", action="store_true", help="instead: two ComfyUIs, and how soon both stop at Cancel"
+    )
     parser.add_argument("--memory", action="store_true", help="instead: peak memory by number of bands, computed")
     parser.add_argument(
         "--training", action="store_true", help="instead: attention in training; with --memory, its peak"
@@ -74,6 +77,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.cluster_overlap:
         return _cluster_overlap(options, arguments)
+    if options.cluster_cancel:
+        return _cluster_cancel(options, arguments)
     if options.memory and options.training:
         return _training(options, arguments)
     if options.training:
@@ -152,6 +157,17 @@ def _cluster_overlap(options: argparse.Namespace, arguments: list[str]) -> int:
     )
     found = cluster_overlap.rows(options.repeats)
     print(cluster_overlap.table(found))
+    _write(options.json, _heading(arguments, name) | {"rows": [row.as_dict() for row in found]})
+    return 0
+
+
+def _cluster_cancel(options: argparse.Namespace, arguments: list[str]) -> int:
+    from . import cluster_cancel  # starts servers: nothing else here does
+
+    name = device_name(torch.device("cpu"))
+    print(f"{options.repeats} prompts on two ComfyUIs, cancelled at random moments, on {name}:\n", flush=True)
+    found = list(cluster_cancel.rows(options.repeats))
+    print(cluster_cancel.table(found))
     _write(options.json, _heading(arguments, name) | {"rows": [row.as_dict() for row in found]})
     return 0
 

@@ -102,7 +102,7 @@ def alone(router: Router, transport: C10dTransport, asked: dict[str, Any]) -> No
 
 
 def probe(router: Router, transport: C10dTransport, asked: dict[str, Any]) -> None:
-    """Messages of given sizes to the other rank, which sends as much at the same time: the median seconds of each size."""
+    """Messages of some sizes to the other rank, which sends as much at the same time: the median seconds of each."""
     links, other = router.forward(asked["forward"], (0, 1)), 1 - transport.rank
     found: list[float] = []
     for number, size in enumerate(asked["probe"]):
