@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from safetensors.torch import save_file
 
-from devtools import gallery, workflow
-from devtools.client import Run
+from devtools import checkpoints, gallery, workflow
+from devtools.client import ClientError, Run
 from devtools.machines import Machines, difference, node, said, sampled, with_machines
 from devtools.page import RENDERERS, change_widgets, open_page, open_workflow, put_after
 from devtools.server import free_port
+from devtools.small_flux import files as small
 
 
 def shared_by(run: Run) -> list[str]:
@@ -40,6 +43,80 @@ def test_two_machines_give_the_picture_of_one(machines: Machines, small_prompt: 
     other = machines.client.run(sampled(asked, bands=5, machines=f"{machines.address} all", devices="cpu=3,cpu"))
     assert len(shared_by(other)) >= 1, other.texts
     assert difference(machines.pictures(other), plain) <= 1
+
+
+def fp8(prompt: workflow.Prompt) -> workflow.Prompt:
+    return workflow.changed(prompt, {"UNETLoader": {"weight_dtype": "fp8_e4m3fn"}})
+
+
+def with_a_mask(prompt: workflow.Prompt) -> workflow.Prompt:
+    """Only the right half is sampled."""
+    prompt["all"] = node("SolidMask", value=0.0, width=256, height=256)
+    prompt["half"] = node("SolidMask", value=1.0, width=128, height=256)
+    mask = {"x": 128, "y": 0, "operation": "add", "destination": ["all", 0], "source": ["half", 0]}
+    prompt["mask"] = node("MaskComposite", **mask)
+    sampler = prompt[workflow.node_id(prompt, "SamplerCustomAdvanced")]["inputs"]
+    prompt["masked"] = node("SetLatentNoiseMask", samples=sampler["latent_image"], mask=["mask", 0])
+    sampler["latent_image"] = ["masked", 0]
+    return prompt
+
+
+def with_a_reference(prompt: workflow.Prompt) -> workflow.Prompt:
+    """An image's latent behind the image's own tokens, as Kontext has it."""
+    vae = prompt[workflow.node_id(prompt, "VAEDecode")]["inputs"]["vae"]
+    prompt["image"] = node("EmptyImage", width=128, height=96, batch_size=1, color=0xC04020)
+    prompt["latent"] = node("VAEEncode", pixels=["image", 0], vae=vae)
+    guider = prompt[workflow.node_id(prompt, "BasicGuider")]["inputs"]
+    prompt["reference"] = node("ReferenceLatent", conditioning=guider["conditioning"], latent=["latent", 0])
+    guider["conditioning"] = ["reference", 0]
+    return prompt
+
+
+def in_regions(prompt: workflow.Prompt) -> workflow.Prompt:
+    """Two prompts, each for half of the image."""
+    guider = prompt[workflow.node_id(prompt, "BasicGuider")]["inputs"]
+    encode = prompt[workflow.node_id(prompt, "CLIPTextEncode")]["inputs"]
+    prompt["other"] = node("CLIPTextEncode", **{**encode, "text": "a desert, dark sky"})
+    prompt["all"] = node("SolidMask", value=0.0, width=256, height=256)
+    prompt["half"] = node("SolidMask", value=1.0, width=128, height=256)
+    for name, x, conditioning in (("left", 0, guider["conditioning"]), ("right", 128, ["other", 0])):
+        mask = {"x": x, "y": 0, "operation": "add", "destination": ["all", 0], "source": ["half", 0]}
+        prompt[f"{name} mask"] = node("MaskComposite", **mask)
+        region = {"strength": 1.0, "set_cond_area": "default", "mask": [f"{name} mask", 0]}
+        prompt[name] = node("ConditioningSetMask", conditioning=conditioning, **region)
+    prompt["both"] = node("ConditioningCombine", conditioning_1=["left", 0], conditioning_2=["right", 0])
+    guider["conditioning"] = ["both", 0]
+    return prompt
+
+
+@pytest.mark.parametrize("change", [fp8, with_a_mask, with_a_reference, in_regions])
+def test_what_else_an_image_is_made_from_reaches_the_other_machine(
+    machines: Machines, small_prompt: Any, change: Callable[[workflow.Prompt], workflow.Prompt]
+) -> None:
+    plain = machines.pictures(machines.client.run(small_prompt(seed=21)))
+    asked = change(small_prompt(seed=21))
+    alone = machines.pictures(machines.client.run(asked))
+    assert difference(alone, plain) > 2
+    run = machines.client.run(with_machines(asked, machines.address, bands=5))
+    assert shared_by(run), run.texts
+    assert difference(machines.pictures(run), alone) <= 1
+
+
+def test_a_lora_scheduled_by_hooks_is_refused_before_sampling(
+    machines: Machines, small_prompt: Any, models: Path
+) -> None:
+    asked = small_prompt(seed=22)
+    name = "cluster_hooked.safetensors"
+    (models / "loras").mkdir(exist_ok=True)
+    save_file(checkpoints.random_lora(small.FOLDER / small.FLUX, "hooked"), models / "loras" / name)
+    prompt = with_machines(asked, machines.address, bands=3)
+    guider = prompt[workflow.node_id(prompt, "BasicGuider")]["inputs"]
+    prompt["hook"] = node("CreateHookLoraModelOnly", lora_name=name, strength_model=1.0)
+    hooked = {"cond_NEW": guider["conditioning"], "hooks": ["hook", 0], "strength": 1.0, "set_cond_area": "default"}
+    prompt["hooked"] = node("ConditioningSetProperties", **hooked)
+    guider["conditioning"] = ["hooked", 0]
+    with pytest.raises(ClientError, match="scheduled by hooks cannot be sent to other machines"):
+        machines.client.run(prompt)
 
 
 def test_rows_are_dealt_by_what_is_measured(machines: Machines, small_prompt: Any) -> None:
