@@ -70,9 +70,12 @@ class Machines:
             time.sleep(0.1)
 
     def pictures(self, run: Run) -> np.ndarray:
-        """All that a run of the driver saved: uint8 [images, height, width, 3]."""
-        opened = [Image.open(io.BytesIO(self.client.image(image))).convert("RGB") for image in run.images()]
-        return np.stack([np.asarray(image) for image in opened])
+        """What a run of the driver saved, all of one size: uint8 [images, height, width, 3]."""
+        return np.stack([self.picture(image) for image in run.images()])
+
+    def picture(self, image: dict[str, str]) -> np.ndarray:
+        """One saved image: uint8 [height, width, 3]."""
+        return np.asarray(Image.open(io.BytesIO(self.client.image(image))).convert("RGB"))
 
 
 def said(run: Run) -> str:

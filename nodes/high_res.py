@@ -17,6 +17,7 @@ from .high_res_inputs import LIMITS, high_res_inputs
 from .high_res_parts import numbered
 from .options.bands import check_bands, resolve_bands
 from .options.limits import one_of, within
+from .options.machines import parse_address
 from .options.stages import Stage, plan_stages
 from .options.target import MEGAPIXELS, SIZE_BY, Target
 from .options.vae import AUTO, TILINGS
@@ -62,10 +63,12 @@ class CLEARHighRes(io.ComfyNode):
         scale: float | None = None,
         size_by: str | None = None,
         vae_tiling: str | None = None,
+        machines: str | None = None,
     ) -> bool | str:
         numbers = (target_megapixels, denoise, guidance, ntk_factor, scale)
         try:
             check_bands(devices, bands, None)
+            parse_address(machines or "")
             for (name, (low, high)), value in zip(LIMITS.items(), numbers, strict=True):
                 if value is not None:
                     within(name, value, low, high)
@@ -99,6 +102,7 @@ class CLEARHighRes(io.ComfyNode):
         long_side: int = Target.long_side,
         scale: float = Target.scale,
         save_stages: bool = False,
+        machines: str = "",
         **inputs: Any,
     ) -> io.NodeOutput:
         patched = host.has_clear(model)
@@ -112,6 +116,8 @@ class CLEARHighRes(io.ComfyNode):
                 "The model already has CLEAR: disconnect weights, or connect the model from before Apply CLEAR "
                 "Attention."
             )
+        if machines and not host.keeps_outputs():
+            raise ValueError("machines needs ComfyUI's cache: start it without --cache-none, or leave machines empty.")
         batch, height, width = image.shape[:3]
         target = Target(target_megapixels, size_by, long_side, scale)
         planned = plan_stages(width, height, target.megapixels_of(width, height), stages)
@@ -133,7 +139,7 @@ class CLEARHighRes(io.ComfyNode):
                 for name, value in given.items()
                 if value is not None
             }
-        inputs |= {"vae_tiling": vae_tiling, "save_stages": save_stages}
+        inputs |= {"vae_tiling": vae_tiling, "save_stages": save_stages, "machines": machines}
         done = [_upscaled(graph, planned, given | {"image": one}, inputs) for one in _singles(graph, given, batch)]
         host.start_upscale(
             cls.hidden.unique_id,

@@ -64,6 +64,7 @@ def add_stage(graph: Any, number: int, stage: Stage, given: Mapping[str, Any], i
         devices=inputs["devices"],
         bands=inputs["bands"],
         text_merge="exact",
+        machines=inputs["machines"],
     )
     decoder = graph.node("CLEARStageDecode", samples=sampler.out(0), vae=vae, save=inputs["save_stages"], **passing)
     return StageNodes(decoder.out(0), {"encode": encoder.id, "sample": sampler.id, "decode": decoder.id})

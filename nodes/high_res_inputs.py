@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import host
-from .band_inputs import devices_input
+from .band_inputs import devices_input, machines_input
 from .options.bands import MAX_BANDS
 from .options.clear import MAX_NTK_FACTOR
 from .options.stages import LARGEST_SIDE, MAX_STAGES
@@ -187,4 +187,5 @@ def high_res_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Saves the image of every stage to the output folder as soon as it is finished.",
         ),
+        machines_input(),
     ]

@@ -297,6 +297,8 @@ def test_a_host_that_keeps_nothing_runs_what_is_before_the_node_once(
     run = machine(cache="NONE").run(one_node(SMALL))
     assert run.ran.count("GiveMODEL") == run.ran.count("GiveIMAGE") == 1
     assert torch.equal(run.images["image"][0], expected.images["image"][0])
+    refused = machine(cache="NONE").run(one_node(SMALL, machines="127.0.0.1:8189"))
+    assert "start it without --cache-none" in refused.ended and "CLEARTiledSampler" not in refused.ran
 
 
 def test_a_list_of_images_is_carried_up_one_by_one(machine: Callable[..., Machine]) -> None:

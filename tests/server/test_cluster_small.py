@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from safetensors.torch import save_file
 
@@ -142,6 +143,24 @@ def test_the_sampler_behind_multi_gpu_with_machines_of_its_own(machines: Machine
     shared = machines.client.run(both)
     assert any(node == sampler and "with 127.0.0.1" in text for node, text in shared.texts), shared.texts
     assert difference(machines.pictures(shared), plain) <= 1
+
+
+def test_an_upscale_in_stages(machines: Machines) -> None:
+    """Every stage has a MODEL of its own, made by nodes that are not in the prompt."""
+    picture = Image.radial_gradient("L").resize((96, 128)).convert("RGB")
+    changes: workflow.Changes = {
+        **workflow.SMALL.changes(),
+        "LoadImage": {"image": machines.client.upload_picture("to_enlarge.png", picture)},
+        "CLEARHighRes": {"size_by": "scale", "scale": 3.0, "stages": 2, "steps": 3, "devices": "cpu", "bands": 3},
+    }
+    asked = workflow.changed(workflow.server_form("02_image_to_4k"), changes)
+    shared = workflow.changed(asked, {"CLEARHighRes": {"machines": f"{machines.address} all"}})
+    saved = workflow.node_id(asked, "SaveImage")
+    runs = [machines.client.run(prompt) for prompt in (asked, shared)]
+    assert len(shared_by(runs[1])) >= 2, runs[1].texts
+    stages = [[machines.picture(image) for image in run.outputs[saved]["images"]] for run in runs]
+    assert len(stages[0]) == 2 and stages[0][1].shape == (384, 288, 3)
+    assert all(difference(*pair) <= 1 for pair in zip(*stages, strict=True))
 
 
 def test_a_batch_and_guidance_by_two_prompts(machines: Machines, small_prompt: Any) -> None:
