@@ -84,7 +84,7 @@ def test_widgets_of_bands_keep_their_positions(object_info: dict[str, Any]) -> N
         assert list(workflow.widget_names(node, object_info))[: len(names)] == names
         assert object_info[node]["input"]["optional"].keys() == {"machines"}
         assert object_info[node]["input"]["optional"]["machines"][1]["default"] == ""
-    assert workflow.widget_names("CLEARHighRes", object_info)[-2:] == ["save_stages", "machines"]
+    assert list(workflow.widget_names("CLEARHighRes", object_info))[-2:] == ["save_stages", "machines"]
 
 
 def test_loader_node(object_info: dict[str, Any]) -> None:
