@@ -330,6 +330,8 @@ class Driver:
                 # Of a run, such as one that its memory is too small for: repeated with it, a forward would never end.
                 member.loaded, member.problem = None, message.reason
             self._changed.notify_all()
+        if isinstance(message, (said.Loaded, said.Failed)):
+            self._tell_page()
 
     def _tell(self, member: Member, message: said.Message) -> bool:
         """Whether it could be sent."""
