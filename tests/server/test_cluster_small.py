@@ -46,6 +46,17 @@ def test_two_machines_give_the_picture_of_one(machines: Machines, small_prompt: 
     assert difference(machines.pictures(other), plain) <= 1
 
 
+def test_the_papers_average_is_that_of_as_many_devices(machines: Machines, small_prompt: Any) -> None:
+    asked = small_prompt(seed=23)
+    average = {"bands": 4, "text_merge": "average"}
+    here = machines.client.run(with_machines(asked, "", devices="cpu,cpu", **average))
+    run = machines.client.run(with_machines(asked, machines.address, **average))
+    assert shared_by(run), run.texts
+    assert difference(machines.pictures(run), machines.pictures(here)) <= 1
+    exact = machines.client.run(with_machines(asked, machines.address, bands=4))
+    assert difference(machines.pictures(run), machines.pictures(exact)) > 1
+
+
 def fp8(prompt: workflow.Prompt) -> workflow.Prompt:
     return workflow.changed(prompt, {"UNETLoader": {"weight_dtype": "fp8_e4m3fn"}})
 
