@@ -94,7 +94,7 @@ def _after(
     lanes = [lane(device, patchers[device].model.diffusion_model, 1.0, patchers[device]) for device in found.devices]
     clear = model.model_options["transformer_options"][settings]
     demand = memory.Demand.of(model, shape, clear, lanes)
-    fitting = memory.plan_that_fits(demand.plan_of, lanes, lanes[0].flux, 2, 512, 1)
+    fitting = memory.plan_that_fits(demand.plan_of, lanes, (), lanes[0].flux, 2, 512, 1)
     plan = demand.plan_of(bands) if bands else fitting
     after = []
     for number, device in enumerate(found.devices):
