@@ -27,9 +27,9 @@ from devtools.own_base import own_base
 from devtools.server import ComfyServer, only_this_pack
 
 _SIDE, _RADIUS, _BANDS = 512, 8, 6
-_SAMPLE = 0.05  # seconds between two looks at what a process has computed
-_BUSY = 0.3  # of a core: what it takes more than this, it computes
-_IDLE = 1.0  # seconds without that
+_SAMPLE = 0.05  # seconds between two readings of a process's CPU time
+_BUSY = 0.3  # CPU seconds a second from which a process counts as busy
+_IDLE = 1.0  # seconds below that after which it counts as idle
 
 
 @dataclass(frozen=True, slots=True)

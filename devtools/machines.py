@@ -19,7 +19,7 @@ from .client import ComfyClient, Run
 from .server import ComfyServer, free_port
 from .workflow import Prompt
 
-_PATIENCE = 120.0  # seconds, for a worker to join
+_PATIENCE = 120.0  # seconds
 
 
 class Machines:
@@ -63,11 +63,7 @@ class Machines:
         before = self.driver.log.count("has joined")
         with _environment(CLEAR_WORKER_JOIN=self.address, CLEAR_WORKER_TOKEN_FILE=str(self.token)):
             worker.start()
-        ends = time.monotonic() + _PATIENCE
-        while self.driver.log.count("has joined") == before:
-            if time.monotonic() > ends:
-                raise TimeoutError(f"the worker has not joined:\n{worker.log[-2000:]}\n{self.driver.log[-2000:]}")
-            time.sleep(0.1)
+        wait_until(lambda: self.driver.log.count("has joined") > before, worker, self.driver)
 
     def pictures(self, run: Run) -> np.ndarray:
         """What a run of the driver saved, all of one size: uint8 [images, height, width, 3]."""
@@ -76,6 +72,15 @@ class Machines:
     def picture(self, image: dict[str, str]) -> np.ndarray:
         """One saved image: uint8 [height, width, 3]."""
         return np.asarray(Image.open(io.BytesIO(self.client.image(image))).convert("RGB"))
+
+
+def wait_until(condition: Callable[[], bool], *servers: ComfyServer) -> None:
+    """Returns once the condition holds. Raises TimeoutError with the end of each log where it never does."""
+    ends = time.monotonic() + _PATIENCE
+    while not condition():
+        if time.monotonic() > ends:
+            raise TimeoutError("\n".join(server.log[-2000:] for server in servers))
+        time.sleep(0.1)
 
 
 def said(run: Run) -> str:

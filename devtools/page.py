@@ -130,6 +130,19 @@ def put_after(page: Page, before: str, kind: str, name: str, place: tuple[float,
     )
 
 
+def put_multi_gpu(page: Page) -> None:
+    """Put CLEAR Multi-GPU behind Apply CLEAR Attention, with nothing around it, and into view."""
+    x, y = page.evaluate("() => [...app.graph.nodes.find((node) => node.type === 'CLEARApply').pos]")
+    put_after(page, "CLEARApply", "CLEARMultiGPU", "model", (x, y + 1000))
+    page.evaluate(
+        """() => {
+            const cut = app.graph.nodes.find((node) => node.type === 'CLEARMultiGPU')
+            app.canvas.ds.offset = [300 - cut.pos[0], 200 - cut.pos[1]]
+            app.canvas.setDirty(true, true) // the classic renderer places panels when it draws
+        }"""
+    )
+
+
 def run_to_end(page: Page) -> None:
     """Queue the graph on the page and wait until the server has run it."""
     page.evaluate(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 from clear_core.cluster.channel import Refused, Token, connect
 from devtools import workflow
 from devtools.client import ClientError, ComfyClient, Run
-from devtools.machines import Machines, difference, said, with_machines
+from devtools.machines import Machines, difference, said, wait_until, with_machines
 from devtools.server import ComfyServer
 
 
@@ -34,9 +33,7 @@ def test_strangers_are_refused_in_a_line_each_and_the_worker_stays(machines: Mac
     wrong = Token("the token of another cluster, as long as one")
     with pytest.raises(Refused, match="another token"):
         connect(host, int(port), wrong, timeout=30)
-    ends = time.monotonic() + 30
-    while len(refused()) < 2 and time.monotonic() < ends:
-        time.sleep(0.1)
+    wait_until(lambda: len(refused()) >= 2, driver)
     shared = machines.client.run(with_machines(small_prompt(seed=19), machines.address, bands=6))
     assert "with 127.0.0.1" in said(shared), said(shared)
     garbage, other = refused()
@@ -100,8 +97,6 @@ def test_without_its_driver_a_worker_stops(new_small: Callable[[], ComfyServer],
         with pytest.raises((OSError, ClientError)):
             machines.client.run(with_machines(prompt, machines.address, bands=6), kill)
         assert killed == [1]
-        ends = time.monotonic() + 60
-        while ComfyClient(worker.address).get_json("/queue")["queue_running"] or "trying again" not in worker.log:
-            assert time.monotonic() < ends, worker.log[-2000:]
-            time.sleep(0.2)
+        host = ComfyClient(worker.address)
+        wait_until(lambda: not host.get_json("/queue")["queue_running"] and "trying again" in worker.log, worker)
         assert "Prompt executed" in worker.log

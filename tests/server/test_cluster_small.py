@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from devtools import checkpoints, gallery, workflow
 from devtools.client import ClientError, Run
 from devtools.machines import Machines, difference, node, said, sampled, with_machines
-from devtools.page import RENDERERS, change_widgets, open_page, open_workflow, put_after
+from devtools.page import RENDERERS, change_widgets, open_page, open_workflow, put_multi_gpu
 from devtools.server import free_port
 from devtools.small_flux import files as small
 
@@ -61,12 +61,16 @@ def fp8(prompt: workflow.Prompt) -> workflow.Prompt:
     return workflow.changed(prompt, {"UNETLoader": {"weight_dtype": "fp8_e4m3fn"}})
 
 
-def with_a_mask(prompt: workflow.Prompt) -> workflow.Prompt:
-    """Only the right half is sampled."""
+def half_mask(prompt: workflow.Prompt, name: str, x: int) -> None:
+    """A node `name` that makes the mask of a half of the image, whose left edge is at x."""
     prompt["all"] = node("SolidMask", value=0.0, width=256, height=256)
     prompt["half"] = node("SolidMask", value=1.0, width=128, height=256)
-    mask = {"x": 128, "y": 0, "operation": "add", "destination": ["all", 0], "source": ["half", 0]}
-    prompt["mask"] = node("MaskComposite", **mask)
+    prompt[name] = node("MaskComposite", x=x, y=0, operation="add", destination=["all", 0], source=["half", 0])
+
+
+def with_a_mask(prompt: workflow.Prompt) -> workflow.Prompt:
+    """Only the right half is sampled."""
+    half_mask(prompt, "mask", 128)
     sampler = prompt[workflow.node_id(prompt, "SamplerCustomAdvanced")]["inputs"]
     prompt["masked"] = node("SetLatentNoiseMask", samples=sampler["latent_image"], mask=["mask", 0])
     sampler["latent_image"] = ["masked", 0]
@@ -89,11 +93,8 @@ def in_regions(prompt: workflow.Prompt) -> workflow.Prompt:
     guider = prompt[workflow.node_id(prompt, "BasicGuider")]["inputs"]
     encode = prompt[workflow.node_id(prompt, "CLIPTextEncode")]["inputs"]
     prompt["other"] = node("CLIPTextEncode", **{**encode, "text": "a desert, dark sky"})
-    prompt["all"] = node("SolidMask", value=0.0, width=256, height=256)
-    prompt["half"] = node("SolidMask", value=1.0, width=128, height=256)
     for name, x, conditioning in (("left", 0, guider["conditioning"]), ("right", 128, ["other", 0])):
-        mask = {"x": x, "y": 0, "operation": "add", "destination": ["all", 0], "source": ["half", 0]}
-        prompt[f"{name} mask"] = node("MaskComposite", **mask)
+        half_mask(prompt, f"{name} mask", x)
         region = {"strength": 1.0, "set_cond_area": "default", "mask": [f"{name} mask", 0]}
         prompt[name] = node("ConditioningSetMask", conditioning=conditioning, **region)
     prompt["both"] = node("ConditioningCombine", conditioning_1=["left", 0], conditioning_2=["right", 0])
@@ -231,13 +232,9 @@ def test_the_panel_lists_the_other_machines(page: Page, renderer: str, machines:
     open_workflow(page, workflow.page_form("03_prompt_to_2k"))
     change_widgets(page, {**workflow.SMALL.changes(), "Prompt": gallery.CASES["03_prompt_to_2k"].changes["Prompt"]})
     change_widgets(page, workflow.sampling(width=256, height=256, steps=12, seed=40 + RENDERERS.index(renderer)))
-    x, y = page.evaluate("() => [...app.graph.nodes.find((node) => node.type === 'CLEARApply').pos]")
-    put_after(page, "CLEARApply", "CLEARMultiGPU", "model", (x, y + 1000))
+    put_multi_gpu(page)
     page.evaluate(
         """() => {
-            const cut = app.graph.nodes.find((node) => node.type === 'CLEARMultiGPU')
-            app.canvas.ds.offset = [300 - cut.pos[0], 200 - cut.pos[1]]
-            app.canvas.setDirty(true, true) // the classic renderer places panels when it draws
             window.seen = []
             window.watch = setInterval(() => {
                 const bars = [...document.querySelectorAll('.clear-workers progress')]

@@ -21,7 +21,7 @@ from devtools.page import (
     open_page,
     open_workflow,
     panel,
-    put_after,
+    put_multi_gpu,
     set_setting,
     shipped,
     use_renderer,
@@ -549,14 +549,10 @@ def test_each_band_shows_how_far_it_is(page: Page, renderer: str, client: Any) -
     changes = {**workflow.DEMO.changes(), **workflow.sampling(width=96, height=256, steps=2, seed=seed)}
     open_workflow(page, workflow.page_form("03_prompt_to_2k"))
     change_widgets(page, changes)
-    x, y = page.evaluate("() => [...app.graph.nodes.find((node) => node.type === 'CLEARApply').pos]")
-    put_after(page, "CLEARApply", "CLEARMultiGPU", "model", (x, y + 1000))
+    put_multi_gpu(page)
     change_widgets(page, {"CLEARMultiGPU": {"devices": "cpu,cpu", "bands": 4}})
     page.evaluate(
         """() => {
-            const cut = app.graph.nodes.find((node) => node.type === 'CLEARMultiGPU')
-            app.canvas.ds.offset = [300 - cut.pos[0], 200 - cut.pos[1]]
-            app.canvas.setDirty(true, true) // the classic renderer places panels when it draws
             window.seen = []
             window.watch = setInterval(() => {
                 const bar = document.querySelector('.clear-panel:has(.clear-devices) progress')

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -29,7 +30,7 @@ from .cut import CutForward
 from .last import last_wrapper
 from .machines import Machines, OtherLane, SharedForward, work_of
 from .memory import plan_that_fits, replica_needs, shape_for_estimate
-from .progress import BlockDone, ForwardProgress, StartProgress, band_progress
+from .progress import BlockDone, StartProgress, band_progress
 from .replicas import Lane, Replicas, preflight
 from .weights import BlockWeights
 
@@ -140,7 +141,7 @@ class _Bands:
         if len(plan.bands) == 1:
             return given.call(executor)
         note_run(bands=len(plan.bands), devices=[str(lane.device) for lane in lanes[: plan.lane_count]])
-        block_done = self.progress(plan, _blocks(flux), ()).block_done if self.progress is not None else None
+        block_done = self.progress(_blocks(flux), plan, ()).block_done if self.progress is not None else None
         self.replicas.follow_hooks()
         devices = [lane.device for lane in lanes]
         banded = BandedForward(plan, devices, self.settings.text_merge, transfers=self.transfers)
@@ -166,12 +167,8 @@ class _Bands:
             check = comfy.model_management.throw_exception_if_processing_interrupted
             return forward.linked_rows(plan, links, self.settings.text_merge, self.transfers, check, block_done)
 
-        def progress(plan: BandPlan, names: Sequence[str]) -> ForwardProgress:
-            assert self.progress is not None
-            return self.progress(plan, _blocks(flux), names)
-
         work = work_of(flux, frame, given, clear.band_window(active=frame.active))
-        watched = None if self.progress is None else progress
+        watched = None if self.progress is None else partial(self.progress, _blocks(flux))
         parts = machines.forward(
             SharedForward(given, lanes, work, plan_of, self.settings.text_merge, compute, watched, active=frame.active)
         )

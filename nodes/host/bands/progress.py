@@ -52,8 +52,8 @@ class ForwardProgress:
             self._report(tuple(self._done))
 
 
-StartProgress = Callable[[BandPlan, int, Sequence[str]], ForwardProgress]
-"""Called when a forward begins, with its plan, its number of blocks, and the other machine that has each lane: "" for
+StartProgress = Callable[[int, BandPlan, Sequence[str]], ForwardProgress]
+"""Called when a forward begins, with its number of blocks, its plan, and the other machine that has each lane: "" for
 one of this machine, () where all are."""
 
 
@@ -64,7 +64,7 @@ def band_progress(node_id: str | None) -> StartProgress | None:
         return None
     throttle = Throttle()  # over all forwards
 
-    def start(plan: BandPlan, blocks: int, machines: Sequence[str]) -> ForwardProgress:
+    def start(blocks: int, plan: BandPlan, machines: Sequence[str]) -> ForwardProgress:
         about = {
             "node": node_id,
             "grid": [plan.image.height, plan.image.width],

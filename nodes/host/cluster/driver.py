@@ -319,11 +319,8 @@ class Driver:
                 elif message.patch_keys_digest != member.loading.digest:
                     member.problem = "its model is not the same: another type, or other patches; compare the packs"
                 else:
-                    known = (
-                        message.memory
-                        if len(message.memory) == len(member.hello.cards)
-                        else (0,) * len(member.hello.cards)
-                    )
+                    cards = len(member.hello.cards)
+                    known = message.memory if len(message.memory) == cards else (0,) * cards
                     member.memory = tuple(each or None for each in known)
                     member.loaded, member.problem = member.loading, ""
             elif isinstance(message, said.Failed):
