@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from clear_core.cluster.local import LocalGroup
 from clear_core.cluster.machines import Link
 from clear_core.cluster.measure import answer_link, matrix_rate, time_link
 from clear_core.cluster.predict import Forward
-from clear_core.cluster.transport import Router
+from clear_core.cluster.transport import ForwardLinks, Router
 from clear_core.layout import Grid
 from clear_core.window import Window
 
@@ -57,15 +60,43 @@ def test_all_of_them_take_part_where_that_is_asked() -> None:
     assert equally([Offer("pc", (CARD, CARD), SLOW)]).shares == ((1.0, 1.0),)
 
 
-def test_a_link_and_a_device_are_measured() -> None:
+@contextmanager
+def linked() -> Iterator[tuple[ForwardLinks, ForwardLinks]]:
+    """Both ends of a link between two ranks."""
     routers = [Router(transport) for transport in LocalGroup(2).transports]
     here, there = (router.forward(0, (0, 1)) for router in routers)
-    answering = threading.Thread(target=answer_link, args=(there, 0), daemon=True)
-    answering.start()
-    link = time_link(here, 1)
-    answering.join(30)
-    assert not answering.is_alive()
-    assert link.bytes_per_second > 0 and link.latency_seconds >= 0
-    assert matrix_rate(torch.device("cpu")) > 0
+    yield here, there
     for router in routers:
         router.close()
+
+
+def test_a_link_and_a_device_are_measured() -> None:
+    with linked() as (here, there):
+        answering = threading.Thread(target=answer_link, args=(there, 0), daemon=True)
+        answering.start()
+        link = time_link(here, 1)
+        answering.join(30)
+        assert not answering.is_alive()
+    assert link.bytes_per_second > 0 and link.latency_seconds >= 0
+    assert matrix_rate(torch.device("cpu")) > 0
+
+
+def test_a_link_whose_small_messages_wait_longest_has_a_rate_all_the_same() -> None:
+    """The other machine is busy while they come, and idle when the large one does."""
+    with linked() as (here, there):
+
+        def answer() -> None:
+            for index in range(3):
+                given = there.receive(0, "given", index)
+                time.sleep(0.2)
+                there.send(0, "output", index, given)
+            there.receive(0, "given", 3)
+            there.send(0, "output", 4, there.receive(0, "given", 4))
+
+        answering = threading.Thread(target=answer, daemon=True)
+        answering.start()
+        link = time_link(here, 1)
+        answering.join(30)
+        assert not answering.is_alive()
+    assert link.latency_seconds >= 0.1
+    assert link.bytes_per_second < 1e13  # 4 MiB in a microsecond would be less
