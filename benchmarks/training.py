@@ -105,7 +105,7 @@ def measure(case: Case, depth: tuple[int, int] = (19, 38)) -> Row:
         base = sum(p.nbytes for p in flux.parameters())
         with _Card(iter([*flux.parameters(), *flux.buffers()])) as card, FlopCounterMode(display=False) as flops:
             if case.output == "LoRA":
-                trained = trained_module.Lora(student.projections, flux.hidden_size, RANK, 1, 0)
+                trained = trained_module.Lora(student.shapes, RANK, 1, 0)
             else:
                 trained = trained_module.FullWeights(dict(student.own_weights(torch.bfloat16, torch.device("cpu"))))
             parameters = list(trained.parameters.values())

@@ -49,7 +49,7 @@ NEEDED: Final[Mapping[str, str]] = MappingProxyType(
         "io.ControlNet io.Custom io.Float io.Guider io.Hidden.dynprompt io.Hidden.extra_pnginfo io.Hidden.prompt "
         "io.Hidden.unique_id io.Image io.Input io.Int io.Latent io.Mask io.Model io.NodeOutput io.Noise io.Sampler "
         "io.Schema io.Sigmas io.String io.UploadType io.UpscaleModel io.Vae ui.ImageSaveHelper ui.PreviewImage",
-        "comfy_execution.graph_utils": "GraphBuilder is_link",
+        "comfy_execution.graph_utils": "ExecutionBlocker GraphBuilder is_link",
         "comfy_execution.progress": "ProgressHandler ProgressRegistry get_progress_state",
         "folder_paths": "add_model_folder_path annotated_filepath filter_files_content_types folder_names_and_paths "
         "get_filename_list get_folder_paths get_full_path get_input_directory get_output_directory get_save_image_path "

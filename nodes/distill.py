@@ -12,6 +12,7 @@ from ..clear_core.distill.settings import (
     LARGEST_LOSS_WEIGHT,
     LARGEST_RANK,
     LARGEST_SHIFT,
+    LAYERS,
     METHODS,
     OPTIMIZERS,
     OUTPUTS,
@@ -42,6 +43,8 @@ _KEYS = (
     "flow_weight",
     "output_weight",
     "attention_weight",
+    "micro_batch",
+    "layers",
 )
 _LOSS_WEIGHTS = {
     "flow_weight": "End to end: weight of the distance to the image and its noise in the loss. 1: as CLEAR's authors "
@@ -91,10 +94,12 @@ class CLEARDistill(io.ComfyNode):
         flow_weight: float | None = None,
         output_weight: float | None = None,
         attention_weight: float | None = None,
+        micro_batch: int | None = None,
+        layers: str | None = None,
     ) -> bool | str:
         # None comes through a link and is not known yet; `execute` checks it.
         given = (radius, down_factor, method, output, rank, steps, batch, learning_rate, optimizer, seed)
-        given += (cooldown, timestep_shift, flow_weight, output_weight, attention_weight)
+        given += (cooldown, timestep_shift, flow_weight, output_weight, attention_weight, micro_batch, layers)
         try:
             known: dict[str, Any] = {k: v for k, v in zip(_KEYS, given, strict=True) if v is not None}
             host.DistillJob("unknown" if name is None else name, Settings(**known), save_every or 1)
@@ -120,7 +125,11 @@ class CLEARDistill(io.ComfyNode):
         subtitle = f"{len(result.history)} steps from {result.note}; {len(training_set)} images"
         page = TrainingPage(title, subtitle, result.history, pictures).page(page_theme(host.page_is_light()))
         image = as_image(page)
-        return io.NodeOutput(result.weights, image, ui=ui.PreviewImage(image, cls=cls))
+        weights = result.weights or host.ExecutionBlocker(
+            f"{result.file.name} is a LoRA of more than the attention: there are no CLEAR weights. Load it with Load "
+            "LoRA, and connect Apply CLEAR Attention without weights."
+        )
+        return io.NodeOutput(weights, image, ui=ui.PreviewImage(image, cls=cls))
 
 
 def _inputs() -> list[io.Input]:
@@ -176,7 +185,7 @@ def _inputs() -> list[io.Input]:
             max=10**6,
             tooltip="Steps of training. With another number a finished run goes on, unless method is both.",
         ),
-        make(io.Int.Input, "batch", default=_USUAL.batch, min=1, max=10**6, tooltip="Images of a step, one by one."),
+        make(io.Int.Input, "batch", default=_USUAL.batch, min=1, max=10**6, tooltip="Images of a step."),
         make(
             io.Float.Input,
             "learning_rate",
@@ -258,6 +267,27 @@ def _inputs() -> list[io.Input]:
             "noise levels alike, as CLEAR's authors trained.",
         ),
         *(_loss_weight(name, tooltip) for name, tooltip in _LOSS_WEIGHTS.items()),
+        make(
+            io.Int.Input,
+            "micro_batch",
+            optional=True,
+            default=_USUAL.micro_batch,
+            min=1,
+            max=10**6,
+            advanced=True,
+            tooltip="Images of a step that are computed together. More is faster where images are small, and takes "
+            "more memory; the result is the same.",
+        ),
+        make(
+            io.Combo.Input,
+            "layers",
+            optional=True,
+            options=list(LAYERS),
+            default=_USUAL.layers,
+            advanced=True,
+            tooltip="attention: the projections of the image's attention, as CLEAR's authors trained. blocks: all "
+            "linear layers of the transformer's blocks, text and MLPs too: closer to the teacher, for output LoRA.",
+        ),
     ]
 
 

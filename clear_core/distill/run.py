@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from .settings import LAYER_BY_LAYER, Settings
 from .step import NoGradientError, NotFiniteError, clip
 from .trained import Trained, by_block
 
-Gradients = Callable[[str, int, float], Mapping[str, float]]
-"""(stage, number of the sample, share): adds share times the sample's gradients, returns its losses by name."""
+Gradients = Callable[[str, Sequence[int], float], Mapping[str, float]]
+"""(stage, numbers of samples, share): adds share times each sample's gradients, returns the means of their losses by
+name."""
 
 
 class StateError(ValueError):
@@ -157,9 +158,11 @@ class Run:
         """Gradients of this step's samples, and their mean losses."""
         batch, processes = self._settings.batch, self._processes
         total: dict[str, float] = {}
-        for position in range(processes.rank, batch, processes.world):
-            for name, loss in self._gradients(stage, self.step * batch + position, 1 / batch).items():
-                total[name] = total.get(name, 0.0) + loss / batch
+        own = range(self.step * batch + processes.rank, (self.step + 1) * batch, processes.world)
+        for at in range(0, len(own), self._settings.micro_batch):
+            numbers = own[at : at + self._settings.micro_batch]
+            for name, loss in self._gradients(stage, numbers, 1 / batch).items():
+                total[name] = total.get(name, 0.0) + loss * len(numbers) / batch
         if processes.world > 1:
             total = self._added_up(total)
         bad = [name for name, loss in total.items() if not -float("inf") < loss < float("inf")]

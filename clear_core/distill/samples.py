@@ -57,6 +57,10 @@ class TrainingSet:
         """Changes with the files' names, which say what the samples were made of, and with their order."""
         return hashlib.sha256("\n".join(file.name for file in self.files).encode()).hexdigest()[:16]
 
+    def text_tokens(self) -> set[int]:
+        """Numbers of text tokens that samples have, from the files' headers. Raises the SampleError of `read`."""
+        return {text_tokens(file) for file in self.files}
+
     def read(self, index: int) -> Sample:
         """The sample of a file, on the CPU. Raises SampleError where it is gone or not whole; IndexError as a tuple."""
         return read_sample(self.files[index])
@@ -96,6 +100,16 @@ def latent_shape(path: Path) -> tuple[int, ...]:
     try:
         with safe_open(str(path), framework="pt") as file:
             return _check(path, file)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+
+
+def text_tokens(path: Path) -> int:
+    """Of a sample, from the file's header. Raises the SampleError of `read_sample`."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            _check(path, file)
+            return int(file.get_slice(f"{_COND}{TEXT}").get_shape()[0])
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
 

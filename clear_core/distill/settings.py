@@ -11,6 +11,7 @@ from .loss import LossWeights
 LAYER_BY_LAYER, END_TO_END, BOTH = METHODS = ("layer by layer", "end to end", "both")
 WEIGHTS, LORA = OUTPUTS = ("weights", "LoRA")
 ADAMW, ADAMW_8BIT, PRODIGY = OPTIMIZERS = ("AdamW", "AdamW 8-bit", "Prodigy")
+ATTENTION, BLOCKS = LAYERS = ("attention", "blocks")
 LARGEST_RANK: Final = 1024
 LARGEST_SHIFT: Final = 100.0
 LARGEST_LOSS_WEIGHT: Final = 100.0
@@ -27,6 +28,9 @@ class Settings:
     constant. timestep_shift: of the noise's share, as in ComfyUI's model sampling: 1 draws all alike, as the authors,
     more than 1 draws more of the noisy ones, where an image's composition is decided.
     flow_weight, output_weight, attention_weight: of the loss's terms, see `LossWeights`.
+    micro_batch: samples that are computed together; the gradients are the same but for rounding.
+    layers: attention trains the projections of the image's attention, as the authors; blocks all linear layers of the
+    transformer's blocks but the modulations, and goes with a LoRA only.
     Raises ValueError for a value that is not allowed.
     """
 
@@ -46,16 +50,24 @@ class Settings:
     flow_weight: float = LossWeights().flow
     output_weight: float = LossWeights().output
     attention_weight: float = LossWeights().attention
+    micro_batch: int = 1
+    layers: str = ATTENTION
 
     def __post_init__(self) -> None:
-        for name, choices in (("method", METHODS), ("output", OUTPUTS), ("optimizer", OPTIMIZERS)):
+        allowed = {"method": METHODS, "output": OUTPUTS, "optimizer": OPTIMIZERS, "layers": LAYERS}
+        for name, choices in allowed.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
         limits = {"radius": LARGEST_RADIUS, "down_factor": LARGEST_FACTOR, "rank": LARGEST_RANK}
-        for name in ("radius", "down_factor", "rank", "steps", "batch"):
+        for name in ("radius", "down_factor", "rank", "steps", "batch", "micro_batch"):
             value, most = getattr(self, name), limits.get(name, 10**6)
             if not 1 <= value <= most:
                 raise ValueError(f"{name} is {value}; 1 to {most} is allowed")
+        if self.layers == BLOCKS and self.output != LORA:
+            raise ValueError(
+                "layers is 'blocks' and output 'weights', but a weights file has the attention alone; set output to "
+                "'LoRA', or layers to 'attention'"
+            )
         if not 0 < self.learning_rate <= 10:
             raise ValueError(f"learning_rate is {self.learning_rate:g}; it must be over 0 and at most 10")
         if not 0 <= self.cooldown <= 1:
@@ -91,4 +103,5 @@ class Settings:
         """What must be equal for a run to go on where another stopped. More steps may follow, but not where their
         number decides when the second half of `BOTH` or a cooldown begins."""
         fixed = self.method == BOTH or self.cooldown > 0
-        return {name: str(value) for name, value in asdict(self).items() if name != "steps" or fixed}
+        free = {"micro_batch"} if fixed else {"micro_batch", "steps"}
+        return {name: str(value) for name, value in asdict(self).items() if name not in free}

@@ -1,12 +1,12 @@
-"""What distillation trains of the attention projections: their weights in full, or a LoRA beside frozen ones.
+"""What distillation trains: the attention projections' weights in full, or a LoRA beside frozen layers.
 
-Projections are named as in a released file, without the ending: `transformer_blocks.0.attn.to_q`. Parameters are
-float32 leaves on the device where they are stored; they are moved and cast where they are used.
+Layers are named as in a released file, without the ending: `transformer_blocks.0.attn.to_q`. Parameters are float32
+leaves on the device where they are stored; they are moved and cast where they are used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -19,13 +19,13 @@ from .weights import as_leaves, spatial_key
 
 
 class Trained(Protocol):
-    """parameters: by name. replaces: whether a projection's own output is not needed."""
+    """parameters: by name. replaces: whether a layer's own output is not needed."""
 
     parameters: dict[str, Tensor]
     replaces: bool
 
     def output(self, name: str, x: Tensor, own: Tensor | None) -> Tensor:
-        """A projection of x [..., in]; own: by the frozen weights, [..., out]. None only where `replaces`."""
+        """A layer's output for x [..., in]; own: by the frozen weights, [..., out]. None only where `replaces`."""
         ...
 
     def pooling(self, block: BlockId) -> Tensor | None:
@@ -52,7 +52,7 @@ class FullWeights:
 
 
 class Untrained:
-    """The frozen projections, under the window: what a student is before any training."""
+    """The frozen layers, under the window: what a student is before any training."""
 
     replaces = False
 
@@ -69,25 +69,24 @@ class Untrained:
 
 
 class Lora(Untrained):
-    """Two matrices beside every projection, at strength 1. Pooling weights stay means: a LoRA file has no place for
+    """Two matrices beside every layer, at strength 1. Pooling weights stay means: a LoRA file has no place for
     them, and means are what Apply CLEAR Attention takes without a weights file."""
 
     def __init__(
         self,
-        names: Sequence[str],
-        hidden: int,
+        shapes: Mapping[str, tuple[int, int]],
         rank: int,
         down_factor: int,
         seed: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        """names: of projections of `hidden` channels. Starts as zero."""
+        """shapes: of the layers' weights, [out, in], by name. Starts as zero."""
         super().__init__(down_factor)
         generator = torch.Generator().manual_seed(seed)
-        for name in names:
-            down = torch.empty(rank, hidden).uniform_(-1, 1, generator=generator) / hidden**0.5
+        for name, (outputs, inputs) in shapes.items():
+            down = torch.empty(rank, inputs).uniform_(-1, 1, generator=generator) / inputs**0.5
             self.parameters[f"{name}.lora_A.weight"] = down.to(device).requires_grad_()
-            self.parameters[f"{name}.lora_B.weight"] = torch.zeros(hidden, rank, device=device).requires_grad_()
+            self.parameters[f"{name}.lora_B.weight"] = torch.zeros(outputs, rank, device=device).requires_grad_()
 
     def output(self, name: str, x: Tensor, own: Tensor | None) -> Tensor:
         assert own is not None

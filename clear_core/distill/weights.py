@@ -10,6 +10,19 @@ from torch import Tensor
 from ..pooling import mean_weight
 from ..weights import BlockId, attention_keys, block_of_key
 
+_DOUBLE = (
+    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+    *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+    *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+)
+_SINGLE = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out")
+
+
+def block_keys(double: int, single: int) -> list[str]:
+    """Weights of all linear layers of the blocks but the modulations, in diffusers names, block after block."""
+    keys = [f"transformer_blocks.{i}.{name}.weight" for i in range(double) for name in _DOUBLE]
+    return keys + [f"single_transformer_blocks.{i}.{name}.weight" for i in range(single) for name in _SINGLE]
+
 
 def processor_key(block: BlockId, name: str) -> str:
     """Name of a tensor that a block's attention has beside its projections."""

@@ -48,6 +48,14 @@ def applied(model: Any, weights: Any, **inputs: Any) -> Any:
     return run_node(node_class("apply", "CLEARApply"), model=model, weights=weights, **inputs)[0]
 
 
+def _with_lora(model: Any, file: Path) -> Any:
+    """A MODEL after Load LoRA."""
+    import comfy.sd
+    import comfy.utils
+
+    return comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(file)), 1.0, 0.0)[0]
+
+
 class Bench:
     """One dense model with its pictures; students are measured on the same prompts and the same noise."""
 
@@ -97,12 +105,16 @@ class Bench:
 
     def _student(self, variant: Variant, say: Callable[[str], None]) -> Any:
         start = {"start_percent": variant.start_percent}
-        if variant.trained:
-            return applied(self._model, self._distilled(variant.student, say), **start)
-        return applied(self._model, None, radius=variant.radius, down_factor=variant.down_factor, **start)
+        window = {"radius": variant.radius, "down_factor": variant.down_factor}
+        if not variant.trained:
+            return applied(self._model, None, **window, **start)
+        result = self._distilled(variant.student, say)
+        if result.weights is None:
+            return applied(_with_lora(self._model, result.file), None, **window, **start)
+        return applied(self._model, result.weights, **start)
 
     def _distilled(self, variant: Variant, say: Callable[[str], None]) -> Any:
-        """CLEAR weights; of a LoRA, the weights with it merged."""
+        """A `nodes.host.distill.job.Result`."""
         jobs, settings = pack_module("nodes.host.distill.job"), pack_module("clear_core.distill.settings")
         asked = settings.Settings(**variant.settings(self._measure.steps, self._measure.batch))
         job = jobs.Job(variant.name, asked, save_every=50, folder=self._folder / "students")
@@ -112,7 +124,7 @@ class Bench:
                 say(f"{variant.name}: step {point.step} of {asked.steps}, loss {point.losses['loss']:.4g}")
 
         result, _, _ = job.run(self._model, self.samples(), None, step)
-        return result.weights
+        return result
 
     def samples(self) -> Any:
         """A training set of the dense model's own pictures, as the authors trained: its guidance is in them."""

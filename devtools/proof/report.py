@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from clear_core.distill.settings import BLOCKS
+
 from .measure import Measure, Row
-from .variants import TEACHER, TIMES, UNTRAINED, Variant
+from .variants import TIMES, UNTRAINED, VELOCITY, Variant
 
 _FIGURES = {"loss": 4, "psnr": 1, "coherence": 3, "right": 2}  # and their digits
 _INTRODUCTION = (
@@ -201,9 +203,11 @@ def _by_kind(rows: Mapping[Variant, Row]) -> dict[tuple[int, int, str], list[Row
 
 def _trained(variant: Variant) -> str:
     what = f"LoRA {variant.rank}" if variant.rank else "weights"
+    if variant.layers == BLOCKS:
+        what += " of all layers"
     if not variant.training:
         return what
-    alone = ", velocity alone" if variant.training == TEACHER else ""
+    alone = ", velocity alone" if variant.training in VELOCITY else ""
     return f"{what}{alone}, {TIMES[variant.training]} times the samples"
 
 

@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from clear_core.distill.settings import BOTH, END_TO_END, LAYER_BY_LAYER, LORA, WEIGHTS
+from clear_core.distill.settings import ATTENTION, BLOCKS, BOTH, END_TO_END, LAYER_BY_LAYER, LORA, WEIGHTS
 
 from ..small_flux.files import RADIUS
 
 UNTRAINED = "untrained"
-USUAL, LONG, TEACHER = "", "long", "teacher"
-TIMES = {LONG: 4, TEACHER: 10}
-"""How many times the samples of the usual training one has. TEACHER has no flow term and no attention term: the student
-follows the dense model's velocity alone."""
+USUAL, LONG, TEACHER, LONGER = "", "long", "teacher", "longer"
+TIMES = {LONG: 4, TEACHER: 10, LONGER: 30}
+"""How many times the samples of the usual training one has. TEACHER and LONGER have no flow term and no attention term:
+the student follows the dense model's velocity alone."""
+VELOCITY = (TEACHER, LONGER)
+_TOGETHER = 16  # samples that are computed at once
 STARTS = (0.1, 0.3, 0.5)
 """Shares of the schedule with full attention that are compared: the first 2, 6 and 10 of 20 steps."""
 DENSE = (0.3, 0.5)
@@ -23,9 +25,10 @@ DENSE = (0.3, 0.5)
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One student. method: of CLEAR's distillation, or UNTRAINED. rank: of a LoRA; 0 for weights in full.
+    """One student. method: of CLEAR's distillation, or UNTRAINED. rank: of a LoRA; 0 for weights in full. layers: of
+    `clear_core.distill.settings.LAYERS`.
 
-    training: USUAL, or LONG or TEACHER on more samples, at a rate that falls in the second half. start_percent: of
+    training: USUAL, or one of TIMES on more samples, at a rate that falls in the second half. start_percent: of
     Apply CLEAR Attention, the share of the schedule that is sampled with full attention, by the student's weights.
     dense: the share that the dense model samples before.
     """
@@ -38,11 +41,14 @@ class Variant:
     training: str = USUAL
     start_percent: float = 0.0
     dense: float = 0.0
+    layers: str = ATTENTION
 
     @property
     def name(self) -> str:
         """Of its row, and of its files."""
         what = f"lora_{self.rank}" if self.rank else "full"
+        if self.layers == BLOCKS:
+            what += "_blocks"
         if self.method == UNTRAINED:
             what = UNTRAINED
         down = f"_down_{self.down_factor}" if self.down_factor > 1 else ""
@@ -69,6 +75,7 @@ class Variant:
             "method": self.method,
             "output": LORA if self.rank else WEIGHTS,
             "rank": max(1, self.rank),
+            "layers": self.layers,
             "steps": steps,
             "batch": batch,
             # A LoRA's two factors start small: it takes larger steps.
@@ -76,23 +83,27 @@ class Variant:
             "seed": self.seed,
         }
         if self.training:
-            times = 4 if self.training == TEACHER else 2
+            times = 4 if self.training in VELOCITY else 2
             found |= {
                 "steps": steps * TIMES[self.training] // times,
                 "batch": batch * times,
-                "learning_rate": 1e-3,
+                "learning_rate": 2e-3 if self.rank else 1e-3,
                 "cooldown": 0.5,
-                "timestep_shift": 2.0,
+                "timestep_shift": 4.0 if self.training == LONGER else 2.0,
             }
-        if self.training == TEACHER:
+        if self.training in VELOCITY:
             found |= {"flow_weight": 0.0, "output_weight": 1.0, "attention_weight": 0.0}
-        return found
+        return {**found, "micro_batch": min(_TOGETHER, found["batch"])}
 
 
 MAIN = Variant(RADIUS)
 """The student that the demo uses."""
 LONGEST = replace(MAIN, method=END_TO_END, training=TEACHER)
 """The same window, trained longest."""
+POOLED = Variant(1, END_TO_END, down_factor=2, training=TEACHER)
+"""The smallest window, with tokens of two by two: all of the image is seen, most of it at half the resolution."""
+ALL_LAYERS = replace(POOLED, rank=128, layers=BLOCKS, training=LONGER)
+"""A LoRA that leaves the small model's matrices free, beside all layers, trained longest."""
 
 
 def grid(seeds: int) -> Iterator[Variant]:
@@ -101,6 +112,7 @@ def grid(seeds: int) -> Iterator[Variant]:
     for radius in (2, middle, 4):
         yield Variant(radius, UNTRAINED)
     yield Variant(middle, UNTRAINED, down_factor=4)
+    yield Variant(POOLED.radius, UNTRAINED, down_factor=POOLED.down_factor)
     for start in STARTS:
         yield Variant(middle, UNTRAINED, start_percent=start)
     for seed in range(seeds):
@@ -118,6 +130,8 @@ def grid(seeds: int) -> Iterator[Variant]:
             yield replace(full, rank=rank)
         for radius in (2, 4):
             yield replace(full, radius=radius)
+        yield replace(POOLED, seed=seed)
+        yield replace(ALL_LAYERS, seed=seed)
         global_context = replace(full, down_factor=4)
         yield global_context
         longest = replace(global_context, method=END_TO_END, training=TEACHER)

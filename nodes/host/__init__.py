@@ -48,7 +48,16 @@ from .upscale_start import start_upscale
 from .upstream import upstream
 from .vae import vae_decode, vae_encode
 from .vae_strips import vae_decode_strips, vae_encode_strips
-from .workflow import SAMPLERS, SCHEDULERS, GraphBuilder, call_number, has_clear, keeps_outputs, no_clear_after
+from .workflow import (
+    SAMPLERS,
+    SCHEDULERS,
+    ExecutionBlocker,
+    GraphBuilder,
+    call_number,
+    has_clear,
+    keeps_outputs,
+    no_clear_after,
+)
 
 __all__ = [
     "FLUX_1",
@@ -57,6 +66,7 @@ __all__ = [
     "SAMPLERS",
     "SCHEDULERS",
     "DistillJob",
+    "ExecutionBlocker",
     "Frame",
     "GraphBuilder",
     "NetworkFiles",

@@ -6,7 +6,7 @@ from typing import Any
 
 import comfy.cli_args
 import comfy.samplers
-from comfy_execution.graph_utils import GraphBuilder, is_link
+from comfy_execution.graph_utils import ExecutionBlocker, GraphBuilder, is_link
 
 from .attention_call import SETTINGS
 
@@ -15,7 +15,16 @@ _APPLYING = frozenset({"CLEARApply", "CLEARPreset", "CLEARHighRes", "CLEARSweep"
 SAMPLERS: tuple[str, ...] = tuple(comfy.samplers.KSampler.SAMPLERS)
 SCHEDULERS: tuple[str, ...] = tuple(comfy.samplers.KSampler.SCHEDULERS)
 
-__all__ = ["SAMPLERS", "SCHEDULERS", "GraphBuilder", "call_number", "has_clear", "keeps_outputs", "no_clear_after"]
+__all__ = [
+    "SAMPLERS",
+    "SCHEDULERS",
+    "ExecutionBlocker",
+    "GraphBuilder",
+    "call_number",
+    "has_clear",
+    "keeps_outputs",
+    "no_clear_after",
+]
 
 
 def call_number(graph: GraphBuilder) -> int:

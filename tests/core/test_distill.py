@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def small_run(folder: Path, gradient: float | None, settings: Settings | None = 
     key = "transformer_blocks.0.attn.to_q.weight"
     trained = FullWeights({key: torch.ones(2, 2)})
 
-    def gradients(stage: str, number: int, share: float) -> dict[str, float]:
+    def gradients(stage: str, numbers: Sequence[int], share: float) -> dict[str, float]:
         if gradient is not None:
             trained.parameters[key].grad = torch.full((2, 2), gradient)
         return {"loss": 1.0}
@@ -146,6 +146,26 @@ def test_a_first_step_that_would_move_nothing_stops(tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError, match="norm is nan"):
         train(small_run(tmp_path, torch.nan), 1, lambda point: None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_samples_of_a_step_are_given_in_micro_batches(tmp_path: Path) -> None:
+    """Losses are means over all of the step's samples, however they are given."""
+    given: list[tuple[list[int], float]] = []
+    key = "transformer_blocks.0.attn.to_q.weight"
+    trained = FullWeights({key: torch.ones(2, 2)})
+
+    def gradients(stage: str, numbers: Sequence[int], share: float) -> dict[str, float]:
+        given.append((list(numbers), share))
+        trained.parameters[key].grad = torch.ones(2, 2)
+        return {"loss": sum(numbers) / len(numbers)}
+
+    settings = Settings(steps=2, batch=5, micro_batch=2)
+    run = Run(trained, settings, gradients, tmp_path / "state.pt", {})
+    points = [run.advance() for _ in range(2)]
+    assert [numbers for numbers, _ in given] == [[0, 1], [2, 3], [4], [5, 6], [7, 8], [9]]
+    assert {share for _, share in given} == {1 / 5}
+    assert [point.losses["loss"] for point in points] == [2, 7]
+    assert settings.identity() == Settings(steps=2, batch=5).identity()
 
 
 def test_draws_depend_on_the_sample_alone() -> None:
@@ -197,6 +217,7 @@ def test_more_steps_follow_only_where_none_of_the_former_depends_on_their_number
         ({"timestep_shift": 0.0}, "timestep_shift is 0; 0.01 to 100 is allowed"),
         ({"attention_weight": -1.0}, "attention_weight is -1; 0 to 100 is allowed"),
         ({"flow_weight": float("nan")}, "flow_weight is nan; 0 to 100 is allowed"),
+        ({"micro_batch": 0}, "micro_batch is 0; 1 to 1000000 is allowed"),
         ({"flow_weight": 0.0, "output_weight": 0.0}, "both 0, and the last blocks would not be trained"),
     ],
 )

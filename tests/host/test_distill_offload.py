@@ -40,7 +40,7 @@ def gradients(nodes_api: Any, transformer: Any, output: str) -> dict[str, Tensor
     student = student_of(nodes_api, transformer)
     generator = torch.Generator().manual_seed(1)
     if output == "LoRA":
-        values = trained.Lora(student.projections, transformer.hidden_size, 4, 1, 0)
+        values = trained.Lora(student.shapes, 4, 1, 0)
     else:
         values = trained.FullWeights(dict(student.own_weights(torch.float32, torch.device("cpu"))))
     for parameter in values.parameters.values():

@@ -71,7 +71,8 @@ def test_widgets_of_training_keep_their_positions(object_info: dict[str, Any]) -
     orders = {
         "CLEARTrainingSet": "name source folder prompts width height steps seed",
         "CLEARDistill": "radius down_factor method output rank steps batch learning_rate optimizer seed name "
-        "save_every resume cooldown timestep_shift flow_weight output_weight attention_weight",
+        "save_every resume cooldown timestep_shift flow_weight output_weight attention_weight "
+        "micro_batch layers",
     }
     for node, order in orders.items():
         names = order.split()

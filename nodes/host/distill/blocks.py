@@ -1,7 +1,7 @@
-"""One of ComfyUI's transformer blocks in training: trained projections swapped in, attention computed by the caller.
+"""One of ComfyUI's transformer blocks in training: trained layers swapped in, attention computed by the caller.
 
 The blocks are reached by the host's replacement hook (`patches_replace["dit"]`), so that FLUX.1, FLUX.2 and Chroma
-work through their own forwards. The projections are swapped by their modules' `forward`: whatever the base stores its
+work through their own forwards. The layers are swapped by their modules' `forward`: whatever the base stores its
 weights as, 8 bits or GGUF, is computed by the module's own code.
 """
 
@@ -27,10 +27,15 @@ Attend = Callable[..., Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """name: of the released format, such as `transformer_blocks.0.attn.to_q`. rows: of the module's output."""
+    """name: in diffusers' names, such as `transformer_blocks.0.attn.to_q`. rows: of the module's output."""
 
     name: str
     rows: slice
+
+    @property
+    def count(self) -> int:
+        """Of the rows."""
+        return int(self.rows.stop - self.rows.start)
 
 
 @dataclass(frozen=True, slots=True)

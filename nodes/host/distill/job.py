@@ -15,7 +15,7 @@ from ....clear_core.distill.output import file_metadata, save_lora, save_weights
 from ....clear_core.distill.processes import Processes
 from ....clear_core.distill.run import Point, Run, train
 from ....clear_core.distill.samples import TrainingSet
-from ....clear_core.distill.settings import LORA, Settings
+from ....clear_core.distill.settings import ATTENTION, LORA, Settings
 from ....clear_core.distill.trained import Trained, merged
 from ....clear_core.pooling import mean_weight
 from ....clear_core.weights import ClearWeights, Variant, read_weights
@@ -35,8 +35,8 @@ _LICENCE = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """file: the weights or the LoRA. weights: for Apply; None in a process that does not write the file.
-    history: all steps. note: what it started from.
+    """file: the weights or the LoRA. weights: for Apply; None in a process that does not write the file, and for a LoRA
+    of more than the attention. history: all steps. note: what it started from.
     """
 
     file: Path
@@ -117,12 +117,17 @@ class Job:
             train(run, self.save_every, lambda point: on_step(session, trained, point))
             writes = processes is None or processes.rank == 0
             weights = self._write(session, trained) if writes else None
-            if isinstance(held, Sharded) and self._is_lora and not writes:
+            if isinstance(held, Sharded) and self._merges and not writes:
                 for _ in session.student.own_weights(session.dtype, session.device):
                     pass  # the process that writes merges the LoRA into the base, which all of them gather
             return Result(self.file, weights, tuple(run.history), note), session, trained
 
-    def _write(self, session: Session, trained: Trained) -> ClearWeights:
+    @property
+    def _merges(self) -> bool:
+        """Whether the result is a LoRA that Apply gets as weights too."""
+        return self._is_lora and self.settings.layers == ATTENTION
+
+    def _write(self, session: Session, trained: Trained) -> ClearWeights | None:
         settings = self.settings
         dtype = torch.float32 if session.dtype == torch.float32 else torch.bfloat16
         metadata = file_metadata(settings.radius, settings.down_factor, self._facts(session), family=session.family)
@@ -130,6 +135,8 @@ class Job:
             save_weights(self.file, trained.parameters, metadata, dtype=dtype)
             return read_weights(self.file)
         save_lora(self.file, trained.parameters, metadata, dtype=dtype)
+        if not self._merges:
+            return None
         whole = merged(session.own_weights("cpu"), trained.parameters)
         return ClearWeights(
             self.file.name,

@@ -16,7 +16,9 @@ from torch.func import functional_call
 from ....clear_core.distill.attention import BlockAttention
 from ....clear_core.distill.loss import Losses, LossWeights, Prediction, compared_blocks, losses
 from ....clear_core.distill.recompute import in_place_allowed, recomputed
+from ....clear_core.distill.settings import ATTENTION, BLOCKS
 from ....clear_core.distill.trained import Trained, by_block
+from ....clear_core.distill.weights import block_keys
 from ....clear_core.layout import TokenLayout
 from ....clear_core.weights import BlockId, attention_keys, block_of_key
 from ..attention_call import frame_of
@@ -50,13 +52,20 @@ def _as_it_is(module: Any) -> AbstractContextManager[None]:
 
 
 class DistilledModel:
-    """transformer: the host's module, frozen. attention: of the student. gathered: for a sharded base."""
+    """transformer: the host's module, frozen. attention: of the student. gathered: for a sharded base. layers: those
+    that are trained, of `settings.LAYERS`. Raises ValueError for a model that has no such layers."""
 
-    def __init__(self, transformer: Any, attention: BlockAttention, gathered: Gathered = _as_it_is) -> None:
+    def __init__(
+        self,
+        transformer: Any,
+        attention: BlockAttention,
+        gathered: Gathered = _as_it_is,
+        layers: str = ATTENTION,
+    ) -> None:
         self.transformer, self._attention, self._gathered = transformer, attention, gathered
         self.depth = len(transformer.double_blocks), len(transformer.single_blocks)
         self.compared = compared_blocks(*self.depth)
-        self._blocks = {block.block: block for block in _blocks(transformer)}
+        self._blocks = {block.block: block for block in _blocks(transformer, layers)}
         self._outside = tuple(_layers_outside(transformer))
 
     @property
@@ -64,19 +73,23 @@ class DistilledModel:
         return tuple(self._blocks)
 
     @property
-    def projections(self) -> tuple[str, ...]:
-        """Names of the trained projections."""
-        return tuple(p.name for block in self._blocks.values() for linear in block.linears for p in linear.projections)
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Of the trained layers' weights, [out, in], by name."""
+        linears = [linear for block in self._blocks.values() for linear in block.linears]
+        return {p.name: (p.count, linear.module.in_features) for linear in linears for p in linear.projections}
 
     def own_weights(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-        """The base's own projections, under the names of a released file. dtype, device: of the host's computing.
+        """The base's own attention projections, under the names of a released file. dtype, device: of the host's
+        computing.
 
         May be views of the base's weights, there until the next is asked for.
         """
+        wanted = set(attention_keys(*self.depth))
         for block in self._blocks.values():
             with self._gathered(block.module):
                 for linear in block.linears:
-                    yield from linear.own_tensors(dtype, device)
+                    if f"{linear.projections[0].name}.weight" in wanted:
+                        yield from (own for own in linear.own_tensors(dtype, device) if own[0] in wanted)
 
     def teacher(self, inputs: Inputs, after_block: AfterBlock = _nothing) -> Prediction:
         """Dense, without gradients. after_block: called after each block."""
@@ -141,7 +154,7 @@ class DistilledModel:
         """Add share times the gradients of each block's own error, in a forward of the teacher.
 
         The error: squared distance of the student's change of the activations to the teacher's, relative to the
-        teacher's, mean over image and text. One block's graph exists at a time.
+        teacher's, mean over samples, image and text. One block's graph exists at a time.
         """
         errors: dict[BlockId, Tensor] = {}
         parameters = by_block(trained)
@@ -217,8 +230,10 @@ def _dense(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor
 
 
 def _relative_error(made: Tensor, wanted: Tensor, before: Tensor) -> Tensor:
-    change = (wanted.float() - before.float()).square().sum()
-    return (made.float() - wanted.float()).square().sum() / change.clamp(min=torch.finfo(torch.float32).tiny)
+    """Of each sample; the mean."""
+    change = (wanted.float() - before.float()).square().flatten(1).sum(1)
+    error = (made.float() - wanted.float()).square().flatten(1).sum(1)
+    return (error / change.clamp(min=torch.finfo(torch.float32).tiny)).mean()
 
 
 def _layers_outside(transformer: Any) -> Iterator[Any]:
@@ -228,11 +243,12 @@ def _layers_outside(transformer: Any) -> Iterator[Any]:
             yield layer
 
 
-def _blocks(transformer: Any) -> Iterator[Block]:
-    """In the order of the forward."""
+def _blocks(transformer: Any, layers: str) -> Iterator[Block]:
+    """In the order of the forward. Raises ValueError where a fused layer has other rows than the names tell."""
     depth = len(transformer.double_blocks), len(transformer.single_blocks)
     names = host_keys(transformer, "")
-    weights = (key for key in attention_keys(*depth) if key.endswith(".weight"))
+    keys = block_keys(*depth) if layers == BLOCKS else attention_keys(*depth)
+    weights = (key for key in keys if key.endswith(".weight"))
     for name, keys in groupby(weights, block_of_key):
         linears: dict[str, list[Projection]] = {}
         for key in keys:
@@ -247,7 +263,12 @@ def _blocks(transformer: Any) -> Iterator[Block]:
             TrainedLinear(transformer.get_submodule(path), tuple(sorted(parts, key=lambda part: part.rows.start)))
             for path, parts in linears.items()
         ]
+        if layers == BLOCKS and any(linear.end != linear.module.out_features for linear in made):
+            raise ValueError(
+                "layers is 'blocks', which this model's MLPs do not allow: it works for FLUX.1 and Chroma. Set layers "
+                "to 'attention'."
+            )
         module = blocks[name.index]
         trained = {linear.module for linear in made}
-        layers = (layer for layer in module.modules() if isinstance(layer, torch.nn.Linear))
-        yield Block(name, module, tuple(made), tuple(layer for layer in layers if layer not in trained))
+        others = (layer for layer in module.modules() if isinstance(layer, torch.nn.Linear) and layer not in trained)
+        yield Block(name, module, tuple(made), tuple(others))

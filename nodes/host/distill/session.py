@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from ....clear_core.distill.attention import BlockAttention, WindowAttention
 from ....clear_core.distill.draws import draw
 from ....clear_core.distill.optimizers import STATE
 from ....clear_core.distill.samples import TrainingSet
-from ....clear_core.distill.settings import LAYER_BY_LAYER, Settings
+from ....clear_core.distill.settings import LAYER_BY_LAYER, LORA, Settings
 from ....clear_core.distill.trained import Trained
 from ....clear_core.flux import FAMILIES
 from ....clear_core.window import Window
@@ -73,11 +73,17 @@ class Session:
                 f"radius {settings.radius} covers the whole image of {columns} x {rows} tokens: there is nothing to "
                 "distill. Choose a smaller radius, or larger images."
             )
+        if settings.micro_batch > 1 and len(lengths := samples.text_tokens()) > 1:
+            raise ValueError(
+                f"micro_batch is {settings.micro_batch}, and the training set's prompts have {min(lengths)} to "
+                f"{max(lengths)} text tokens: only prompts of one length can be computed together. Set micro_batch to "
+                "1, or shorten the longest prompts."
+            )
+        attention = attention or WindowAttention(Window(settings.radius), settings.down_factor)
+        student = DistilledModel(transformer, attention, base.gathered, settings.layers)
         base.load(model)
         dtype = model.model.manual_cast_dtype or model.model.get_dtype()
         device = torch.device(model.load_device)
-        attention = attention or WindowAttention(Window(settings.radius), settings.down_factor)
-        student = DistilledModel(transformer, attention, base.gathered)
         known = fingerprint(student.own_weights(dtype, device))
         return cls(model, student, samples, shape, settings, family, known, dtype, device)
 
@@ -89,11 +95,12 @@ class Session:
 
     def gradients(
         self, trained: Trained, check: Callable[[], None] = lambda: None
-    ) -> Callable[[str, int, float], Mapping[str, float]]:
+    ) -> Callable[[str, Sequence[int], float], Mapping[str, float]]:
         """For `run.Run`. check: called often; may raise to stop."""
 
-        def add(stage: str, number: int, share: float) -> Mapping[str, float]:
-            inputs, target = self.inputs(number)
+        def add(stage: str, numbers: Sequence[int], share: float) -> Mapping[str, float]:
+            inputs, target = self.inputs(numbers)
+            share *= len(numbers)  # what is computed below are means over the samples
             check()
             if stage == LAYER_BY_LAYER:
                 errors = self.student.layer_by_layer(trained, inputs, share, lambda block: check())
@@ -113,8 +120,12 @@ class Session:
 
         return add
 
-    def inputs(self, number: int) -> tuple[Inputs, Tensor]:
-        """The transformer's inputs for a sample of the run, and the target noise - x0."""
+    def inputs(self, numbers: Sequence[int]) -> tuple[Inputs, Tensor]:
+        """The transformer's inputs for samples of the run, with texts of one length, and the target noise - x0."""
+        each, targets = zip(*map(self._inputs, numbers), strict=True)
+        return together(each), torch.cat(targets)
+
+    def _inputs(self, number: int) -> tuple[Inputs, Tensor]:
         settings = self.settings
         drawn = draw(settings.seed, number, len(self.samples), self.shape, settings.timestep_shift)
         sample = self.samples.read(drawn.image)
@@ -149,9 +160,24 @@ class Session:
         copies = 2 + STATE[self.settings.optimizer]  # themselves and their gradients
         return self.device if elements * 4 * copies + ROOM <= free else torch.device("cpu")
 
-    @property
-    def channels(self) -> int:
-        return int(self.student.transformer.hidden_size)
+    def values(self) -> int:
+        """How many are trained, without biases."""
+        shapes = self.student.shapes.values()
+        if self.settings.output == LORA:
+            return self.settings.rank * sum(map(sum, shapes))
+        return sum(outputs * inputs for outputs, inputs in shapes)
+
+
+def together(each: Sequence[Inputs]) -> Inputs:
+    """A batch of one sample each. What is no tensor is the same for all samples."""
+    first = each[0]
+    if len(each) == 1:
+        return first
+    given = {
+        name: torch.cat([one.given[name] for one in each]) if isinstance(value, Tensor) else value
+        for name, value in first.given.items()
+    }
+    return Inputs(torch.cat([one.latent for one in each]), torch.cat([one.sigma for one in each]), given)
 
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:

@@ -35,14 +35,13 @@ def trained_at_start(session: Session, start: ClearWeights | None, base: StoredW
     if settings.output == LORA:
         if start is not None:
             raise ValueError("start_from goes with output 'weights': a LoRA starts at zero.")
-        device = session.home(2 * settings.rank * session.channels * len(student.projections))
-        names = student.projections
-        return Lora(names, session.channels, settings.rank, settings.down_factor, settings.seed, device), "zero"
+        device = session.home(session.values())
+        return Lora(student.shapes, settings.rank, settings.down_factor, settings.seed, device), "zero"
     if start is not None:
         _check_start(session, start)
     if base is not None:
         _check_base(session, base)
-    device = session.home((session.channels + 1) * session.channels * len(student.projections))
+    device = session.home(session.values())
     made = FullWeights(start_from(session.own_weights(device), student.depth, settings.down_factor), device)
     if start is None:
         return made, _OWN
@@ -113,7 +112,7 @@ def _error(session: Session, trained: Trained) -> float:
     """The student's squared distance to the teacher, over a few samples."""
     total = 0.0
     for number in range(min(_TRIED, len(session.samples))):
-        inputs, _ = session.inputs(number)
+        inputs, _ = session.inputs([number])
         with torch.no_grad():
             out, wanted = (
                 of.out.float() for of in (session.student.student(trained, inputs), session.student.teacher(inputs))

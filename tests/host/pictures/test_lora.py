@@ -26,7 +26,8 @@ def with_lora(host: Any, nodes_api: Any, studio: Studio, tmp_path_factory: pytes
     names = [key.removesuffix(".weight") for key in stored.names if key.endswith(".weight")]
     generator = torch.Generator().manual_seed(1)
     hidden = studio.model.model.diffusion_model.hidden_size
-    lora = nodes_api.module("clear_core.distill.trained").Lora(names, hidden, RANK, 1, seed=0)
+    shapes = dict.fromkeys(names, (hidden, hidden))
+    lora = nodes_api.module("clear_core.distill.trained").Lora(shapes, RANK, 1, seed=0)
     parameters = {
         key: SCALE * torch.randn(tensor.shape, generator=generator) if ".lora_B." in key else tensor
         for key, tensor in lora.parameters.items()
