@@ -19,7 +19,7 @@ from .machine import processor_name
 from .proof import beyond, report
 from .proof.measure import FULL, QUICK, Bench, Measure, Row
 from .proof.rows import all_kept, identity, kept, options_of, prompts
-from .proof.variants import LONGEST, MAIN, STARTS, UNTRAINED, Variant, grid
+from .proof.variants import ALL_LAYERS, LONGEST, MAIN, STARTS, UNTRAINED, Variant, grid
 from .small_flux import files, gallery
 from .small_flux.command import host_with_text, run, say
 
@@ -30,7 +30,7 @@ SHOWN = 4
 def main(arguments: list[str]) -> int:
     options = options_of("prove", __doc__, "proof", arguments)
     proof = Proof(options.folder, options.models, host_with_text(options.clip), QUICK if options.quick else FULL)
-    few = [Variant(files.RADIUS, UNTRAINED), MAIN, LONGEST, replace(LONGEST, start_percent=STARTS[0])]
+    few = [Variant(files.RADIUS, UNTRAINED), MAIN, LONGEST, replace(LONGEST, start_percent=STARTS[0]), ALL_LAYERS]
     variants = few if options.quick else list(grid(options.seeds))
     dense, rows = proof.students(variants)
     further = proof.beyond(beyond.QUICK if options.quick else beyond.FULL)
@@ -110,6 +110,11 @@ class Proof:
             names |= {Variant(radius, UNTRAINED).name: f"radius {radius}, untrained"}
             names |= {Variant(radius).name: f"radius {radius}, distilled"}
         names |= {LONGEST.name: f"radius {MAIN.radius}, longer"}
+        pooled = f"radius {ALL_LAYERS.radius}, down {ALL_LAYERS.down_factor}"
+        names |= {
+            Variant(ALL_LAYERS.radius, UNTRAINED, down_factor=ALL_LAYERS.down_factor).name: f"{pooled}, untrained"
+        }
+        names |= {ALL_LAYERS.name: f"{pooled}, distilled"}
         rows = {label: self._folder / "rows" / f"{name}.png" for name, label in names.items()}
         report.sheet(path, {label: file for label, file in rows.items() if file.is_file()})
 

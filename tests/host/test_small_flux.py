@@ -315,7 +315,7 @@ def test_the_quick_commands_train_a_model_and_measure_a_student(clip_l: Path, tm
     assert (trained / "held_out.png").is_file()
 
     arguments = ("--quick", "--models", trained / "models", "--clip", clip_l, "--folder", proof, "--docs", tmp_path)
-    assert "4 of 4" in _command("prove", *arguments)
+    assert "5 of 5" in _command("prove", *arguments)
     (kept,) = proof.iterdir()  # of this model and this amount
     files_of_rows = [kept / "rows" / f"r3_{name}_seed_0.json" for name in ("untrained", "full_both")]
     rows = [json.loads(file.read_text(encoding="utf-8")) for file in files_of_rows]
@@ -326,6 +326,7 @@ def test_the_quick_commands_train_a_model_and_measure_a_student(clip_l: Path, tm
     assert "| 3 |  | end to end, weights, velocity alone, 10 times the samples |" in page
     start = "| 3 |  | end to end, weights, velocity alone, 10 times the samples, from 10 % on |  |"
     assert start in page, "no loss: attention was full too"
+    assert "| 1 | 2 | end to end, LoRA 128 of all layers, velocity alone, 30 times the samples |" in page
     assert "| 512 | ntk, proportional | 1 |" in page and "| distilled | " in page
     for name in ("proof.png", "proof_pictures.jpg"):
         assert (tmp_path / "images" / name).is_file()
@@ -334,7 +335,7 @@ def test_the_quick_commands_train_a_model_and_measure_a_student(clip_l: Path, tm
     assert (trained / "models" / files.CLEAR).is_file()
     # What is there is not measured again.
     files_of_rows[0].write_text(json.dumps({**rows[0], "loss": 0.125}), encoding="utf-8")
-    assert " of 4" not in _command("prove", *arguments)
+    assert " of 5" not in _command("prove", *arguments)
     assert "| 3 |  | untrained | 0.1250 |" in (tmp_path / "proof.md").read_text(encoding="utf-8")
 
 
