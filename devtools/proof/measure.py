@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +47,17 @@ QUICK = Measure(steps=4, batch=1, samples=4, pictures=2, probes=2)
 def applied(model: Any, weights: Any, **inputs: Any) -> Any:
     """A MODEL after Apply CLEAR Attention. weights: None for the model's own."""
     return run_node(node_class("apply", "CLEARApply"), model=model, weights=weights, **inputs)[0]
+
+
+@contextmanager
+def _bfloat16_products() -> Iterator[None]:
+    """Matrix products in bfloat16 where the CPU has them, of values that stay float32: half the time of a step."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _with_lora(model: Any, file: Path) -> Any:
@@ -123,7 +135,8 @@ class Bench:
             if point.step % 50 == 0:
                 say(f"{variant.name}: step {point.step} of {asked.steps}, loss {point.losses['loss']:.4g}")
 
-        result, _, _ = job.run(self._model, self.samples(), None, step)
+        with _bfloat16_products():
+            result, _, _ = job.run(self._model, self.samples(), None, step)
         return result
 
     def samples(self) -> Any:
