@@ -6,7 +6,8 @@ A file has `latent.mean` and `latent.std`, tensors `cond.NAME`, and metadata: pr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -83,33 +84,34 @@ def write_sample(path: Path, sample: Sample, metadata: Mapping[str, str]) -> Non
 
 def read_sample(path: Path) -> Sample:
     """The sample of a file, on the CPU. Raises SampleError, naming the file, where it is gone or not whole."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            _check(path, file)
-            # Copies: what lies in the file's own memory dies with it, and Windows does not replace a file in use.
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-            prompt = file.metadata()[_PROMPT]
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as file:
+        _check(path, file)
+        # Copies: what lies in the file's own memory dies with it, and Windows does not replace a file in use.
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+        prompt = file.metadata()[_PROMPT]
     conditioning = {key.removeprefix(_COND): tensor for key, tensor in tensors.items() if key.startswith(_COND)}
     return Sample(tensors[_MEAN], tensors[_STD], conditioning, prompt)
 
 
 def latent_shape(path: Path) -> tuple[int, ...]:
     """channels, height, width of a sample's latent, from the file's header. Raises the SampleError of `read_sample`."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return _check(path, file)
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as file:
+        return _check(path, file)
 
 
 def text_tokens(path: Path) -> int:
     """Of a sample, from the file's header. Raises the SampleError of `read_sample`."""
+    with _opened(path) as file:
+        _check(path, file)
+        return int(file.get_slice(f"{_COND}{TEXT}").get_shape()[0])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file, for safetensors' reader; what goes wrong with it in the meantime is a SampleError."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            _check(path, file)
-            return int(file.get_slice(f"{_COND}{TEXT}").get_shape()[0])
+            yield file
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
 

@@ -156,9 +156,10 @@ def sheet(path: Path, rows: Mapping[str, Path]) -> None:
 
     images = [Image.open(file).convert("RGB") for file in rows.values()]
     images = [image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS) for image in images]
-    height, margin = images[0].height, 150
+    font = ImageFont.load_default(14)
+    height, margin = images[0].height, 16 + round(max(font.getlength(label) for label in rows))
     whole = Image.new("RGB", (margin + images[0].width, height * len(images)), "white")
-    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(14)
+    draw = ImageDraw.Draw(whole)
     for number, (label, image) in enumerate(zip(rows, images, strict=True)):
         whole.paste(image, (margin, number * height))
         draw.text((8, number * height + height // 2 - 8), label, "black", font)
@@ -166,23 +167,24 @@ def sheet(path: Path, rows: Mapping[str, Path]) -> None:
 
 
 def figure(path: Path, dense: Row, rows: Mapping[Variant, Row]) -> None:
-    """Loss and coherence of each kind of student, as bars."""
+    """Loss and coherence of each kind of student that has both, as bars."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    kinds = _by_kind(rows)
+    kinds = {kind: found for kind, found in _by_kind(rows).items() if all("loss" in row for row in found)}
     names = [f"r={radius}{f', down {down}' if down > 1 else ''}, {what}" for radius, down, what in kinds]
     drawing, axes = pyplot.subplots(1, 2, figsize=(11, 0.35 * len(names) + 1.5), sharey=True)
     for axis, name in zip(axes, ("loss", "coherence"), strict=True):
-        values = [[row.get(name, np.nan) for row in found] for found in kinds.values()]
+        values = [[row[name] for row in found] for found in kinds.values()]
         means, ranges = ([float(of(each)) for each in values] for of in (np.mean, lambda each: np.ptp(each) / 2))
         colours = ["#b0b0b0" if what == UNTRAINED else "#3b7dd8" for _, _, what in kinds]
         axis.barh(names, means, xerr=ranges, color=colours)
         axis.set_title({"loss": "loss against the dense model", "coherence": "coherence"}[name])
     axes[1].axvline(dense["coherence"], color="black", linewidth=1)
     axes[0].invert_yaxis()
+    axes[0].margins(y=0.02)
     drawing.tight_layout()
     drawing.savefig(path, dpi=110)
     pyplot.close(drawing)

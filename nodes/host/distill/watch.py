@@ -45,7 +45,8 @@ def distill(
 
 
 _SMALLER = (
-    "Try an fp8 base (weight_dtype of Load Diffusion Model), method 'layer by layer', output 'LoRA', or smaller images."
+    "Try micro_batch 1, an fp8 base (weight_dtype of Load Diffusion Model), method 'layer by layer', output 'LoRA', or "
+    "smaller images."
 )
 
 
