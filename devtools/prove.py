@@ -111,10 +111,7 @@ class Proof:
             names |= {Variant(radius).name: f"radius {radius}, distilled"}
         names |= {LONGEST.name: f"radius {MAIN.radius}, longer"}
         pooled = f"radius {ALL_LAYERS.radius}, down {ALL_LAYERS.down_factor}"
-        names |= {
-            Variant(ALL_LAYERS.radius, UNTRAINED, down_factor=ALL_LAYERS.down_factor).name: f"{pooled}, untrained"
-        }
-        names |= {ALL_LAYERS.name: f"{pooled}, distilled"}
+        names |= {ALL_LAYERS.untrained.name: f"{pooled}, untrained", ALL_LAYERS.name: f"{pooled}, distilled"}
         rows = {label: self._folder / "rows" / f"{name}.png" for name, label in names.items()}
         report.sheet(path, {label: file for label, file in rows.items() if file.is_file()})
 

@@ -21,7 +21,7 @@ from ..small_flux.model import new_model
 from ..small_flux.pool import draw_scene
 from ..small_flux.text import Texts
 from ..small_flux.train import SIDE, spread
-from .measure import Row, applied
+from .measure import Row, applied, with_lora
 
 _AXIS = 14  # of RoPE, per head: height's and width's
 _DENOISE = 0.6  # of a staged upscale
@@ -154,8 +154,6 @@ class Beyond:
 
         Scores are of pictures with their colours exchanged back; psnr is to the dense model's with the LoRA.
         """
-        import comfy.sd
-
         amount = self.amount
         prompts = [i % len(training) for i in range(amount.lora_scenes)]
         images = [exchanged(draw_scene(training[p], 8, i, SIDE).movedim(0, -1)) for i, p in enumerate(prompts)]
@@ -164,15 +162,15 @@ class Beyond:
         flux = new_model(0).requires_grad_(False)
         flux.load_state_dict(files.read_flux(models)[0])
         lora = trained_lora(flux, self.model.model.process_latent_in(latents).clone(), prompts, texts, amount.lora)
-        with_lora, _ = comfy.sd.load_lora_for_models(self.model, None, lora, 1.0, 0.0)
+        dense = with_lora(self.model, lora)
         variant = self.weights.variant
         found: dict[str, Row] = {}
         expected = None
         chosen = range(amount.transfer)
         for name, model in (
-            ("dense", with_lora),
-            ("distilled", applied(with_lora, self.weights)),
-            ("untrained", applied(with_lora, None, radius=variant.radius, down_factor=variant.down_factor)),
+            ("dense", dense),
+            ("distilled", applied(dense, self.weights)),
+            ("untrained", applied(dense, None, radius=variant.radius, down_factor=variant.down_factor)),
         ):
             samples = gallery.latents(model, self.texts, chosen, steps=amount.steps)
             pictures = gallery.decoded(self.vae, samples).float()

@@ -63,6 +63,11 @@ class Variant:
         return self.method != UNTRAINED
 
     @property
+    def untrained(self) -> Variant:
+        """What it starts from: the same window on the model's own weights."""
+        return Variant(self.radius, UNTRAINED, down_factor=self.down_factor)
+
+    @property
     def student(self) -> Variant:
         """The one whose training this one uses: itself, where nothing differs but the sampling."""
         return replace(self, start_percent=0.0, dense=0.0)
@@ -112,7 +117,7 @@ def grid(seeds: int) -> Iterator[Variant]:
     for radius in (2, middle, 4):
         yield Variant(radius, UNTRAINED)
     yield Variant(middle, UNTRAINED, down_factor=4)
-    yield Variant(POOLED.radius, UNTRAINED, down_factor=POOLED.down_factor)
+    yield POOLED.untrained
     for start in STARTS:
         yield Variant(middle, UNTRAINED, start_percent=start)
     for seed in range(seeds):

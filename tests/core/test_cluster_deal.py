@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -60,43 +59,37 @@ def test_all_of_them_take_part_where_that_is_asked() -> None:
     assert equally([Offer("pc", (CARD, CARD), SLOW)]).shares == ((1.0, 1.0),)
 
 
-@contextmanager
-def linked() -> Iterator[tuple[ForwardLinks, ForwardLinks]]:
-    """Both ends of a link between two ranks."""
+def timed(answer: Callable[[ForwardLinks, int], None]) -> Link:
+    """A link between two ranks. answer: the other one's side of it, called with its links and the rank that asks."""
     routers = [Router(transport) for transport in LocalGroup(2).transports]
     here, there = (router.forward(0, (0, 1)) for router in routers)
-    yield here, there
+    answering = threading.Thread(target=answer, args=(there, 0), daemon=True)
+    answering.start()
+    link = time_link(here, 1)
+    answering.join(30)
+    assert not answering.is_alive()
     for router in routers:
         router.close()
+    return link
 
 
 def test_a_link_and_a_device_are_measured() -> None:
-    with linked() as (here, there):
-        answering = threading.Thread(target=answer_link, args=(there, 0), daemon=True)
-        answering.start()
-        link = time_link(here, 1)
-        answering.join(30)
-        assert not answering.is_alive()
+    link = timed(answer_link)
     assert link.bytes_per_second > 0 and link.latency_seconds >= 0
     assert matrix_rate(torch.device("cpu")) > 0
 
 
 def test_a_link_whose_small_messages_wait_longest_has_a_rate_all_the_same() -> None:
     """The other machine is busy while they come, and idle when the large one does."""
-    with linked() as (here, there):
 
-        def answer() -> None:
-            for index in range(3):
-                given = there.receive(0, "given", index)
-                time.sleep(0.2)
-                there.send(0, "output", index, given)
-            there.receive(0, "given", 3)
-            there.send(0, "output", 4, there.receive(0, "given", 4))
+    def answer(links: ForwardLinks, rank: int) -> None:
+        for index in range(3):
+            given = links.receive(rank, "given", index)
+            time.sleep(0.2)
+            links.send(rank, "output", index, given)
+        links.receive(rank, "given", 3)
+        links.send(rank, "output", 4, links.receive(rank, "given", 4))
 
-        answering = threading.Thread(target=answer, daemon=True)
-        answering.start()
-        link = time_link(here, 1)
-        answering.join(30)
-        assert not answering.is_alive()
+    link = timed(answer)
     assert link.latency_seconds >= 0.1
     assert link.bytes_per_second < 1e13  # 4 MiB in a microsecond would be less

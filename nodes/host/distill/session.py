@@ -14,6 +14,7 @@ from torch import Tensor
 from ....clear_core.distill.attention import BlockAttention, WindowAttention
 from ....clear_core.distill.draws import draw
 from ....clear_core.distill.optimizers import STATE
+from ....clear_core.distill.run import Gradients
 from ....clear_core.distill.samples import TrainingSet
 from ....clear_core.distill.settings import LAYER_BY_LAYER, LORA, Settings
 from ....clear_core.distill.trained import Trained
@@ -93,9 +94,7 @@ class Session:
         found = self.student.own_weights(self.dtype, self.device)
         return {name: tensor.detach().to(device, torch.float32, copy=True) for name, tensor in found}
 
-    def gradients(
-        self, trained: Trained, check: Callable[[], None] = lambda: None
-    ) -> Callable[[str, Sequence[int], float], Mapping[str, float]]:
+    def gradients(self, trained: Trained, check: Callable[[], None] = lambda: None) -> Gradients:
         """For `run.Run`. check: called often; may raise to stop."""
 
         def add(stage: str, numbers: Sequence[int], share: float) -> Mapping[str, float]:
@@ -123,7 +122,7 @@ class Session:
     def inputs(self, numbers: Sequence[int]) -> tuple[Inputs, Tensor]:
         """The transformer's inputs for samples of the run, with texts of one length, and the target noise - x0."""
         each, targets = zip(*map(self._inputs, numbers), strict=True)
-        return together(each), torch.cat(targets)
+        return _batch(each), torch.cat(targets)
 
     def _inputs(self, number: int) -> tuple[Inputs, Tensor]:
         settings = self.settings
@@ -153,29 +152,27 @@ class Session:
             return value
         return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
 
-    def home(self, elements: int) -> torch.device:
-        """Where so many trained values, their gradients and the optimizer's state are kept: on the device if they fit
+    def home(self) -> torch.device:
+        """Where the trained values, their gradients and the optimizer's state are kept: on the device if they fit
         beside the model, else in main memory."""
         free: Any = comfy.model_management.get_free_memory(self.device)
         copies = 2 + STATE[self.settings.optimizer]  # themselves and their gradients
-        return self.device if elements * 4 * copies + ROOM <= free else torch.device("cpu")
+        return self.device if self._values * 4 * copies + ROOM <= free else torch.device("cpu")
 
-    def values(self) -> int:
-        """How many are trained, without biases."""
+    @property
+    def _values(self) -> int:
+        """How many are trained, without biases and pooling weights."""
         shapes = self.student.shapes.values()
         if self.settings.output == LORA:
             return self.settings.rank * sum(map(sum, shapes))
         return sum(outputs * inputs for outputs, inputs in shapes)
 
 
-def together(each: Sequence[Inputs]) -> Inputs:
-    """A batch of one sample each. What is no tensor is the same for all samples."""
-    first = each[0]
-    if len(each) == 1:
-        return first
+def _batch(each: Sequence[Inputs]) -> Inputs:
+    """Of inputs of one sample each. What is no tensor is the same for all samples."""
     given = {
         name: torch.cat([one.given[name] for one in each]) if isinstance(value, Tensor) else value
-        for name, value in first.given.items()
+        for name, value in each[0].given.items()
     }
     return Inputs(torch.cat([one.latent for one in each]), torch.cat([one.sigma for one in each]), given)
 

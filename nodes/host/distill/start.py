@@ -35,13 +35,13 @@ def trained_at_start(session: Session, start: ClearWeights | None, base: StoredW
     if settings.output == LORA:
         if start is not None:
             raise ValueError("start_from goes with output 'weights': a LoRA starts at zero.")
-        device = session.home(session.values())
+        device = session.home()
         return Lora(student.shapes, settings.rank, settings.down_factor, settings.seed, device), "zero"
     if start is not None:
         _check_start(session, start)
     if base is not None:
         _check_base(session, base)
-    device = session.home(session.values())
+    device = session.home()
     made = FullWeights(start_from(session.own_weights(device), student.depth, settings.down_factor), device)
     if start is None:
         return made, _OWN
