@@ -135,6 +135,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("Stopped; the state is kept. The same command goes on.", file=sys.stderr)
         return 130
+    pack_module("clear_core.distill.processes").end_process()
     return 0
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -84,7 +86,7 @@ class Group:
 @contextmanager
 def joined() -> Iterator[Processes]:
     """The processes that torchrun started this one with; `Alone` without torchrun. CUDA devices are dealt by rank."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not _several():
         yield Alone()
         return
     import torch.distributed as dist
@@ -98,3 +100,22 @@ def joined() -> Iterator[Processes]:
         yield Group()
     finally:
         dist.destroy_process_group()
+
+
+def end_process() -> None:
+    """The last statement of a command that has `joined` others and succeeded: ends the process. Alone, it returns.
+
+    The process group outlives `joined` where an optimizer or a sharded module refers to it, with gloo's threads. One
+    that frees a collective's tensors needs the GIL; while it waits for that, finalizing the interpreter aborts the
+    process ("terminate called without an active exception"), and torchrun reports a failure.
+    """
+    if not _several():
+        return
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -9,6 +9,7 @@ import sys
 from devtools.inprocess import HOST, ROOT
 
 WORKER = str(ROOT / "tests" / "host" / "distill_worker.py")
+LATE = str(ROOT / "tests" / "host" / "distill_late.py")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 _ENVIRONMENT = {
     **os.environ,

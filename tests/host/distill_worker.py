@@ -135,3 +135,4 @@ def main(folder: Path, steps: int, batch: int, save_every: int, run: Run) -> Non
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), *map(int, sys.argv[2:5]), Run.of(sys.argv[5:]))
+    pack_module("clear_core.distill.processes").end_process()

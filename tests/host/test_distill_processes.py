@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from host.distill_launch import TORCHRUN, WORKER, finished, started
+from host.distill_launch import LATE, TORCHRUN, WORKER, finished, started
 from host.distill_samples import training_set
 
 STEPS = 30
@@ -81,3 +81,7 @@ def _alive(pid: int) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+def test_a_process_ends_well_while_a_tensor_of_a_collective_is_not_freed() -> None:
+    assert sorted(finished(*TORCHRUN, LATE).split()) == ["0", "1", "done", "done"]
