@@ -141,14 +141,16 @@ class _Bands:
         if len(plan.bands) == 1:
             return given.call(executor)
         note_run(bands=len(plan.bands), devices=[str(lane.device) for lane in lanes[: plan.lane_count]])
-        block_done = self.progress(_blocks(flux), plan, ()).block_done if self.progress is not None else None
+        progress = None if self.progress is None else self.progress(_blocks(flux), plan, ())
         self.replicas.follow_hooks()
         devices = [lane.device for lane in lanes]
         banded = BandedForward(plan, devices, self.settings.text_merge, transfers=self.transfers)
         forward = CutForward(executor, given, frame, lanes, self.weights)
         # Workers that take turns are beyond torch.compile; it would try, and give up on each of them.
         run: Any = torch.compiler.disable(forward.run)
-        out = run(banded, block_done)
+        out = run(banded, progress and progress.block_done)
+        if progress is not None:
+            progress.finished()
         self.show(self._text(banded, lanes, self.replicas.missing(home)))
         return out
 

@@ -1,4 +1,5 @@
-"""How far each band of a forward is, for the page: a message "clear_attention.bands" a few times a second."""
+"""How far each band of a forward is, for the page: messages "clear_attention.bands", a few times a second and when a
+forward ends."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class Throttle:
 
 
 class ForwardProgress:
-    """Blocks that each band of a forward has done. report: gets these numbers whenever the throttle lets it."""
+    """Blocks that each band of a forward has done. report: gets these numbers whenever the throttle lets it, and at the
+    end."""
 
     def __init__(self, bands: int, report: Callable[[Sequence[int]], None], throttle: Throttle) -> None:
         self._done = [0] * bands  # a band's own worker alone counts it up
@@ -46,6 +48,13 @@ class ForwardProgress:
         for band, count in enumerate(blocks[: max(0, len(self._done) - first)], first):
             self._done[band] = count
         self._changed()
+
+    def finished(self) -> None:
+        """All bands are done. Reported in any case: another machine's last report can come after its rows, or not be
+        due."""
+        # A band of this machine has counted all blocks.
+        self._done = [max(self._done)] * len(self._done)
+        self._report(tuple(self._done))
 
     def _changed(self) -> None:
         if self._throttle.due():

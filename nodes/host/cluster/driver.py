@@ -184,7 +184,10 @@ class Driver:
                 links.send(rank, "given", index, (tensor,))
         try:
             own = compute(plan, links, share.progress and share.progress.block_done)
-            return [own, *(links.receive(rank, "output", 0)[0] for rank in links.others)]
+            parts = [own, *(links.receive(rank, "output", 0)[0] for rank in links.others)]
+            if share.progress is not None:
+                share.progress.finished()
+            return parts
         except PeerError:
             raise
         except BaseException as problem:
