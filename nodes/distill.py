@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..clear_core.distill.settings import (
     ADAMW,
+    BLOCKS,
     BOTH,
     LARGEST_LOSS_WEIGHT,
     LARGEST_RANK,
@@ -71,7 +72,7 @@ class CLEARDistill(io.ComfyNode):
             search_aliases=["clear", "distillation", "train", "training", "finetune", "lora training"],
             inputs=_inputs(),
             outputs=[CLEAR_WEIGHTS.Output(display_name="CLEAR_WEIGHTS"), io.Image.Output(display_name="curves")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
     @classmethod
@@ -120,16 +121,24 @@ class CLEARDistill(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         job = host.DistillJob(name, Settings(**settings), save_every, resume)
-        result, pictures = host.distill(job, model, training_set, start_from, start_base, cls.hidden.unique_id)
+        node_id, prompt = cls.hidden.unique_id, cls.hidden.dynprompt
+        if job.settings.layers == BLOCKS and prompt is not None and host.output_is_used(prompt, node_id, 0):
+            raise ValueError(f"layers is {BLOCKS!r}, but CLEAR_WEIGHTS is connected: {_no_weights(job.settings)}")
+        result, pictures = host.distill(job, model, training_set, start_from, start_base, node_id)
         title = f"{result.file.name}: radius {job.settings.radius}, {job.settings.output}"
         subtitle = f"{len(result.history)} steps from {result.note}; {len(training_set)} images"
         page = TrainingPage(title, subtitle, result.history, pictures).page(page_theme(host.page_is_light()))
         image = as_image(page)
-        weights = result.weights or host.ExecutionBlocker(
-            f"{result.file.name} is a LoRA of more than the attention: there are no CLEAR weights. Load it with Load "
-            "LoRA, and connect Apply CLEAR Attention without weights."
-        )
+        # Connected only now, after a run that the host has kept, it must not pass for weights.
+        weights = result.weights or host.ExecutionBlocker(f"{result.file.name}: {_no_weights(job.settings)}")
         return io.NodeOutput(weights, image, ui=ui.PreviewImage(image, cls=cls))
+
+
+def _no_weights(settings: Settings) -> str:
+    return (
+        "a LoRA of more than the attention has no CLEAR weights. Load its file with Load LoRA, and on Apply CLEAR "
+        f"Attention set radius {settings.radius} and down_factor {settings.down_factor}, with no weights connected."
+    )
 
 
 def _inputs() -> list[io.Input]:

@@ -57,6 +57,7 @@ from .workflow import (
     has_clear,
     keeps_outputs,
     no_clear_after,
+    output_is_used,
 )
 
 __all__ = [
@@ -108,6 +109,7 @@ __all__ = [
     "model_kind",
     "no_clear_after",
     "node_text_sender",
+    "output_is_used",
     "own_times",
     "page_is_light",
     "probe_attention",

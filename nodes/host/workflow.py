@@ -24,6 +24,7 @@ __all__ = [
     "has_clear",
     "keeps_outputs",
     "no_clear_after",
+    "output_is_used",
 ]
 
 
@@ -57,3 +58,9 @@ def no_clear_after(prompt: Any, node_id: str) -> bool:
             if any(is_link(value) and value[0] in after for value in node["inputs"].values())
         }
     return not any(other in after and node["class_type"] in _APPLYING for other, node in nodes)
+
+
+def output_is_used(prompt: Any, node_id: str, output: int) -> bool:
+    """Whether a node of the prompt, a DynamicPrompt, has this output of a node as an input."""
+    inputs = (prompt.get_node(other)["inputs"] for other in prompt.all_node_ids())
+    return any(is_link(value) and value == [node_id, output] for given in inputs for value in given.values())

@@ -59,7 +59,7 @@ def test_on_the_node_the_output_for_apply_says_what_to_do_instead(
             "CLEARDistill", model=flux_model(), training_set=samples, **{**SMALL, **ALL}
         )
     assert isinstance(weights, ExecutionBlocker)
-    assert "mine.safetensors is a LoRA of more than the attention" in weights.message
+    assert "mine.safetensors: a LoRA of more than the attention has no CLEAR weights" in weights.message
     assert curves.shape[2] == 1600
     assert shown["CLEARDistill"][-1].endswith("4 steps, from zero")
 

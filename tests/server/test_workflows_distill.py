@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from devtools import workflow
-from devtools.client import ComfyClient, Run
+from devtools.client import ClientError, ComfyClient, Run
 from devtools.pictures import scene
 from devtools.server import ComfyServer
 
 SIDE = 96
 """6 x 6 tokens: radius 2 leaves much of an image out of sight."""
-WEIGHTS, LORA = "weights_of_a_test", "lora_of_a_test"
+WEIGHTS, LORA, BLOCKS = "weights_of_a_test", "lora_of_a_test", "blocks_of_a_test"
 
 Prompt = dict[str, Any]
 
@@ -26,7 +26,12 @@ Prompt = dict[str, Any]
 @pytest.fixture
 def made(models: Path) -> Iterator[dict[str, Path]]:
     """Where the results will lie; other tests do not find them."""
-    files = {"clear": models / "clear" / f"{WEIGHTS}.safetensors", "loras": models / "loras" / f"{LORA}.safetensors"}
+    loras = models / "loras"
+    files = {
+        "clear": models / "clear" / f"{WEIGHTS}.safetensors",
+        "loras": loras / f"{LORA}.safetensors",
+        "blocks": loras / f"{BLOCKS}.safetensors",
+    }
     yield files
     for file in files.values():
         file.unlink(missing_ok=True)
@@ -45,6 +50,13 @@ def small(name: str, *changes: workflow.Changes) -> Prompt:
     return workflow.changed(prompt, files, own, *changes)
 
 
+def one_step() -> workflow.Changes:
+    """For a workflow with more than one Save Image."""
+    sampling = workflow.sampling(width=SIDE, height=SIDE, steps=1, seed=1)
+    del sampling["SaveImage"]
+    return sampling
+
+
 def picture(client: ComfyClient, run: Run, prompt: Prompt, title: str) -> np.ndarray:
     """What the node of that title saved: uint8 [height, width, 3]."""
     (reference,) = run.outputs[workflow.node_id(prompt, title)]["images"]
@@ -61,9 +73,7 @@ def test_weights_are_made_used_and_loaded_again(
     client: ComfyClient, made: dict[str, Path], demo_prompt: Any, shown: Any
 ) -> None:
     prompts = {"prompts": "a fox in the snow\n\na boat on a lake"}
-    sampling = workflow.sampling(width=SIDE, height=SIDE, steps=1, seed=1)
-    del sampling["SaveImage"]
-    prompt = small("21_distill_weights", {"CLEARTrainingSet": prompts, "CLEARDistill": {"name": WEIGHTS}}, sampling)
+    prompt = small("21_distill_weights", {"CLEARTrainingSet": prompts, "CLEARDistill": {"name": WEIGHTS}}, one_step())
     run = client.run(prompt)
     assert made["clear"].is_file()
     assert last_text(run, prompt, "CLEARTrainingSet").startswith(f"2 samples of {SIDE} x {SIDE}")
@@ -93,6 +103,22 @@ def test_weights_are_made_used_and_loaded_again(
         steps=1,
     )
     assert (shown(loaded, "radius 2") == image).all()
+
+
+def test_where_weights_are_used_a_lora_of_all_layers_is_refused_before_training(
+    client: ComfyClient, made: dict[str, Path]
+) -> None:
+    prompts = {"prompts": "a boat on a lake"}
+    layers = {"name": BLOCKS, "output": "LoRA", "layers": "blocks"}
+    prompt = small("21_distill_weights", {"CLEARTrainingSet": prompts, "CLEARDistill": layers}, one_step())
+    with pytest.raises(ClientError, match="layers is 'blocks', but CLEAR_WEIGHTS is connected: .* set radius 2 and"):
+        client.run(prompt)
+    assert not made["blocks"].exists()
+    del prompt[workflow.node_id(prompt, "CLEARApply")]["inputs"]["weights"]
+    prompt = workflow.changed(prompt, {"CLEARApply": {"radius": 2}})
+    run = client.run(prompt)
+    assert made["blocks"].is_file()
+    assert last_text(run, prompt, "CLEARDistill").startswith(f"{made['blocks']} is made: 2 steps")
 
 
 def test_a_lora_of_a_folder_of_images_is_made_and_loads(
