@@ -12,7 +12,7 @@ from ..small_flux.files import RADIUS
 
 UNTRAINED = "untrained"
 USUAL, LONG, TEACHER, LONGER = "", "long", "teacher", "longer"
-TIMES = {LONG: 4, TEACHER: 10, LONGER: 30}
+TIMES = {LONG: 4, TEACHER: 10, LONGER: 50}
 """How many times the samples of the usual training one has. TEACHER and LONGER have no flow term and no attention term:
 the student follows the dense model's velocity alone."""
 VELOCITY = (TEACHER, LONGER)

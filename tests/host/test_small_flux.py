@@ -326,7 +326,7 @@ def test_the_quick_commands_train_a_model_and_measure_a_student(clip_l: Path, tm
     assert "| 3 |  | end to end, weights, velocity alone, 10 times the samples |" in page
     start = "| 3 |  | end to end, weights, velocity alone, 10 times the samples, from 10 % on |  |"
     assert start in page, "no loss: attention was full too"
-    assert "| 1 | 2 | end to end, LoRA 128 of all layers, velocity alone, 30 times the samples |" in page
+    assert "| 1 | 2 | end to end, LoRA 128 of all layers, velocity alone, 50 times the samples |" in page
     assert "| 512 | ntk, proportional | 1 |" in page and "| distilled | " in page
     for name in ("proof.png", "proof_pictures.jpg"):
         assert (tmp_path / "images" / name).is_file()
