@@ -136,8 +136,8 @@ class CLEARDistill(io.ComfyNode):
 
 def _no_weights(settings: Settings) -> str:
     return (
-        "a LoRA of more than the attention has no CLEAR weights. Load its file with Load LoRA, and on Apply CLEAR "
-        f"Attention set radius {settings.radius} and down_factor {settings.down_factor}, with no weights connected."
+        "a LoRA of more than the attention has no CLEAR weights. Disconnect the output, load the LoRA's file with Load "
+        f"LoRA, and set radius {settings.radius} and down_factor {settings.down_factor} on Apply CLEAR Attention."
     )
 
 
